@@ -1,0 +1,90 @@
+"""The values that travel between the stages."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A heading in the extracted text. `start`: character offset of its line; `level`: 1 (highest) to 6."""
+
+    start: int
+    level: int
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A document's extracted text and what is known of its structure.
+
+    `text` never holds NUL or lone surrogates. `kind`: how its blocks are told apart ("markdown" also for everything that was
+    converted to Markdown: headings `#`, fences, pipe tables). `pages`: (character offset, number) where each page or slide
+    starts, ascending, empty where the format has none. `title` comes from inside the document, never from its name.
+    """
+
+    text: str
+    format: str  # "pdf", "docx", "markdown", "html", "text", "rst", "csv", "code", …
+    kind: str  # "markdown" | "text" | "code"
+    title: str | None = None
+    headings: tuple[Heading, ...] = ()
+    pages: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a document: `parsed.text[char_start:char_end] == content`."""
+
+    ordinal: int
+    content: str
+    heading_path: tuple[str, ...]
+    page: int | None
+    char_start: int
+    char_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A chunk that was found for a question. `score`: higher is better, comparable within one result only."""
+
+    chunk_id: int
+    document_id: int
+    source: str
+    title: str | None
+    content: str
+    score: float
+    page: int | None
+    heading: tuple[str, ...]
+    char_start: int
+    char_end: int
+    cosine: float | None = None
+    bm25: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """Words of a document that carry a sentence of the answer; `document_text[char_start:char_end] == quote`, checked."""
+
+    number: int
+    document_id: int
+    chunk_id: int
+    source: str
+    title: str | None
+    page: int | None
+    heading: tuple[str, ...]
+    char_start: int
+    char_end: int
+    quote: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`text` carries the marks [1], [2] … of its citations. `verdict`: grounded | partial | no_answer."""
+
+    text: str
+    citations: tuple[Citation, ...]
+    verdict: str
+    answerer: str  # "claude" | "extractive"
+    usage: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+NO_ANSWER = "I don't have information on that."
