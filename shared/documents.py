@@ -1,0 +1,406 @@
+"""The ledger: one row per (source, key), the record of what is wanted, what is live, and what is being done.
+
+A connection is the first argument of every function; each is one statement or one transaction.
+"""
+
+import json
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from psycopg.rows import class_row, dict_row
+
+from shared.db import Connection
+from shared.models import Heading, Parsed
+
+LEASE_SECONDS = 45.0
+HEARTBEAT_SECONDS = 10.0
+MAX_ATTEMPTS = 3
+REPUBLISH_SECONDS = 30.0  # a task that nobody took for so long was lost with the queue
+PURGE_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A document that this worker, and no other, is working on as long as its lease lasts."""
+
+    id: int
+    lease: uuid.UUID
+    source_id: int
+    collection_id: int
+    kind: str
+    root: str
+    key: str
+    state: str
+    wanted_revision: str
+    wanted_size: int
+    live_revision: str | None
+    live_sha256: bytes | None
+    text_version: int
+    attempts: int
+    retries: int
+
+
+class LostClaim(Exception):  # noqa: N818 - not an error: a newer revision, or another worker, took over
+    """The lease is gone or the wanted revision is another one: what was made is thrown away."""
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def source(connection: Connection, kind: str, root: str, collection: str = "default") -> int:
+    """The id of a source, made when it is new."""
+    connection.execute("INSERT INTO collection (name) VALUES (%s) ON CONFLICT DO NOTHING", [collection])
+    connection.execute(
+        "INSERT INTO source (collection_id, kind, root) SELECT id, %s, %s FROM collection WHERE name = %s ON CONFLICT DO NOTHING",
+        [kind, root, collection],
+    )
+    row = connection.execute("SELECT id FROM source WHERE kind = %s AND root = %s", [kind, root]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def scanned(connection: Connection, source_id: int, problem: str | None) -> None:
+    connection.execute("UPDATE source SET scanned_at = now(), problem = %s WHERE id = %s", [problem, source_id])
+
+
+# --- what the producer writes ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the ledger knows of a key."""
+
+    id: int
+    key: str
+    state: str
+    wanted_revision: str
+    live_revision: str | None
+    live_sha256: bytes | None
+
+
+def known(connection: Connection, source_id: int, below: Iterable[str] | None = None) -> dict[str, Known]:
+    """The ledger's rows of a source by key; `below`: only these keys and what lies in folders of these names."""
+    columns = "SELECT id, key, state, wanted_revision, live_revision, live_sha256 FROM document WHERE source_id = %(source)s"
+    with connection.cursor(row_factory=class_row(Known)) as cursor:
+        if below is None:
+            rows = cursor.execute(columns, {"source": source_id}).fetchall()
+        else:
+            rows = cursor.execute(
+                columns + " AND EXISTS (SELECT 1 FROM unnest(%(below)s::text[]) AS p WHERE key = p OR starts_with(key, p || '/') OR p = '')",
+                {"source": source_id, "below": list(below)},
+            ).fetchall()
+    return {row.key: row for row in rows}
+
+
+def twins(connection: Connection, source_id: int, revision: str) -> list[Known]:
+    """Documents, deleted ones too, whose live revision is this one: candidates for having been renamed."""
+    with connection.cursor(row_factory=class_row(Known)) as cursor:
+        return cursor.execute(
+            "SELECT id, key, state, wanted_revision, live_revision, live_sha256 FROM document "
+            "WHERE source_id = %s AND live_revision = %s AND live_sha256 IS NOT NULL",
+            [source_id, revision],
+        ).fetchall()
+
+
+def want(connection: Connection, source_id: int, found: Iterable[tuple[str, str, int]]) -> None:
+    """Queues new and changed keys: (key, revision, size in bytes). A worker that holds an older revision loses its claim."""
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.executemany(
+            """
+            INSERT INTO document (source_id, collection_id, key, state, wanted_revision, wanted_size)
+            SELECT id, collection_id, %s, 'queued', %s, %s FROM source WHERE id = %s
+            ON CONFLICT (source_id, key) DO UPDATE SET
+                state = CASE WHEN document.state = 'excluded' THEN 'excluded'
+                             WHEN document.live_revision = excluded.wanted_revision THEN 'ready' ELSE 'queued' END,
+                wanted_revision = excluded.wanted_revision, wanted_size = excluded.wanted_size,
+                attempts = 0, retries = 0, not_before = NULL, published_at = NULL, lease = NULL, leased_until = NULL,
+                stage = NULL, progress_done = NULL, progress_total = NULL, error = NULL, deleted_at = NULL, updated_at = now()
+            """,
+            [(key, revision, size, source_id) for key, revision, size in found],
+        )
+
+
+def move(connection: Connection, document_id: int, key: str) -> None:
+    """Gives a document its new name; what was embedded stays (the name is in no embedding)."""
+    connection.execute(
+        "UPDATE document SET key = %s, state = 'ready', deleted_at = NULL, error = NULL, updated_at = now() WHERE id = %s",
+        [key, document_id],
+    )
+
+
+def gone(connection: Connection, ids: Iterable[int]) -> None:
+    """Takes documents out of every answer at once; they are purged later."""
+    connection.execute(
+        "UPDATE document SET state = 'deleted', deleted_at = now(), lease = NULL, leased_until = NULL, published_at = NULL, stage = NULL, "
+        "error = NULL, updated_at = now() WHERE id = ANY(%s) AND state <> 'deleted'",
+        [list(ids)],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    id: int
+    source_id: int
+    key: str
+    size: int
+
+
+_UNBUILT = """
+    d.state = 'ready' AND EXISTS (
+        SELECT 1 FROM generation g WHERE g.state = 'building' AND NOT EXISTS (
+            SELECT 1 FROM document_generation h
+            WHERE h.document_id = d.id AND h.generation_id = g.id AND h.text_version = d.text_version))
+"""
+
+
+def due(connection: Connection, source_ids: list[int], limit: int) -> list[Due]:
+    """What to publish next: changed and small documents first, then what a building generation lacks, of any source."""
+    with connection.cursor(row_factory=class_row(Due)) as cursor:
+        return cursor.execute(
+            f"""
+            SELECT id, source_id, key, wanted_size AS size FROM document d
+            WHERE published_at IS NULL AND (leased_until IS NULL OR leased_until < now())
+              AND (not_before IS NULL OR not_before <= now())
+              AND ((d.state = 'queued' AND source_id = ANY(%s)) OR ({_UNBUILT}))
+            ORDER BY state = 'ready', live_revision IS NULL, wanted_size, id LIMIT %s
+            """,  # noqa: S608 - a constant of this module
+            [source_ids, limit],
+        ).fetchall()
+
+
+def in_flight(connection: Connection) -> list[tuple[int, bool]]:
+    """Published or leased documents: (size in bytes, a worker has taken it)."""
+    return [
+        (int(size), bool(taken))
+        for size, taken in connection.execute(
+            "SELECT wanted_size, coalesce(leased_until > now(), false) FROM document "
+            "WHERE (published_at IS NOT NULL OR leased_until > now()) AND state IN ('queued', 'ingesting', 'ready')"
+        )
+    ]
+
+
+def published(connection: Connection, ids: list[int]) -> None:
+    """Written before the tasks are sent: a task that is lost comes again after REPUBLISH_SECONDS."""
+    connection.execute("UPDATE document SET published_at = now() WHERE id = ANY(%s)", [ids])
+
+
+def sweep(connection: Connection) -> int:
+    """Puts back what was lost with the queue or with its worker; quarantines what took its worker down too often.
+
+    Returns the number of documents that wait again.
+    """
+    connection.execute(
+        """
+        UPDATE document SET state = 'quarantined', lease = NULL, leased_until = NULL, published_at = NULL, stage = NULL, updated_at = now(),
+            error = format('%%s ended the worker that read it %%s times (out of memory, or a crash); it is set aside. '
+                           'Look at the file, then run: askfolder retry', key, attempts)
+        WHERE state = 'ingesting' AND leased_until < now() AND attempts >= %s
+        """,
+        [MAX_ATTEMPTS],
+    )
+    return connection.execute(
+        """
+        UPDATE document SET state = CASE state WHEN 'ingesting' THEN 'queued' ELSE state END,
+            lease = NULL, leased_until = NULL, published_at = NULL, stage = NULL, updated_at = now()
+        WHERE (state IN ('ingesting', 'ready') AND leased_until < now())
+           OR (state IN ('queued', 'ready') AND leased_until IS NULL AND published_at < now() - make_interval(secs => %s))
+        """,
+        [REPUBLISH_SECONDS],
+    ).rowcount
+
+
+def purge(connection: Connection) -> int:
+    """Removes what was deleted a while ago. Returns how many documents."""
+    return connection.execute(
+        "DELETE FROM document WHERE state = 'deleted' AND deleted_at < now() - make_interval(secs => %s)", [PURGE_SECONDS]
+    ).rowcount
+
+
+def retry(connection: Connection, document_id: int | None = None) -> int:
+    """Queues failed and quarantined documents again, one or all. Returns how many."""
+    return connection.execute(
+        """
+        UPDATE document SET state = 'queued', attempts = 0, retries = 0, not_before = NULL, published_at = NULL, error = NULL,
+            updated_at = now()
+        WHERE (state IN ('failed', 'quarantined') OR (state = 'queued' AND not_before > now()))
+          AND (%(id)s::bigint IS NULL OR id = %(id)s)
+        """,
+        {"id": document_id},
+    ).rowcount
+
+
+# --- what a worker writes --------------------------------------------------------------------------------------------
+
+
+def claim(connection: Connection, document_id: int) -> Claim | None:
+    """Takes a document; None when there is nothing to do or another worker has it. The attempt counts from here."""
+    with connection.cursor(row_factory=class_row(Claim)) as cursor:
+        return cursor.execute(
+            f"""
+            UPDATE document d SET
+                state = CASE d.state WHEN 'ready' THEN 'ready' ELSE 'ingesting' END,
+                attempts = d.attempts + 1, lease = gen_random_uuid(), leased_until = now() + make_interval(secs => %s),
+                published_at = NULL, stage = CASE d.state WHEN 'ready' THEN NULL ELSE 'parsing' END,
+                progress_done = NULL, progress_total = NULL, error = NULL, updated_at = now()
+            FROM source s
+            WHERE d.id = %s AND s.id = d.source_id
+              AND (d.state = 'queued' OR (d.state = 'ingesting' AND d.leased_until < now())
+                   OR ((d.leased_until IS NULL OR d.leased_until < now()) AND {_UNBUILT}))
+            RETURNING d.id, d.lease, d.source_id, d.collection_id, s.kind, s.root, d.key, d.state, d.wanted_revision, d.wanted_size,
+                      d.live_revision, d.live_sha256, d.text_version, d.attempts, d.retries
+            """,  # noqa: S608 - a constant of this module
+            [LEASE_SECONDS, document_id],
+        ).fetchone()
+
+
+def heartbeat(connection: Connection, claim: Claim) -> bool:
+    """Extends the lease; False when it is no longer ours."""
+    return (
+        connection.execute(
+            "UPDATE document SET leased_until = now() + make_interval(secs => %s) WHERE id = %s AND lease = %s",
+            [LEASE_SECONDS, claim.id, claim.lease],
+        ).rowcount
+        == 1
+    )
+
+
+def progress(connection: Connection, claim: Claim, stage: str, done: int | None = None, total: int | None = None) -> None:
+    """Says how far the work is, and extends the lease. Raises LostClaim when it is no longer ours."""
+    if not connection.execute(
+        "UPDATE document SET stage = %s, progress_done = %s, progress_total = %s, leased_until = now() + make_interval(secs => %s), "
+        "updated_at = now() WHERE id = %s AND lease = %s",
+        [stage, done, total, LEASE_SECONDS, claim.id, claim.lease],
+    ).rowcount:
+        raise LostClaim
+
+
+def hold(connection: Connection, claim: Claim) -> None:
+    """Locks the document for the rest of the transaction. Raises LostClaim when the claim no longer stands: the fence."""
+    if not connection.execute(
+        "SELECT 1 FROM document WHERE id = %s AND lease = %s AND wanted_revision = %s FOR UPDATE",
+        [claim.id, claim.lease, claim.wanted_revision],
+    ).fetchone():
+        raise LostClaim
+
+
+def set_text(connection: Connection, claim: Claim, parsed: Parsed, revision: str, sha256: bytes) -> int:
+    """Makes a new text the live one, inside the transaction that holds the document. Returns its version."""
+    row = connection.execute(
+        "UPDATE document SET text_version = text_version + 1, live_revision = %s, wanted_revision = %s, live_sha256 = %s, title = %s, "
+        "format = %s WHERE id = %s RETURNING text_version",
+        [revision, revision, sha256, parsed.title, parsed.format, claim.id],
+    ).fetchone()
+    assert row is not None
+    connection.execute(
+        """
+        INSERT INTO document_text (document_id, text_version, content, kind, headings, pages)
+        VALUES (%s, %s, %s, %s, to_jsonb(%s::json), to_jsonb(%s::json))
+        ON CONFLICT (document_id) DO UPDATE SET text_version = excluded.text_version, content = excluded.content,
+            kind = excluded.kind, headings = excluded.headings, pages = excluded.pages
+        """,
+        [claim.id, row[0], parsed.text, parsed.kind, json.dumps([[h.start, h.level, h.title] for h in parsed.headings]), json.dumps(list(parsed.pages))],
+    )
+    return int(row[0])
+
+
+def unchanged(connection: Connection, claim: Claim, revision: str) -> None:
+    """The bytes are those that are live already: only the revision is another one."""
+    connection.execute(
+        "UPDATE document SET live_revision = %s, wanted_revision = %s WHERE id = %s AND lease = %s",
+        [revision, revision, claim.id, claim.lease],
+    )
+
+
+def text(connection: Connection, document_id: int) -> tuple[int, Parsed] | None:
+    """The live text of a document with its version."""
+    row = connection.execute(
+        "SELECT t.text_version, t.content, d.format, t.kind, d.title, t.headings, t.pages "
+        "FROM document_text t JOIN document d ON d.id = t.document_id WHERE d.id = %s",
+        [document_id],
+    ).fetchone()
+    if row is None:
+        return None
+    headings = tuple(Heading(start, level, title) for start, level, title in row[5])
+    return row[0], Parsed(row[1], row[2], row[3], row[4], headings, tuple((start, number) for start, number in row[6]))
+
+
+def ready(connection: Connection, claim: Claim) -> None:
+    """Everything of it can be found: the end of the work."""
+    connection.execute(
+        """
+        UPDATE document SET state = 'ready', attempts = 0, retries = 0, not_before = NULL, lease = NULL, leased_until = NULL,
+            published_at = NULL, stage = NULL, progress_done = NULL, progress_total = NULL, error = NULL, updated_at = now()
+        WHERE id = %s AND lease = %s
+        """,
+        [claim.id, claim.lease],
+    )
+
+
+def failed(connection: Connection, claim: Claim, reason: str) -> None:
+    """The file can never be read as it is: what was live of it is withdrawn."""
+    with connection.transaction():
+        hold(connection, claim)
+        connection.execute("DELETE FROM chunk WHERE document_id = %s", [claim.id])
+        connection.execute("DELETE FROM document_generation WHERE document_id = %s", [claim.id])
+        connection.execute("DELETE FROM document_text WHERE document_id = %s", [claim.id])
+        connection.execute(
+            """
+            UPDATE document SET state = 'failed', error = %s, live_revision = NULL, live_sha256 = NULL, title = NULL, chunks = 0,
+                lease = NULL, leased_until = NULL, published_at = NULL, stage = NULL, progress_done = NULL, progress_total = NULL,
+                updated_at = now()
+            WHERE id = %s
+            """,
+            [reason, claim.id],
+        )
+
+
+def wait(connection: Connection, claim: Claim, reason: str, seconds: float) -> None:
+    """A passing failure: the attempt does not count, what was live goes on answering, the next try is in so many seconds."""
+    connection.execute(
+        """
+        UPDATE document SET state = CASE state WHEN 'ingesting' THEN 'queued' ELSE state END, error = %s, attempts = greatest(attempts - 1, 0),
+            retries = retries + 1, not_before = now() + make_interval(secs => %s), lease = NULL, leased_until = NULL, published_at = NULL,
+            stage = NULL, progress_done = NULL, progress_total = NULL, updated_at = now()
+        WHERE id = %s AND lease = %s
+        """,
+        [reason, seconds, claim.id, claim.lease],
+    )
+
+
+# --- what people read ------------------------------------------------------------------------------------------------
+
+_LISTED = """
+    SELECT d.id, d.key AS source, d.title, d.state, d.stage,
+           CASE WHEN d.progress_total IS NULL THEN NULL ELSE json_build_object('done', d.progress_done, 'total', d.progress_total) END AS progress,
+           d.error, d.wanted_size AS size, d.chunks, d.format, d.updated_at, s.root AS source_root, d.live_revision IS NOT NULL AS answers
+    FROM document d JOIN source s ON s.id = d.source_id
+"""
+
+
+def listed(connection: Connection, limit: int, cursor: int = 0, state: str | None = None, q: str | None = None) -> list[dict[str, object]]:
+    """Documents by id, after `cursor`; `q`: a part of the name. Deleted ones only when they are asked for."""
+    with connection.cursor(row_factory=dict_row) as rows:
+        return rows.execute(
+            _LISTED
+            + """
+            WHERE d.id > %(cursor)s AND (d.state = %(state)s OR (%(state)s::text IS NULL AND d.state <> 'deleted'))
+              AND (%(q)s::text IS NULL OR strpos(lower(d.key), lower(%(q)s)) > 0)
+            ORDER BY d.id LIMIT %(limit)s
+            """,
+            {"cursor": cursor, "state": state, "q": q, "limit": limit},
+        ).fetchall()
+
+
+def one(connection: Connection, document_id: int) -> dict[str, object] | None:
+    with connection.cursor(row_factory=dict_row) as rows:
+        return rows.execute(_LISTED + " WHERE d.id = %s", [document_id]).fetchone()
+
+
+def counts(connection: Connection) -> dict[str, int]:
+    return {state: int(n) for state, n in connection.execute("SELECT state, count(*) FROM document WHERE state <> 'deleted' GROUP BY state")}
+
+
+def problems(connection: Connection) -> list[str]:
+    """What is wrong with the sources, a sentence each."""
+    return [text for (text,) in connection.execute("SELECT problem FROM source WHERE problem IS NOT NULL ORDER BY id")]
