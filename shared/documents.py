@@ -276,10 +276,12 @@ def progress(connection: Connection, claim: Claim, stage: str, done: int | None 
 
 
 def hold(connection: Connection, claim: Claim) -> None:
-    """Locks the document for the rest of the transaction. Raises LostClaim when the claim no longer stands: the fence."""
+    """Locks the document for the rest of the transaction: the fence. Raises LostClaim when the lease is not ours any more.
+
+    A newer revision, a deletion and another worker's claim all take the lease away.
+    """
     if not connection.execute(
-        "SELECT 1 FROM document WHERE id = %s AND lease = %s AND wanted_revision = %s FOR UPDATE",
-        [claim.id, claim.lease, claim.wanted_revision],
+        "SELECT 1 FROM document WHERE id = %s AND lease = %s FOR UPDATE", [claim.id, claim.lease]
     ).fetchone():
         raise LostClaim
 
@@ -365,6 +367,19 @@ def wait(connection: Connection, claim: Claim, reason: str, seconds: float) -> N
         WHERE id = %s AND lease = %s
         """,
         [reason, seconds, claim.id, claim.lease],
+    )
+
+
+def stumbled(connection: Connection, claim: Claim, reason: str) -> None:
+    """A failure that nobody foresaw: the attempt counts, and the last one sets the document aside."""
+    connection.execute(
+        """
+        UPDATE document SET state = CASE WHEN attempts >= %s THEN 'quarantined' WHEN state = 'ingesting' THEN 'queued' ELSE state END,
+            error = %s, not_before = now() + interval '5 seconds', lease = NULL, leased_until = NULL, published_at = NULL,
+            stage = NULL, progress_done = NULL, progress_total = NULL, updated_at = now()
+        WHERE id = %s AND lease = %s
+        """,
+        [MAX_ATTEMPTS, reason, claim.id, claim.lease],
     )
 
 

@@ -34,7 +34,7 @@ CREATE TABLE document (
     title            text,
     format           text,
     chunks           integer NOT NULL DEFAULT 0, -- in the live generation
-    stage            text CHECK (stage IN ('parsing', 'embedding', 'storing')),
+    stage            text CHECK (stage IN ('parsing', 'embedding')),
     progress_done    integer,
     progress_total   integer,
     attempts         integer NOT NULL DEFAULT 0,

@@ -1,0 +1,19 @@
+"""One log line: a sentence, then what a machine wants to know (`action`, ids)."""
+
+import logging
+import sys
+
+import structlog
+
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event", "action"]),
+    ],
+    wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    cache_logger_on_first_use=True,
+)
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()

@@ -1,0 +1,49 @@
+"""The Celery app. The queue is a hint (PostgreSQL is the record), so a lost task only costs time; a repeated one finds nothing to do."""
+
+import hashlib
+
+from celery import Celery
+
+from shared.queue import broker_url
+from shared.settings import load
+
+settings = load()
+VISIBILITY_SECONDS = 7200  # above the longest task; kombu takes the shortest of the three places where it is set
+
+app = Celery("askfolder", broker=broker_url(settings.redis_url), include=["worker.tasks"])
+
+
+def queue_of(kind: str, root: str) -> str:
+    """One queue per source, so that only workers that can read a source take its work."""
+    return f"{kind}-{hashlib.sha256(root.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+
+
+app.conf.update(
+    task_default_queue=queue_of("folder", str(settings.inbox)),
+    task_serializer="json",
+    accept_content=["json"],
+    task_ignore_result=True,
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    task_time_limit=VISIBILITY_SECONDS // 2,
+    worker_prefetch_multiplier=1,
+    worker_concurrency=settings.workers(),
+    worker_max_memory_per_child=480_000,  # KiB
+    worker_send_task_events=True,
+    task_send_sent_event=True,
+    worker_soft_shutdown_timeout=3.0,
+    worker_enable_soft_shutdown_on_idle=False,
+    worker_cancel_long_running_tasks_on_connection_loss=True,
+    worker_hijack_root_logger=True,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_transport_options={
+        "visibility_timeout": VISIBILITY_SECONDS,
+        "socket_timeout": 10,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+    },
+    visibility_timeout=VISIBILITY_SECONDS,
+    result_backend_transport_options={"visibility_timeout": VISIBILITY_SECONDS},
+)

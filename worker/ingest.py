@@ -1,0 +1,168 @@
+"""fetch → parse → chunk → embed → upsert: what a worker does with one document."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psycopg
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from shared import documents, embedding, generations
+from shared.db import Connection
+from shared.documents import Claim, LostClaim
+from shared.embedding import Embedder
+from shared.errors import PermanentError, TransientError, UnreadableError
+from shared.generations import Generation
+from shared.log import log
+from shared.models import Chunk, Parsed
+from worker import index
+from worker.chunking import chunk
+from worker.parsing import Parser
+from worker.sources import FolderSource
+
+HEADER_TOKENS = 48  # of title and heading path in what is embedded
+FIRST_WAIT, LONGEST_WAIT = 2.0, 600.0  # seconds before a passing failure is tried again
+
+Pool = ConnectionPool[Connection]
+
+
+def ingest(pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embedder], document_id: int) -> str:
+    """Brings one document to what its source holds. Returns what came of it, in a word. Raises nothing that a retry could mend."""
+    with pool.connection() as connection:
+        claim = documents.claim(connection, document_id)
+    if claim is None:
+        return "nothing to do"
+    try:
+        with _kept_alive(pool, claim):
+            return _ingest(pool, parser, embedder_of, claim)
+    except LostClaim:
+        return "superseded"
+    except UnreadableError as error:
+        return _end(pool, claim, lambda connection: documents.failed(connection, claim, str(error)), "failed", str(error))
+    except (TransientError, PermanentError, psycopg.OperationalError, PoolTimeout) as error:
+        # A wrong key or model (PermanentError) is not the document's fault either: it waits until somebody mends it.
+        seconds = max(getattr(error, "retry_after", None) or 0.0, min(FIRST_WAIT * 2**claim.retries, LONGEST_WAIT))
+        reason = "The database was away; it is tried again." if isinstance(error, psycopg.Error) else str(error)
+        return _end(pool, claim, lambda connection: documents.wait(connection, claim, reason, seconds), "waits", reason)
+    except Exception:
+        log.exception("A document could not be ingested", action="ingest.error", document=claim.id, source=claim.key)
+        reason = f"{claim.key} met an error in askfolder itself (document {claim.id}, see worker.log); it is tried up to three times."
+        return _end(pool, claim, lambda connection: documents.stumbled(connection, claim, reason), "stumbled", reason)
+
+
+def _ingest(pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embedder], claim: Claim) -> str:
+    version, parsed, store_text = _text(pool, parser, claim)
+    with pool.connection() as connection:
+        active = generations.active(connection)
+    for generation in active:  # the live one first: it answers
+        inputs = _embedded(pool, embedder_of(generation), generation, claim, parsed)
+        with pool.connection() as connection, connection.transaction():
+            documents.hold(connection, claim)
+            if store_text is not None:
+                version = store_text(connection)
+            index.replace(connection, generation, claim.id, inputs, version, all_words=store_text is not None)
+            store_text = None
+            if generation is active[-1]:
+                documents.ready(connection, claim)
+    return "ready"
+
+
+def _text(pool: Pool, parser: Parser, claim: Claim) -> tuple[int, Parsed, Callable[[Connection], int] | None]:
+    """The document's text; with a function that stores it when it is a new one."""
+    with pool.connection() as connection:
+        stored = documents.text(connection, claim.id)
+    if claim.state == "ready" and stored:
+        return *stored, None  # only another generation lacks it
+    with FolderSource(Path(claim.root)).fetch(claim.key) as file:
+        if file.sha256 == claim.live_sha256 and stored:
+            with pool.connection() as connection:
+                documents.unchanged(connection, claim, file.revision)
+            return *stored, None
+        parsed = parser.parse(file.path, claim.key.rpartition("/")[2])
+    return 0, parsed, partial(documents.set_text, claim=claim, parsed=parsed, revision=file.revision, sha256=file.sha256)
+
+
+def _embedded(pool: Pool, embedder: Embedder, generation: Generation, claim: Claim, parsed: Parsed) -> list[index.Input]:
+    """The chunks, each with the hash of an input that has a vector; the vectors are committed batch by batch."""
+    max_tokens, overlap = chunk_sizes(embedder)
+    chunks = chunk(parsed, embedder.count, max_tokens, overlap)
+    headers = _headers(embedder, parsed.title, chunks)
+    texts = [index.embedding_input(headers[c.heading_path], c) for c in chunks]
+    hashes = [index.hash_of(text) for text in texts]
+    with pool.connection() as connection:
+        have = index.cached(connection, generation, claim.collection_id, hashes)
+        before = index.known_inputs(connection, generation, claim.id)
+    # A changed title or heading alone embeds nothing: a chunk whose content stands keeps the vector that it has.
+    hashes = [h if h in have else before.get(c.content, h) for c, h in zip(chunks, hashes, strict=True)]
+    kept = have | set(before.values())
+    wanted = {h: text for h, text in zip(hashes, texts, strict=True) if h not in kept}
+    new, total, done = list(wanted), len(chunks), len(chunks) - len(wanted)
+
+    def commit(batch: list[int], vectors: np.ndarray) -> None:
+        nonlocal done
+        done += len(batch)
+        with pool.connection() as connection:
+            index.cache(connection, generation, claim.collection_id, [new[i] for i in batch], vectors)
+            documents.progress(connection, claim, "embedding", done, total)
+
+    with pool.connection() as connection:
+        documents.progress(connection, claim, "embedding", done, total)
+    embedding.embed_all(embedder, list(wanted.values()), commit)
+    return list(zip(chunks, hashes, strict=True))
+
+
+def chunk_sizes(embedder: Embedder) -> tuple[int, int]:
+    """Tokens of a chunk's content, and of its overlap: what the model reads, less its two marks and the header's share."""
+    max_tokens = min(embedder.max_tokens - 2 - HEADER_TOKENS - 2, 400)
+    return max_tokens, max_tokens // 7
+
+
+def _headers(embedder: Embedder, title: str | None, chunks: list[Chunk]) -> dict[tuple[str, ...], str]:
+    """Heading path → title and headings as one line of at most HEADER_TOKENS tokens, the innermost kept."""
+    headers: dict[tuple[str, ...], str] = {}
+    for path in {c.heading_path for c in chunks}:
+        parts = list(dict.fromkeys(part for part in (title or "", *path) if part))
+        while len(parts) > 1 and embedder.count([" > ".join(parts)])[0] > HEADER_TOKENS:
+            del parts[1 if len(parts) > 2 else 0]
+        line = " > ".join(parts)
+        while line and embedder.count([line])[0] > HEADER_TOKENS:
+            line = line[: len(line) * 3 // 4]
+        headers[path] = line
+    return headers
+
+
+@contextlib.contextmanager
+def _kept_alive(pool: Pool, claim: Claim) -> Iterator[None]:
+    """Extends the lease while the work goes on, however long a stage takes."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(documents.HEARTBEAT_SECONDS):
+            with contextlib.suppress(psycopg.Error, PoolTimeout), pool.connection() as connection:
+                documents.heartbeat(connection, claim)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _end(pool: Pool, claim: Claim, write: Callable[[Connection], None], word: str, reason: str) -> str:
+    """Writes how it ended; waits for the database when it is away (the lease runs out if it stays so)."""
+    log.warning(reason, action=f"ingest.{word}", document=claim.id, source=claim.key)
+    for pause in (0.5, 1, 2, 4, 8, 16):
+        try:
+            with pool.connection() as connection:
+                write(connection)
+            return word
+        except LostClaim:
+            return "superseded"
+        except (psycopg.OperationalError, PoolTimeout):
+            threading.Event().wait(pause)
+    return word

@@ -1,0 +1,253 @@
+"""The wall: documents are read in a child process with limits, so that no file can take a worker down.
+
+The reading itself is `worker/formats.py`, which only the child imports.
+"""
+
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from shared.errors import TransientError, UnreadableError
+from shared.models import Heading, Parsed
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.05
+ROOT = Path(__file__).resolve().parents[1]
+# Documents are other people's: the child gets no keys and no database address.
+CHILD_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH")
+# The child was ended from outside (shutdown, the kernel short of memory): the document is not to blame.
+OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class _Died(Exception):
+    """The child's pipe closed before its reply was whole."""
+
+
+class Parser:
+    """Reads documents in one long-lived child process, which is replaced when a document misbehaves.
+
+    `memory_bytes`: resident memory of the child. `seconds`: wall time for one document. One document at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_bytes: int = 1 << 30,
+        seconds: float = 120,
+        max_text_chars: int = 20_000_000,
+        max_file_bytes: int = 200_000_000,
+    ) -> None:
+        self.memory_bytes = memory_bytes
+        self.seconds = seconds
+        self.max_text_chars = max_text_chars
+        self.max_file_bytes = max_file_bytes
+        self._child: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def parse(self, path: Path, name: str) -> Parsed:
+        """Return the text and structure of the file at `path`; `name` is how messages call it.
+
+        Raises UnreadableError when the file can never be read, TransientError when it may be later.
+        """
+        name = _printable(name)
+        self._check_size(path, name)
+        with self._lock:
+            try:
+                reply = self._ask({"path": str(path.absolute()), "name": name, "max_text_chars": self.max_text_chars}, name)
+            except BaseException:
+                # A reply that nobody waits for would be taken for the next document's.
+                self._stop()
+                raise
+            if reply.get("error") == "memory" or self._resident() > self.memory_bytes // 2:
+                self._stop()
+        return _result(reply, name, self.memory_bytes)
+
+    def close(self) -> None:
+        """End the child; the next `parse` starts a new one."""
+        with self._lock:
+            self._stop()
+
+    def _check_size(self, path: Path, name: str) -> None:
+        try:
+            size = path.stat().st_size
+        except PermissionError as error:
+            raise UnreadableError(_no_permission(name)) from error
+        except OSError as error:
+            raise TransientError(_vanished(name, error)) from error
+        if size > self.max_file_bytes:
+            raise UnreadableError(
+                f"{name} is {size / 1e6:,.1f} MB large, the limit is {self.max_file_bytes / 1e6:,.1f} MB; "
+                "split it, or raise ASKFOLDER_MAX_FILE_MB."
+            )
+
+    def _ask(self, request: dict[str, Any], name: str) -> dict[str, Any]:
+        deadline = time.monotonic() + self.seconds
+        child = self._running()
+        try:
+            _send(child, request)
+        except OSError:  # it died since the last call, which says nothing about this document
+            self._stop()
+            child = self._running()
+            _send(child, request)
+        try:
+            reply: dict[str, Any] = json.loads(self._receive(child, deadline))
+        except TimeoutError as error:
+            raise UnreadableError(
+                f"{name} took longer than {self.seconds:g} s to read; it was given up. "
+                "Split it, or raise ASKFOLDER_PARSE_SECONDS."
+            ) from error
+        except MemoryError as error:
+            raise UnreadableError(_too_much_memory(name, self.memory_bytes)) from error
+        except _Died as error:
+            code = child.wait()
+            if -code in OUTSIDE_SIGNALS:
+                raise TransientError(f"Reading {name} was interrupted from outside; it is tried again later.") from error
+            raise UnreadableError(
+                f"{name} made its reader crash ({_exit_reason(code)}); "
+                "open it in the program that made it, save it again and drop it again."
+            ) from error
+        return reply
+
+    def _receive(self, child: subprocess.Popen[bytes], deadline: float) -> bytes:
+        length = int.from_bytes(self._read_exactly(child, 8, deadline), "big")
+        return self._read_exactly(child, length, deadline)
+
+    def _read_exactly(self, child: subprocess.Popen[bytes], count: int, deadline: float) -> bytes:
+        assert child.stdout is not None
+        descriptor = child.stdout.fileno()
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        received = bytearray()
+        while len(received) < count:
+            if poll.poll(POLL_SECONDS * 1000):
+                part = os.read(descriptor, min(count - len(received), 1 << 20))
+                if not part:
+                    raise _Died
+                received += part
+            elif time.monotonic() > deadline:
+                raise TimeoutError
+            elif self._resident() > self.memory_bytes:
+                raise MemoryError
+        return bytes(received)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is not None and (self._owner != os.getpid() or self._child.poll() is not None):
+            self._stop()
+        if self._child is None:
+            self._owner = os.getpid()
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "worker.formats", str(self.memory_bytes), str(self.seconds)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                cwd=ROOT,
+                env={key: os.environ[key] for key in CHILD_ENVIRONMENT if key in os.environ} | {"PYTHONUTF8": "1"},
+                start_new_session=True,
+            )
+        return self._child
+
+    def _stop(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.close()
+        child.stdout.close()
+        if self._owner != os.getpid():  # inherited over a fork: it is the parent's, and not ours to end or wait for
+            child.returncode = 0
+            return
+        if child.poll() is None:
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            child.wait()
+
+    def _resident(self) -> int:
+        """Bytes of memory that the child holds, 0 where that cannot be told."""
+        if self._child is None:
+            return 0
+        try:
+            if sys.platform == "linux":
+                return int(Path(f"/proc/{self._child.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+            answer = subprocess.run(
+                ["ps", "-o", "rss=", "-p", str(self._child.pid)], capture_output=True, text=True, check=False
+            )
+            return int(answer.stdout.strip() or 0) * 1024
+        except (OSError, ValueError, IndexError):
+            return 0
+
+
+def _send(child: subprocess.Popen[bytes], request: dict[str, Any]) -> None:
+    assert child.stdin is not None
+    message = json.dumps(request).encode("ascii")
+    child.stdin.write(len(message).to_bytes(8, "big") + message)
+
+
+def _result(reply: dict[str, Any], name: str, memory_bytes: int) -> Parsed:
+    if reply.get("detail"):
+        log.info("reading %s failed: %s", name, reply["detail"])
+    match reply.get("error"):
+        case None:
+            return Parsed(
+                text=reply["text"],
+                format=reply["format"],
+                kind=reply["kind"],
+                title=reply["title"],
+                headings=tuple(Heading(*heading) for heading in reply["headings"]),
+                pages=tuple((start, number) for start, number in reply["pages"]),
+            )
+        case "unreadable":
+            raise UnreadableError(reply["message"])
+        case "permission":
+            raise UnreadableError(_no_permission(name))
+        case "memory":
+            raise UnreadableError(_too_much_memory(name, memory_bytes))
+        case _:
+            raise TransientError(_vanished(name, reply.get("message")))
+
+
+def _printable(name: str) -> str:
+    """A name that stands on one line and that PostgreSQL accepts."""
+    name = name.encode("utf-8", "replace").decode("utf-8")
+    return "".join(character if character.isprintable() else "\ufffd" for character in name)
+
+
+def _no_permission(name: str) -> str:
+    return f"{name} may not be opened by the user that askfolder runs as; give that user read permission (chmod +r)."
+
+
+def _vanished(name: str, reason: object) -> str:
+    return f"{name} could not be opened or went away while it was read ({reason}); it is looked for again later."
+
+
+def _too_much_memory(name: str, memory_bytes: int) -> str:
+    return (
+        f"{name} needs more than {memory_bytes / (1 << 20):,.0f} MB of memory to read; it was given up. "
+        "Split it, or raise ASKFOLDER_PARSE_MEMORY_MB."
+    )
+
+
+def _exit_reason(code: int) -> str:
+    try:
+        return signal.Signals(-code).name if code < 0 else f"exit {code}"
+    except ValueError:
+        return f"signal {-code}"
