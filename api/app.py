@@ -1,0 +1,315 @@
+"""The Flask app: who may come in, what they may ask, and how errors are said."""
+
+import functools
+import hmac
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+import psycopg
+from flask import Flask, Response, current_app, jsonify, redirect, render_template, request, url_for
+from psycopg_pool import ConnectionPool, PoolTimeout
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from werkzeug.exceptions import HTTPException
+
+from api import retrieval
+from api.ask import PASSAGES, Asker, ask, search
+from shared import access, db, documents, generations, queue
+from shared.cache import QuestionCache
+from shared.db import Connection
+from shared.embedding import Embedder
+from shared.errors import AskfolderError, PermanentError, TransientError
+from shared.generations import Generation
+from shared.log import log
+from shared.providers import embedder_for
+from shared.settings import ROOT, Settings, load
+
+COOKIE = "askfolder_key"
+OPEN = {"/healthz", "/readyz"}
+MAX_BODY = 256 * 1024  # bytes
+M = TypeVar("M", bound=BaseModel)
+Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class FiltersBody(_Body):
+    source: str | None = Field(None, max_length=4096)
+
+
+class SearchBody(_Body):
+    query: Question
+    top_k: int = Field(10, ge=1, le=100)
+    mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
+    collection: str | None = Field(None, max_length=200)
+    filters: FiltersBody = FiltersBody()
+
+
+class AskBody(_Body):
+    question: Question
+    top_k: int = Field(PASSAGES, ge=1, le=100)
+    collection: str | None = Field(None, max_length=200)
+    filters: FiltersBody = FiltersBody()
+
+
+class ListQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    limit: int = Field(100, ge=1, le=1000)
+    cursor: int = Field(0, ge=0)
+    state: Literal["queued", "ingesting", "ready", "failed", "quarantined", "excluded", "deleted"] | None = None
+    q: str | None = Field(None, max_length=1000)
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    settings = settings or load()
+    app = Flask("api", root_path=str(ROOT / "api"))
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    pool = ConnectionPool[Connection](
+        settings.database_url, min_size=1, max_size=16, open=True, timeout=3.0, configure=_configure,
+        check=ConnectionPool.check_connection, kwargs={"connect_timeout": 3}, reconnect_timeout=5.0,
+    )  # fmt: skip
+
+    @functools.cache
+    def embedder(name: str, model: str, model_path: str, dimensions: int) -> Embedder:
+        return embedder_for(settings, name, model, model_path, dimensions, threads=2)
+
+    def embedder_of(generation: Generation) -> Embedder:
+        return embedder(generation.embedder, generation.model, generation.model_path, generation.dimensions)
+
+    def local(sentences: Sequence[str]) -> np.ndarray:
+        return embedder("local", "all-MiniLM-L6-v2-int8", "", 384).embed(sentences)
+
+    app.extensions["askfolder"] = Asker(settings, pool, QuestionCache(settings.redis_url), embedder_of, local)
+    app.extensions["askfolder.key"] = access.key(settings)
+    app.extensions["askfolder.hosts"] = allowed_hosts(settings)
+    app.before_request(_let_in)
+    app.after_request(_harden)
+    app.register_error_handler(Exception, _problem)
+    for rule, function, methods in _ROUTES:
+        app.add_url_rule(rule, view_func=function, methods=methods)
+    return app
+
+
+def _configure(connection: Connection) -> None:
+    db.prepare(connection)
+    retrieval.configure(connection)
+
+
+# --- who may come in -------------------------------------------------------------------------------------------------
+
+
+def allowed_hosts(settings: Settings) -> set[str]:
+    """Names that a request may give as its host: a page of another name that points here (DNS rebinding) gets nothing."""
+    hosts = {"127.0.0.1", "localhost", "::1", settings.host} | {name.strip() for name in settings.allowed_hosts.split(",")}
+    return {host.lower() for host in hosts if host and host not in ("0.0.0.0", "::")}
+
+
+def _let_in() -> Response | None:
+    hosts: set[str] = current_app.extensions["askfolder.hosts"]
+    host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+    if host not in hosts:
+        return problem(400, "Foreign host", f"This server does not answer to the name {host!r}; add it to ASKFOLDER_ALLOWED_HOSTS.")
+    origin = request.headers.get("Origin")
+    if origin and origin != "null" and urlsplit(origin).netloc.lower() != request.headers["Host"].lower():
+        return problem(403, "Foreign origin", f"A page of {origin} may not use this server.")
+    if origin == "null":
+        return problem(403, "Foreign origin", "A page without an origin may not use this server.")
+    if request.path in OPEN:
+        return None
+    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    given = bearer.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE, "")
+    if request.path == "/" and "key" in request.args:
+        given = request.args["key"]
+    if hmac.compare_digest(given.encode("utf-8", "replace"), current_app.extensions["askfolder.key"].encode()):
+        return None
+    if request.path == "/" and request.accept_mimetypes.accept_html:
+        return Response(render_template("locked.html"), 401, {"WWW-Authenticate": "Bearer"})
+    answer = problem(401, "No key", "Send the header Authorization: Bearer KEY, with the key that `askfolder up` keeps in .askfolder/key.")
+    answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
+
+
+def _harden(response: Response) -> Response:
+    response.headers.update(
+        {
+            "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+            "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }
+    )
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response
+
+
+# --- how errors are said (RFC 9457) ----------------------------------------------------------------------------------
+
+
+def problem(status: int, title: str, detail: str, **more: object) -> Response:
+    response = jsonify({"type": "about:blank", "title": title, "status": status, "detail": detail, **more})
+    response.status_code = status
+    response.content_type = "application/problem+json"
+    return response
+
+
+def _problem(error: Exception) -> Response:
+    if isinstance(error, _Invalid):
+        return problem(error.status, error.title, str(error))
+    if isinstance(error, HTTPException):
+        code = error.code or 500
+        detail = f"The request is larger than {MAX_BODY // 1024} kB." if code == 413 else error.description or ""
+        return problem(code, error.name, detail)
+    if isinstance(error, (psycopg.OperationalError, PoolTimeout)):
+        log.error(f"The database is away: {error}", action="api.no_database")
+        response = problem(503, "Database away", "PostgreSQL does not answer; try again in a moment (/readyz tells what is missing).")
+        response.headers["Retry-After"] = "2"
+        return response
+    if isinstance(error, TransientError):
+        response = problem(503, "Try again later", str(error))
+        response.headers["Retry-After"] = str(round(error.retry_after or 5))
+        return response
+    if isinstance(error, AskfolderError):
+        return problem(502 if isinstance(error, PermanentError) else 500, "Not possible as it is set up", str(error))
+    log.error("A request failed", action="api.error", path=request.path, exc_info=error)
+    return problem(500, "Error in askfolder", "Something went wrong in askfolder itself; its log (web.log) says what.")
+
+
+class _Invalid(Exception):  # noqa: N818
+    def __init__(self, status: int, title: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.title = status, title
+
+
+def _body(model: type[M]) -> M:
+    try:
+        raw: Any = request.get_json(force=True)
+    except HTTPException as error:
+        if error.code == 413:
+            raise
+        raise _Invalid(400, "Not JSON", f"The body is not valid JSON; send for example {_example(model)}.") from None
+    return _valid(model, raw)
+
+
+def _valid(model: type[M], raw: object) -> M:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        _refuse(error)
+
+
+def _refuse(error: ValidationError) -> NoReturn:
+    details = "; ".join(
+        f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors(include_url=False)
+    )
+    raise _Invalid(422, "Invalid request", f"{details}.") from None
+
+
+def _example(model: type[BaseModel]) -> str:
+    return '{"query": "…"}' if model is SearchBody else '{"question": "…"}'
+
+
+# --- routes ----------------------------------------------------------------------------------------------------------
+
+
+def _asker() -> Asker:
+    asker: Asker = current_app.extensions["askfolder"]
+    return asker
+
+
+def page() -> Response | str:
+    if "key" in request.args:  # the link that `up` prints: the key goes into a cookie and out of the address
+        opened = redirect(url_for("page"), 303)
+        opened.set_cookie(COOKIE, request.args["key"], max_age=400 * 86_400, httponly=True, samesite="Strict")
+        return opened  # type: ignore[return-value]
+    settings = _asker().settings
+    return render_template("ask.html", **access.described(settings))
+
+
+def post_ask() -> Response:
+    body = _body(AskBody)
+    answer, found = ask(_asker(), body.question, body.top_k, retrieval.Filters(body.filters.source, body.collection))
+    return jsonify(
+        answer=answer.text, citations=answer.citations, passages=[_passage(p) for p in found.passages], verdict=answer.verdict,
+        answerer=answer.answerer, usage=answer.usage, timings=found.timings, warnings=[*found.warnings, *answer.warnings],
+    )  # fmt: skip
+
+
+def post_search() -> Response:
+    body = _body(SearchBody)
+    found = search(_asker(), body.query, body.top_k, body.mode, retrieval.Filters(body.filters.source, body.collection))
+    return jsonify(results=[_passage(p) for p in found.passages], timings=found.timings, warnings=found.warnings)
+
+
+def _passage(passage: retrieval.Passage) -> dict[str, object]:
+    names = ("source", "title", "content", "score", "page", "heading", "char_start", "char_end", "document_id", "chunk_id")
+    return {name: getattr(passage, name) for name in names}
+
+
+def get_documents() -> Response:
+    query = _valid(ListQuery, request.args.to_dict())
+    with _asker().pool.connection() as connection:
+        rows = documents.listed(connection, query.limit, query.cursor, query.state, query.q)
+        counts, problems = documents.counts(connection), documents.problems(connection)
+    cursor = rows[-1]["id"] if len(rows) == query.limit else None
+    return jsonify(documents=[_document(row) for row in rows], next_cursor=cursor, counts=counts, problems=problems)
+
+
+def get_document(document_id: int) -> Response:
+    with _asker().pool.connection() as connection:
+        row = documents.one(connection, document_id)
+    if row is None:
+        return problem(404, "No such document", f"There is no document {document_id}.")
+    return jsonify(_document(row))
+
+
+def _document(row: dict[str, object]) -> dict[str, object]:
+    return {**row, "updated_at": row["updated_at"].isoformat()}  # type: ignore[attr-defined]
+
+
+def post_retry(document_id: int | None = None) -> Response:
+    with _asker().pool.connection() as connection:
+        count = documents.retry(connection, document_id)
+    if document_id is not None and not count:
+        return problem(409, "Nothing to retry", f"The document {document_id} has not failed.")
+    return jsonify(queued=count)
+
+
+def healthz() -> Response:
+    return jsonify(status="ok")
+
+
+def readyz() -> Response:
+    """503 with what is missing while PostgreSQL or Redis does not answer, or no index is there yet."""
+    missing = {}
+    asker = _asker()
+    try:
+        with asker.pool.connection(timeout=2) as connection:
+            if generations.live(connection) is None:
+                missing["index"] = "no index yet: the producer makes it when it starts"
+    except (psycopg.Error, PoolTimeout):
+        missing["database"] = "PostgreSQL does not answer"
+    try:
+        queue.client(asker.settings.redis_url).ping()
+    except Exception:
+        missing["redis"] = "Redis does not answer: questions work, ingestion waits"
+    response = jsonify(status="ready" if not missing else "not ready", missing=missing)
+    response.status_code = 503 if missing else 200
+    return response
+
+
+_ROUTES = (
+    ("/", page, ["GET"]),
+    ("/ask", post_ask, ["POST"]),
+    ("/search", post_search, ["POST"]),
+    ("/documents", get_documents, ["GET"]),
+    ("/documents/<int:document_id>", get_document, ["GET"]),
+    ("/documents/<int:document_id>/retry", post_retry, ["POST"]),
+    ("/documents/retry", post_retry, ["POST"]),
+    ("/healthz", healthz, ["GET"]),
+    ("/readyz", readyz, ["GET"]),
+)

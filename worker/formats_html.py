@@ -1,0 +1,269 @@
+"""HTML to plain reading Markdown: headings, lists, fences and pipe tables; no emphasis, links, images or escapes.
+
+A reader of ours over lxml's tree: html-to-markdown 3.21 writes escapes (`1\\.`, `\\#`, `\\|`) and emphasis (captions, summaries)
+that no option turns off and that cannot be told from the page's own characters afterwards.
+"""
+
+import codecs
+import html
+import re
+from collections.abc import Callable
+from typing import Any
+
+from lxml import etree
+
+from shared.errors import UnreadableError
+from shared.models import Parsed
+from worker.formats_text import clean_title, decode, first_title, storable
+from worker.formats_write import Writer, pipe_row
+
+META_CHARSET = re.compile(rb"(?:<meta[^>]+charset|<\?xml[^>]+encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
+SKIPPED = set(
+    "head script style template noscript iframe object embed applet audio video canvas svg map img picture source "
+    "select datalist textarea button input nav dialog rp annotation annotation-xml".split()
+)
+BLOCKS = set(
+    "html body address article aside blockquote center dd details dir div dl dt fieldset figcaption figure footer form "
+    "h1 h2 h3 h4 h5 h6 header hgroup hr legend li main menu ol p pre search section summary table ul tr td th tbody thead tfoot caption".split()
+)
+CHROME_ROLES = {"navigation", "search", "contentinfo", "dialog"}
+CHROME_CLASSES = set(
+    "navheader navfooter headerlink permalink related sphinxsidebar skip-link breadcrumb breadcrumbs docnav mw-editsection "
+    "navbox sidebar cookie-banner visually-hidden sr-only linenos lineno".split()
+)
+LAYOUT = set("h1 h2 h3 h4 h5 h6 pre table".split())
+BREAK = "\v"  # stands for <br> until white space is collapsed
+MAX_DEPTH = 900
+
+
+def parse_html(data: bytes, name: str) -> Parsed:
+    """Read an HTML page without its navigation, or whole where nothing else is in it."""
+    text = decode(data, name, declared_encoding(data))
+    root = tree(text)
+    for skip in (is_chrome, is_hidden):
+        writer = Writer()
+        if root is not None:
+            Page(writer, skip).read(root)
+        if writer.text().strip():
+            break
+    else:
+        if re.sub(r"(?is)<(script|style|head)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>", "", text).strip():
+            raise UnreadableError(
+                f"{name} has text, but nested so deeply (or so broken) that none of it could be taken out; "
+                "open it in a browser, save it as PDF and drop that instead."
+            )
+        raise UnreadableError(
+            f"{name} has no text in it, only markup, scripts or pictures; open it in a browser, save it as PDF and drop that instead."
+        )
+    found = re.search(r"<title[^>]*>(.*?)</title", text, re.I | re.S)
+    title = first_title(tuple(writer.headings)) or clean_title(html.unescape(found[1]) if found else None)
+    return Parsed(writer.text(), "html", "markdown", title, tuple(writer.headings))
+
+
+def declared_encoding(data: bytes) -> str | None:
+    found = META_CHARSET.search(data[:4096])
+    if not found:
+        return None
+    try:
+        encoding = codecs.lookup(found[1].decode("ascii")).name
+    except LookupError:
+        return None
+    if encoding.startswith(("utf-16", "utf-32")):  # it cannot be: the declaration was read as ASCII
+        return None
+    return "cp1252" if encoding in ("iso8859-1", "ascii") else encoding  # as browsers read them
+
+
+def tree(text: str) -> Any:
+    parser = etree.HTMLParser(encoding="utf-8", no_network=True, huge_tree=True, remove_comments=True, remove_pis=True)
+    try:
+        return etree.fromstring(text.encode("utf-8"), parser)
+    except etree.XMLSyntaxError:
+        return None
+
+
+def is_hidden(element: Any) -> bool:
+    if element.tag in SKIPPED or element.get("hidden") is not None:
+        return True
+    return bool(re.search(r"display\s*:\s*none", element.get("style") or ""))
+
+
+def is_chrome(element: Any) -> bool:
+    if is_hidden(element) or element.get("role") in CHROME_ROLES:
+        return True
+    if element.tag == "footer":
+        return element.getparent() is None or element.getparent().tag in ("body", "div", "html")
+    return not CHROME_CLASSES.isdisjoint((element.get("class") or "").split())
+
+
+class Page:
+    """Walks a page's tree and writes its blocks."""
+
+    def __init__(self, writer: Writer, skip: Callable[[Any], bool]) -> None:
+        self.writer = writer
+        self.skip = skip
+        self.words: list[str] = []
+        self.indent = ""
+        self.marker = ""
+        self.depth = 0
+
+    def read(self, root: Any) -> None:
+        self.children(root)
+        self.flush()
+
+    def flush(self, kind: str = "") -> None:
+        text = collapse("".join(self.words))
+        self.words.clear()
+        if text:
+            self.block(text, kind)
+
+    def block(self, text: str, kind: str = "") -> None:
+        """Write a block; the first of a list item carries the item's mark."""
+        kind = "item" if self.marker else kind
+        first = self.indent[: -len(self.marker)] + self.marker if self.marker else self.indent
+        self.marker = ""
+        lines = text.split("\n")
+        indented = [(self.indent + line).rstrip() for line in lines[1:]]
+        self.writer.block("\n".join([first + lines[0], *indented]), kind)
+
+    def children(self, element: Any) -> None:
+        self.depth += 1
+        if self.depth < MAX_DEPTH:
+            if element.text:
+                self.words.append(element.text.replace("\v", " "))
+            for child in element:
+                self.element(child)
+                if child.tail:
+                    self.words.append(child.tail.replace("\v", " "))
+        self.depth -= 1
+
+    def element(self, element: Any) -> None:
+        tag = element.tag
+        if not isinstance(tag, str) or self.skip(element):
+            return
+        if tag == "br":
+            self.words.append(BREAK)
+        elif tag == "q":
+            self.words.append("“")
+            self.children(element)
+            self.words.append("”")
+        elif tag == "rt":
+            self.words.append("(")
+            self.children(element)
+            self.words.append(")")
+        elif tag not in BLOCKS:
+            self.children(element)
+        else:
+            self.flush()
+            self.block_element(element, tag)
+
+    def block_element(self, element: Any, tag: str) -> None:
+        if tag in ("h1", "h2", "h3", "h4", "h5", "h6"):
+            title = collapse(self.plain(element)).replace("\n", " ").rstrip("¶ ")
+            # In a list item or a table a heading would cut its surroundings apart.
+            if title and not self.indent:
+                self.writer.heading(int(tag[1]), title)
+            elif title:
+                self.block(title)
+        elif tag == "pre":
+            self.code(element)
+        elif tag == "table":
+            self.table(element)
+        elif tag in ("ul", "ol", "menu", "dir"):
+            self.list(element, ordered=tag == "ol")
+        elif tag == "li":
+            self.item(element, "- ")
+        elif tag != "hr":
+            self.children(element)
+            self.flush("term" if tag == "dt" else "")
+
+    def list(self, element: Any, ordered: bool) -> None:
+        start = element.get("start") or "1"
+        number = int(start) if start.lstrip("-").isdigit() else 1
+        if element.text:
+            self.words.append(element.text)
+        for child in element:
+            if child.tag == "li" and not self.skip(child):
+                self.flush()
+                self.item(child, f"{number}. " if ordered else "- ")
+                number += 1
+            else:
+                self.element(child)
+            if child.tail:
+                self.words.append(child.tail)
+        self.flush()
+
+    def item(self, element: Any, marker: str) -> None:
+        if self.marker:  # a list that opens an item: the outer item has no words of its own
+            self.marker, self.indent = "", self.indent[: -len(self.marker)]
+            outer = self.indent
+        else:
+            outer = self.indent
+        if len(outer) < 24:
+            self.indent, self.marker = outer + " " * len(marker), marker
+        self.children(element)
+        self.flush()
+        self.indent, self.marker = outer, ""
+
+    def code(self, element: Any) -> None:
+        parts = self.raw(element)
+        code = storable("".join(parts)).strip("\n").rstrip()
+        if not code.strip():
+            return
+        classes = " ".join([element.get("class") or "", *(child.get("class") or "" for child in element)])
+        language = re.search(r"\blang(?:uage)?-([\w+#-]+)", classes)
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
+        self.block(f"{fence}{language[1] if language else ''}\n{code}\n{fence}", "code")
+
+    def raw(self, element: Any) -> "list[str]":
+        parts = [element.text or ""]
+        for child in element:
+            if child.tag == "br":
+                parts.append("\n")
+            elif isinstance(child.tag, str) and not self.skip(child):
+                parts.extend(self.raw(child))
+            parts.append(child.tail or "")
+        return parts
+
+    def plain(self, element: Any) -> str:
+        """All words of an element on one line."""
+        inner = Page(Writer(), self.skip)
+        inner.depth = self.depth
+        inner.children(element)
+        inner.flush()
+        return " ".join(part for part in inner.writer.text().replace("\n", " ").split(" ") if part)
+
+    def table(self, element: Any) -> None:
+        rows = [row for row in element.iter("tr") if nearest_table(row) is element]
+        cells = [[cell for cell in row if cell.tag in ("td", "th") and not self.skip(cell)] for row in rows]
+        widest = max((len(row) for row in cells), default=0)
+        if widest < 2 or element.get("role") == "presentation" or any(inner.tag in LAYOUT for inner in element.iterdescendants()):
+            for row in element.iter("tr", "caption"):
+                if nearest_table(row) is element:
+                    self.children(row)
+                    self.flush()
+            return
+        for caption in element.iterchildren("caption"):
+            self.children(caption)
+            self.flush()
+        written = []
+        for row in cells:
+            texts: list[str] = []
+            for cell in row:
+                span = cell.get("colspan") or "1"
+                blanks = min(int(span), 50) - 1 if span.isdigit() else 0
+                texts += [self.plain(cell)] + [""] * blanks
+            if any(texts):
+                written.append(texts)
+        if written:
+            columns = max(map(len, written))
+            lines = [pipe_row(texts, columns) for texts in written]
+            self.block("\n".join([lines[0], pipe_row(["---"] * columns, columns), *lines[1:]]), "table")
+
+
+def nearest_table(element: Any) -> Any:
+    return next(element.iterancestors("table"), None)
+
+
+def collapse(text: str) -> str:
+    lines = (" ".join(re.split(r"[ \t\n\r\f]+", line)).strip() for line in storable(text).split(BREAK))
+    return "\n".join(line for line in lines if line)
