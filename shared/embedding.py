@@ -369,7 +369,7 @@ class RemoteEmbedder(Embedder):
     def __init__(
         self, api_key: str | None, model: str, dimensions: int | None, base_url: str | None, timeout: float
     ) -> None:
-        """`base_url` includes /v1. `timeout`: seconds without a byte of an answer. SettingsError: something is missing."""
+        """`base_url` includes /v1. `timeout`: seconds without a byte. SettingsError: something is missing."""
         default = self.known_dimensions.get(model)
         if dimensions is None and default is None:
             raise SettingsError(f"How long are the vectors of {model}? Set ASKFOLDER_EMBEDDING_DIMENSIONS.")

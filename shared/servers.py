@@ -75,11 +75,12 @@ def _become(user: pwd.struct_passwd, keep_search: bool) -> Callable[[], None]:
 
 
 class Servers:
-    """Both embedded servers over one data folder. `start()` returns when both answer; `stop()` leaves no process."""
+    """The embedded servers over one data folder; `durable=False` (no fsync) is for tests. `start()` returns when both answer; `stop()` leaves no process."""
 
-    def __init__(self, data: Path, durable: bool = True) -> None:
+    def __init__(self, data: Path, durable: bool = True, postgres: bool = True, valkey: bool = True) -> None:
         self.data = data
         self.durable = durable
+        self.wanted = [start for start, is_wanted in ((self._start_postgres, postgres), (self._start_valkey, valkey)) if is_wanted]
         self.sockets = Path()
         self.processes: list[subprocess.Popen[bytes]] = []
         self._drop: Callable[[], None] | None = None
@@ -101,8 +102,8 @@ class Servers:
         try:
             if os.geteuid() == 0:
                 self._leave_root()
-            self._start_postgres()
-            self._start_valkey()
+            for start in self.wanted:
+                start()
         except BaseException:
             self.stop()
             raise

@@ -1,9 +1,9 @@
 """Text to chunks whose boundaries are chosen by the content beside them.
 
-The text is divided into pieces (sentences, lines; words or letters where these are too long). Each piece has a rank (how
-good a place its start is: heading, paragraph, line, sentence …) and a hash of its own text. A chunk begins where rank and
-hash are the greatest within RADIUS before and after (local maximum chunking: Bjørner, Blass & Gurevich 2010), which no
-edit farther away can change; what is still too long is cut at the best place inside. All sizes are in tokens.
+The text is divided into pieces: sentences and lines; words or letters where these are too long. Each piece has a rank
+(how good a place its start is: heading, paragraph, line, sentence …) and a hash of its own text. A chunk begins where
+rank and hash are the greatest within RADIUS before and after (local maximum chunking: Bjørner, Blass & Gurevich 2010),
+which no edit farther away can change; what is still too long is cut at the best place inside. Sizes are in tokens.
 """
 
 import re
@@ -51,11 +51,11 @@ class _Piece:
 def chunk(parsed: Parsed, count: Count, max_tokens: int, overlap_tokens: int = 0) -> list[Chunk]:
     """The chunks of a document, in order; together they hold every character of it that is no whitespace.
 
-    `count` gives the number of tokens of each text of a batch. No content has more than `max_tokens`. A chunk that does not
-    begin with a heading may begin with up to `overlap_tokens` of whole sentences or lines of the one before, where there
-    is room. Short sections share a chunk only with their siblings or with the introduction of their parent (a heading
-    yields only to one of the same or a higher level close by); `heading_path` and `page` are those of the first character
-    that is not overlap. Raises ValueError when `max_tokens` is below 16.
+    `count` gives the number of tokens of each text of a batch. No content has more than `max_tokens`. A chunk that does
+    not begin with a heading may begin with up to `overlap_tokens` of whole sentences or lines of the one before, where
+    there is room. Short sections share a chunk only with their siblings or with the introduction of their parent (a
+    heading yields only to one of the same or a higher level close by); `heading_path` and `page` are those of the first
+    character that is not overlap. Raises ValueError when `max_tokens` is below 16.
     """
     if max_tokens < 16:
         raise ValueError(f"max_tokens is {max_tokens}: chunks need room for at least 16 tokens")
@@ -65,7 +65,7 @@ def chunk(parsed: Parsed, count: Count, max_tokens: int, overlap_tokens: int = 0
     firsts = _overlaps(text, pieces, ranges, count, max_tokens, overlap_tokens)
     paths = _paths(parsed.headings, [pieces[own].start for own, _ in ranges])
     page_starts = [start for start, _ in parsed.pages]
-    chunks = []
+    chunks: list[Chunk] = []
     for (own, stop), first, path in zip(ranges, firsts, paths, strict=True):
         start, end = pieces[first].start, pieces[stop - 1].end
         page = parsed.pages[max(0, bisect_right(page_starts, pieces[own].start) - 1)][1] if page_starts else None
@@ -164,7 +164,7 @@ def _code_rank(text: str, before: _Piece | None, piece: _Piece) -> int:
 def _measured(text: str, pieces: list[_Piece], count: Count, limit: int) -> list[_Piece]:
     """The pieces with their sizes, those over `limit` divided: at line breaks, else at spaces, else between letters."""
     _weigh(text, pieces, count, limit)
-    for divide in (_at_lines, _at_words, *(partial(_at_letters, longest=longest) for longest in (24, 4, 1))):
+    for divide in _DIVIDERS:
         parts = {
             index: [_Piece(start, end, rank) for start, end, rank in divide(text, piece.start, piece.end)]
             for index, piece in enumerate(pieces)
@@ -200,7 +200,7 @@ def _at_words(text: str, start: int, end: int) -> list[tuple[int, int, int]]:
 
 
 def _at_letters(text: str, start: int, end: int, longest: int) -> list[tuple[int, int, int]]:
-    """Parts of at most `longest` letters that end where the four letters before say so, whatever stands farther away."""
+    """Parts of at most `longest` letters that end where the four letters before say so, whatever stands elsewhere."""
     codes = np.frombuffer(("\0\0\0" + text[start:end]).encode("utf-32-le"), np.uint32)
     mixed = sum(
         np.uint32(factor) * codes[i : len(codes) - 3 + i] for i, factor in enumerate((3, 40503, 2654435, 97531))
@@ -221,6 +221,14 @@ def _joined(text: str, cut: int) -> bool:
     return category(text[cut]) in ("Mn", "Mc", "Me", "Sk") or "\u200d" in text[cut - 1 : cut + 1]
 
 
+# From the gentlest to the last resort.
+_DIVIDERS: tuple[Callable[[str, int, int], list[tuple[int, int, int]]], ...] = (
+    _at_lines,
+    _at_words,
+    *(partial(_at_letters, longest=longest) for longest in (24, 4, 1)),
+)
+
+
 # Boundaries
 
 
@@ -235,17 +243,10 @@ def _ranges(text: str, pieces: list[_Piece], count: Count, limit: int) -> list[t
     keys = [
         (piece.rank, own + after[i] + after[i + 1]) for i, (piece, own) in enumerate(zip(pieces, hashes, strict=True))
     ]
-    ranges = []
+    ranges: list[tuple[int, int]] = []
     for first, stop in pairwise(_peaks(offsets, keys, RADIUS * limit)):
         ranges += _divided(offsets, keys, first, stop, limit)
-    # Tokens of joined pieces can be more than the sum: by one where they meet at a space, by any number inside a word.
-    unsure = [
-        (first, stop)
-        for first, stop in ranges
-        if offsets[stop] - offsets[first] + stop - first > limit
-        or any(piece.rank == LETTERS for piece in pieces[first:stop])
-    ]
-    over = _over(text, pieces, unsure, count, limit)
+    over = _over(text, pieces, ranges, count, limit)
     return [part for one in ranges for part in (_halved(text, pieces, one, count, limit) if one in over else [one])]
 
 
@@ -287,8 +288,18 @@ def _divided(offsets: list[int], keys: list[Key], first: int, stop: int, limit: 
 def _over(
     text: str, pieces: list[_Piece], ranges: list[tuple[int, int]], count: Count, limit: int
 ) -> set[tuple[int, int]]:
-    tokens = count([text[pieces[first].start : pieces[stop - 1].end] for first, stop in ranges])
-    return {one for one, size in zip(ranges, tokens, strict=True) if size > limit}
+    """The ranges of pieces that have more than `limit` tokens when they are joined.
+
+    That can be more than the sum: by one where pieces meet at a space, by any number inside a word. Only such are counted.
+    """
+    unsure = [
+        (first, stop)
+        for first, stop in ranges
+        if sum(piece.size + 1 for piece in pieces[first:stop]) > limit
+        or any(piece.rank == LETTERS for piece in pieces[first:stop])
+    ]
+    tokens = count([text[pieces[first].start : pieces[stop - 1].end] for first, stop in unsure])
+    return {one for one, size in zip(unsure, tokens, strict=True) if size > limit}
 
 
 def _halved(

@@ -43,7 +43,9 @@ def parse_html(data: bytes, name: str) -> Parsed:
     for skip in (is_chrome, is_hidden):
         writer = Writer()
         if root is not None:
-            Page(writer, skip).read(root)
+            page = Page(writer, skip)
+            page.menus = skip is is_chrome and root.find(".//h1") is not None or root.find(".//h2") is not None
+            page.read(root)
         if writer.text().strip():
             break
     else:
@@ -81,6 +83,14 @@ def tree(text: str) -> Any:
         return None
 
 
+def is_menu(element: Any) -> bool:
+    """A list of short links and nothing else."""
+    items = [item for item in element.iter("li") if not item.findall(".//li")]
+    linked = sum(len("".join(link.itertext()).strip()) for link in element.iter("a"))
+    words = len("".join("".join(element.itertext()).split("\n")).strip())
+    return len(items) > 2 and linked >= 0.8 * words and words <= 30 * len(items)
+
+
 def is_hidden(element: Any) -> bool:
     if element.tag in SKIPPED or element.get("hidden") is not None:
         return True
@@ -101,6 +111,7 @@ class Page:
     def __init__(self, writer: Writer, skip: Callable[[Any], bool]) -> None:
         self.writer = writer
         self.skip = skip
+        self.menus = False  # whether lists of links before the first heading are left out
         self.words: list[str] = []
         self.indent = ""
         self.marker = ""
@@ -177,6 +188,8 @@ class Page:
             self.flush("term" if tag == "dt" else "")
 
     def list(self, element: Any, ordered: bool) -> None:
+        if self.menus and not self.writer.headings and is_menu(element):
+            return
         start = element.get("start") or "1"
         number = int(start) if start.lstrip("-").isdigit() else 1
         if element.text:
@@ -265,5 +278,5 @@ def nearest_table(element: Any) -> Any:
 
 
 def collapse(text: str) -> str:
-    lines = (" ".join(re.split(r"[ \t\n\r\f]+", line)).strip() for line in storable(text).split(BREAK))
+    lines = (" ".join(re.split(r"[^\S\v]+", line)).strip() for line in storable(text).split(BREAK))
     return "\n".join(line for line in lines if line)

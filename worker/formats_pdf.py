@@ -23,6 +23,7 @@ MATH_SYMBOLS = {
     "rho": "ρ", "sigma": "σ", "tau": "τ", "phi": "φ", "varphi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω", "Gamma": "Γ",
     "Delta": "Δ", "Theta": "Θ", "Lambda": "Λ", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω",
 }  # fmt: skip
+SECTION = re.compile(r"\d{1,2}(?:\.\d{1,2}){0,4}\.?")
 NUMBERED = re.compile(r"(\d{1,3}(?:\.\d{1,3}){0,5})\.?\s+\S")
 XMP_TITLE = re.compile(r"<dc:title>.*?<rdf:li[^>]*>(.*?)</rdf:li>", re.S)
 SENTENCE_END = re.compile(r"[.!?:;。！？…][\"')\]”’»]*$")
@@ -121,18 +122,52 @@ def tame(blocks: list[Block]) -> list[Block]:
     """Put headings right: liteparse finds too many, splits long ones, and guesses their levels by size alone."""
     shapes = Counter(re.sub(r"\d+", "0", block.text.strip()) for block in blocks if block.kind == "heading")
     tamed: list[Block] = []
-    for block in blocks:
+    section: tuple[int, ...] = ()
+    for block in [part for block in blocks for part in split_sections(block)]:
         if block.kind == "heading":
             last = tamed[-1] if tamed else None
             if last and last.kind == "heading" and last.page == block.page and continues(last.text, block.text):
                 last.text = f"{last.text} {block.text}"
                 continue
+            numbered = NUMBERED.match(block.text.strip())
             if not is_heading(block.text.strip(), shapes):
                 block.kind = "paragraph"
-            elif numbered := NUMBERED.match(block.text.strip()):
+            elif numbered and block.level:
                 block.level = numbered[1].count(".") + 1
+                section = numbers(numbered[1])
+            elif numbered:  # out of a table: a heading only where its number goes on from the last one
+                block.level = numbered[1].count(".") + 1
+                block.kind = "heading" if follows(section, numbers(numbered[1])) else "paragraph"
+                section = numbers(numbered[1]) if block.kind == "heading" else section
         tamed.append(block)
     return tamed
+
+
+def split_sections(block: Block) -> list[Block]:
+    """A section heading whose number stands apart is taken for a two-column table, with the prose below it: undo that."""
+    rows = block.rows or []
+    if any(len(row) != 2 for row in rows) or len(rows) > 12:
+        return [block]
+    count = 0
+    while count < len(rows) and SECTION.fullmatch(rows[count][0].strip()) and rows[count][1][:1].isupper():
+        count += 1
+    if not count or len(rows) - count > 9 or (count > 2 and count == len(rows)) or any(row[0][:1].isdigit() for row in rows[count:]):
+        return [block]
+    parts = [Block(block.page, "heading", f"{row[0].strip()} {row[1].strip()}") for row in rows[:count]]
+    prose = " ".join(" ".join(row) for row in rows[count:])
+    return [*parts, Block(block.page, "paragraph", prose)] if prose else parts
+
+
+def numbers(section: str) -> tuple[int, ...]:
+    return tuple(map(int, section.strip(".").split(".")))
+
+
+def follows(before: tuple[int, ...], section: tuple[int, ...]) -> bool:
+    if section <= before:
+        return False
+    depth = next((depth for depth, pair in enumerate(zip(before, section, strict=False)) if pair[0] != pair[1]), len(before))
+    steps = (section[depth] - (before[depth] if depth < len(before) else 0), *section[depth + 1 :])
+    return all(step <= 2 for step in steps)
 
 
 def continues(title: str, more: str) -> bool:
@@ -144,6 +179,8 @@ def is_heading(title: str, shapes: Counter[str]) -> bool:
     if letters < 2 or letters * 3 < len(title.replace(" ", "")) or len(title) > 160:
         return False
     if re.search(r"[.,;]$", title) and not re.search(r"\b(etc|Inc|Ltd|Co|Jr|al)\.$", title):
+        return False
+    if not NUMBERED.match(title) and (title[0].islower() or title.endswith(":") or len(title.split()) > 14):
         return False
     # The same words page after page are a running header.
     return shapes[re.sub(r"\d+", "0", title)] < 4 or bool(NUMBERED.match(title))

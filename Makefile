@@ -1,0 +1,31 @@
+# Needs make (3.81 is enough) and python3 ≥ 3.11 with venv; everything else is installed into .venv/.
+PYTHON ?= python3
+BIN = .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help up test lint bench clean
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+up: .venv/.installed  ## Set everything up and run it: the ask page, the folder's watcher, the dashboard
+	@./askfolder up
+
+test: .venv/.installed-dev  ## Set everything up and run the tests
+	@$(BIN)/python -m pytest
+
+lint: .venv/.installed-dev  ## Lint, format and type checks
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: .venv/.installed-dev  ## Ingestion against bare parsing and embedding, in one run: make bench DIR=folder
+	@$(BIN)/python -m bench.ingest $(DIR)
+
+clean:  ## Remove what was installed (.venv/); documents and indexes stay in .askfolder/
+	@rm -rf .venv
+
+.venv/.installed: requirements.lock scripts/install.sh
+	@sh scripts/install.sh "$(PYTHON)" requirements.lock
+	@touch $@
+
+.venv/.installed-dev: requirements-dev.lock scripts/install.sh
+	@sh scripts/install.sh "$(PYTHON)" requirements-dev.lock
+	@touch .venv/.installed $@

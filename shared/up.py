@@ -1,0 +1,215 @@
+"""`askfolder up`: the embedded servers, then the Procfile's processes, one calm screen, and an orderly end."""
+
+import contextlib
+import fcntl
+import logging.handlers
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2
+
+from shared import access, db, local_model
+from shared.errors import SettingsError
+from shared.providers import LOCAL_MODEL
+from shared.servers import Servers
+from shared.settings import ROOT, Settings
+
+END_SECONDS = 6.0  # for the processes, before they are killed; the servers come after them
+READY_SECONDS = 60.0
+Say = Callable[[str], None]
+
+
+class Process:
+    """A line of the Procfile: started again when it ends by itself, its output in a log file that is rotated."""
+
+    def __init__(self, name: str, command: str, env: dict[str, str], logs: Path) -> None:
+        self.name = name
+        self.command = [sys.executable if part == "python" else part for part in shlex.split(command)]
+        self.env = env
+        self.log = logs / f"{name}.log"
+        self.popen: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+        self.next_start = 0.0
+
+    def start(self) -> None:
+        self.starts += 1
+        self.popen = subprocess.Popen(
+            self.command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        threading.Thread(target=self._write_log, args=[self.popen], daemon=True).start()
+
+    def ended(self) -> bool:
+        return self.popen is not None and self.popen.poll() is not None
+
+    def signal(self, number: int) -> None:
+        if self.popen is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.popen.pid, number) if number == signal.SIGKILL else self.popen.send_signal(number)
+
+    def last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        return "\n".join(lines[-3:])
+
+    def _write_log(self, popen: subprocess.Popen[bytes]) -> None:
+        handler = logging.handlers.RotatingFileHandler(self.log, maxBytes=5_000_000, backupCount=2, encoding="utf-8", errors="replace")
+        with contextlib.closing(handler), popen.stdout or contextlib.nullcontext() as lines:
+            for line in lines or ():
+                text = line.decode("utf-8", "replace").rstrip("\n")
+                handler.handle(logging.LogRecord(self.name, logging.INFO, "", 0, "%s", (text,), None))
+
+
+def up(settings: Settings, say: Say) -> None:
+    """Runs everything until Ctrl-C, SIGTERM or SIGHUP. Raises SettingsError when it cannot start."""
+    with contextlib.ExitStack() as stack:
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: stop.set())
+        _lock(settings, stack)
+        _check_folder(settings)
+        _check_ports(settings)
+        env = _environment(settings, stack, say)
+        if settings.embedder == "local" and not settings.embedding_model and not local_model.is_whole(settings.data / LOCAL_MODEL):
+            say("Preparing the local embedder, once (some seconds) …")
+            local_model.prepare(settings.data / LOCAL_MODEL)
+        processes = [Process(name, command, env, settings.data / "logs") for name, command in _procfile()]
+        stack.callback(_end, processes)
+        for process in processes:
+            process.start()
+        if _ready(settings, processes, stop):
+            say(_screen(settings))
+        while not stop.wait(0.2):
+            _revive(processes)
+        say("\nStopping …")
+
+
+def _lock(settings: Settings, stack: contextlib.ExitStack) -> None:
+    try:
+        settings.data.mkdir(mode=0o711, parents=True, exist_ok=True)
+        (settings.data / "logs").mkdir(mode=0o700, exist_ok=True)
+        lock = stack.enter_context((settings.data / "up.lock").open("a"))
+    except OSError as error:
+        raise SettingsError(
+            f"The data folder {settings.data} cannot be written ({error.strerror}): give this user the right to, or set ASKFOLDER_DATA."
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SettingsError(
+            f"askfolder is already running on {settings.data}. Stop that one with Ctrl-C first, or set ASKFOLDER_DATA (and ports) for a second one."
+        ) from None
+
+
+def _check_folder(settings: Settings) -> None:
+    if settings.inbox == ROOT / "inbox":
+        settings.inbox.mkdir(exist_ok=True)
+    try:
+        os.scandir(settings.inbox).close()
+    except OSError as error:
+        raise SettingsError(
+            f"The folder {settings.inbox} cannot be read ({error.strerror}): name another one with --inbox, or mend its permissions."
+        ) from None
+    if settings.data.is_relative_to(settings.inbox) and not settings.data.name.startswith("."):
+        raise SettingsError(f"The data folder {settings.data} lies in the folder {settings.inbox}: move one of them.")
+
+
+def _check_ports(settings: Settings) -> None:
+    for name, host, port in (("ASKFOLDER_PORT", settings.host, settings.port), ("ASKFOLDER_FLOWER_PORT", "127.0.0.1", settings.flower_port)):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as test:
+            test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                test.bind((host, port))
+            except OSError as error:
+                raise SettingsError(f"{host}:{port} cannot be used ({error.strerror}): choose another port with {name}.") from None
+
+
+def _environment(settings: Settings, stack: contextlib.ExitStack, say: Say) -> dict[str, str]:
+    """Starts the servers that are not given, migrates, and returns what the processes need to know."""
+    env = {
+        **os.environ, "ASKFOLDER_INBOX": str(settings.inbox), "ASKFOLDER_DATA": str(settings.data), "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        # Celery's own end of SIGTERM waits for all tasks; this one hands unfinished ones back.
+        "REMAP_SIGTERM": "SIGQUIT",
+        "FLOWER_BASIC_AUTH": f"askfolder:{access.flower_password(settings)}", "FLOWER_ADDRESS": "127.0.0.1",
+        "FLOWER_PORT": str(settings.flower_port),
+    }  # fmt: skip
+    access.key(settings)
+    database, redis_url = settings.database_url, settings.redis_url
+    if not database or not redis_url:
+        servers = Servers(settings.data, postgres=not database, valkey=not redis_url)
+        stack.callback(servers.stop)
+        servers.start()
+        database, redis_url = database or servers.database_url, redis_url or servers.redis_url
+    if settings.database_url:
+        say(f"Database: {db.describe(database)}, schema askfolder")
+    db.migrate(database)
+    return env | {"DATABASE_URL": database, "REDIS_URL": redis_url}
+
+
+def _procfile() -> list[tuple[str, str]]:
+    lines = (ROOT / "Procfile").read_text().splitlines()
+    return [(name, command.strip()) for name, _, command in (line.partition(":") for line in lines if line.strip())]
+
+
+def _ready(settings: Settings, processes: list[Process], stop: threading.Event) -> bool:
+    """Waits until questions can be asked. Raises SettingsError with a process's last words when it keeps ending."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    deadline = time.monotonic() + READY_SECONDS
+    with httpx2.Client(base_url=f"http://{f'[{host}]' if ':' in host else host}:{settings.port}", trust_env=False, timeout=3) as client:
+        while not stop.wait(0.05):
+            with contextlib.suppress(httpx2.HTTPError):
+                if client.get("/readyz").status_code == 200:
+                    return True
+            for process in processes:
+                if process.ended() and process.starts >= 2:
+                    raise SettingsError(f"The process {process.name} ended at its start (log: {process.log}):\n{process.last_words()}")
+            _revive(processes)
+            if time.monotonic() > deadline:
+                raise SettingsError(f"askfolder was not ready within {READY_SECONDS:.0f} s; see {settings.data / 'logs'}.")
+    return False
+
+
+def _revive(processes: list[Process]) -> None:
+    now = time.monotonic()
+    for process in processes:
+        if process.ended() and now >= process.next_start:
+            process.next_start = now + min(2**process.starts, 30)
+            process.start()
+
+
+def _end(processes: list[Process]) -> None:
+    for process in processes:
+        process.signal(signal.SIGTERM)
+    deadline = time.monotonic() + END_SECONDS
+    for process in processes:
+        if process.popen is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.popen.wait(max(0.0, deadline - time.monotonic()))
+        process.signal(signal.SIGKILL)
+
+
+def _screen(settings: Settings) -> str:
+    said = access.described(settings)
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    rows = [
+        ("Ask", f"http://{host}:{settings.port}/?key={access.key(settings)}", ""),
+        ("Flower", f"http://127.0.0.1:{settings.flower_port}/", f"user askfolder, password {access.flower_password(settings)}"),
+        ("Folder", said["inbox"], "another: ./askfolder up --inbox DIR"),
+        ("Embedder", said["embedder"], "OpenAI: ASKFOLDER_EMBEDDER=openai and OPENAI_API_KEY=… in .env"
+         if settings.embedder == "local" else "local: ASKFOLDER_EMBEDDER=local in .env"),
+        ("Answers", said["answerer"], "quoted only: ASKFOLDER_ANSWERER=extractive in .env"
+         if settings.answers_with_claude() else "Claude: ANTHROPIC_API_KEY=… in .env"),
+        ("Leaves this machine", said["leaves"], ""),
+        ("Logs", str(settings.data / "logs"), ""),
+    ]  # fmt: skip
+    lines = [f"  {name:<20} {value}" + (f"\n  {'':<20} ({hint})" if hint else "") for name, value, hint in rows]
+    return "\naskfolder is running; Ctrl-C stops it.\n\n" + "\n".join(lines) + '\n\n  Drop files into the folder, then: ./askfolder ask "What is askfolder?"\n'
+

@@ -1,0 +1,172 @@
+"""DOCX, PPTX and XLSX to plain reading Markdown: a bounded reader over the XML in the archive.
+
+Ours because the known readers are slow or can be brought down (LIBRARIES.md); names are compared without their namespace,
+so that strict and transitional files read alike.
+"""
+
+import io
+import posixpath
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lxml import etree
+
+from shared.errors import UnreadableError
+from shared.models import Parsed
+from worker.formats_text import clean_title, first_title
+from worker.formats_write import Writer
+
+MAX_MEMBERS = 20_000
+MAX_BYTES = 300_000_000
+MAX_RATIO = 400
+BIG = 10_000_000  # below this a high ratio does no harm
+KIND = {"docx": "Word document", "pptx": "presentation", "xlsx": "workbook"}
+MAIN_PART = {"docx": "word/document.xml", "pptx": "ppt/presentation.xml", "xlsx": "xl/workbook.xml"}
+XML_LIMITS: dict[str, Any] = {"resolve_entities": False, "no_network": True, "load_dtd": False, "huge_tree": False}
+
+
+class Archive:
+    """An Office file's parts; a part is read only within the limits."""
+
+    def __init__(self, data: bytes, name: str, format: str) -> None:
+        self.name = name
+        self.format = format
+        self.zip = zipfile.ZipFile(io.BytesIO(data))
+        members = self.zip.infolist()
+        total = sum(member.file_size for member in members if member.filename.endswith((".xml", ".rels")))
+        if len(members) > MAX_MEMBERS or total > MAX_BYTES:
+            raise self.bomb(f"{len(members):,} parts of {total / 1e6:,.0f} MB")
+        for member in members:
+            if member.file_size > BIG and member.file_size > MAX_RATIO * max(1, member.compress_size):
+                raise self.bomb(f"{member.filename} alone to {member.file_size / 1e6:,.0f} MB")
+        self.names = {member.filename for member in members}
+
+    def bomb(self, what: str) -> UnreadableError:
+        return UnreadableError(
+            f"{self.name} unpacks to far more than a {KIND[self.format]} of its size should ({what}), so it was not read; "
+            "save its text as PDF or plain text and drop that instead."
+        )
+
+    def damaged(self) -> UnreadableError:
+        return UnreadableError(
+            f"{self.name} is a {KIND[self.format]} that is damaged inside; "
+            "open it in the program that made it, save it again and drop it again."
+        )
+
+    def open(self, part: str) -> io.BytesIO:
+        try:
+            data = self.zip.read(part)
+        except RuntimeError as error:  # how zipfile says that a member is encrypted
+            raise UnreadableError(
+                f"{self.name} is protected by a password; save it without one and drop it again."
+            ) from error
+        except (KeyError, zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OSError) as error:
+            raise self.damaged() from error
+        head = data[:65536].replace(b"\0", b"")  # UTF-16 too
+        if b"<!DOCTYPE" in head or b"<!ENTITY" in head:
+            raise UnreadableError(
+                f"{self.name} declares XML entities, as no {KIND[self.format]} does, so it was not read; "
+                "open it in the program that made it, save it again and drop it again."
+            )
+        return io.BytesIO(data)
+
+    def xml(self, part: str) -> Any:
+        parser = etree.XMLParser(remove_comments=True, remove_pis=True, **XML_LIMITS)
+        try:
+            return etree.parse(self.open(part), parser).getroot()
+        except etree.XMLSyntaxError as error:
+            if "depth" in str(error).lower():
+                raise UnreadableError(
+                    f"{self.name} is nested too deeply to be read; save it again in a simpler form."
+                ) from error
+            raise self.damaged() from error
+
+    def optional(self, part: str) -> Any:
+        return self.xml(part) if part in self.names else etree.Element("none")
+
+    def relations(self, part: str) -> dict[str, tuple[str, str]]:
+        """Relation id: (kind, part) of what `part` refers to inside the archive."""
+        folder, file = posixpath.split(part)
+        found = {}
+        for relation in self.optional(f"{folder}/_rels/{file}.rels"):
+            if local(relation) == "Relationship" and relation.get("TargetMode") != "External":
+                target = posixpath.normpath(posixpath.join("/", folder, relation.get("Target") or ""))
+                found[relation.get("Id") or ""] = ((relation.get("Type") or "").rpartition("/")[2], target.lstrip("/"))
+        return found
+
+    def core_title(self) -> str | None:
+        return next((element.text for element in self.optional("docProps/core.xml") if local(element) == "title"), None)
+
+
+def parse_office(data: bytes, name: str, format: str, max_text_chars: int) -> Parsed:
+    """Read a DOCX, PPTX or XLSX file."""
+    from worker.formats_docx import read_docx
+    from worker.formats_pptx import read_pptx
+    from worker.formats_xlsx import read_xlsx
+
+    archive = Archive(data, name, format)
+    writer = Writer()
+    readers: dict[str, Callable[[Archive, Writer, str, int], str | None]] = {
+        "docx": read_docx,
+        "pptx": read_pptx,
+        "xlsx": read_xlsx,
+    }
+    main = next((part for kind, part in archive.relations("").values() if kind == "officeDocument"), MAIN_PART[format])
+    title = readers[format](archive, writer, main, max_text_chars)
+    text = writer.text()
+    if not text.strip():
+        raise UnreadableError(nothing_in(name, format))
+    if not title and format == "docx":
+        title = first_title(tuple(writer.headings))
+    title = clean_title(title) or clean_title(archive.core_title())
+    if not title and format == "pptx" and writer.headings:
+        title = clean_title(writer.headings[0].title)
+    return Parsed(text, format, "markdown", title, tuple(writer.headings), tuple(writer.pages))
+
+
+def nothing_in(name: str, format: str) -> str:
+    if format == "xlsx":
+        return f"{name} has no text in it, all its sheets are empty; fill it and it is read again."
+    return (
+        f"{name} has no text in it, at most pictures; "
+        "save it as PDF, run OCR on that (for example ocrmypdf) and drop the result instead."
+    )
+
+
+def local(element: Any) -> str:
+    """An element's name without its namespace; "" for what is no element."""
+    tag = element.tag
+    return tag.rpartition("}")[2] if isinstance(tag, str) else ""
+
+
+def attribute(element: Any, name: str) -> str | None:
+    for key, value in element.attrib.items():
+        if key.rpartition("}")[2] == name:
+            return str(value)
+    return None
+
+
+def relation_id(element: Any) -> str:
+    """The r:id of an element, which may also have an id of its own."""
+    return next((str(value) for key, value in element.attrib.items() if key.endswith("}id")), "")
+
+
+def child(element: Any, *path: str) -> Any | None:
+    """The first child with a name, then its child, and so on."""
+    for name in path:
+        element = next((inner for inner in element if local(inner) == name), None)
+        if element is None:
+            return None
+    return element
+
+
+def value_of(element: Any | None, *path: str) -> str | None:
+    """The val attribute of a descendant."""
+    found = child(element, *path) if element is not None else None
+    return attribute(found, "val") if found is not None else None
+
+
+def inside(element: Any, *names: str) -> Iterator[Any]:
+    """Descendants with one of these names."""
+    return (inner for inner in element.iter() if local(inner) in names)
