@@ -12,7 +12,7 @@ _FORGED_MARK = re.compile(r"(?<!\w)\[(\d{1,4})\]")  # not argv[1]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Words that a statement is said to stand on. `passage`: index among the passages; characters of the document's text."""
+    """Words that a statement is said to stand on: characters of the document that `passage`, an index, comes from."""
 
     passage: int
     char_start: int
@@ -32,7 +32,7 @@ class Statement:
 class Draft:
     """An answer before its citations are checked; without statements: nothing was found.
 
-    `dropped`: citations that pointed nowhere and are not among the claims any more. `warnings`: sentences for the person.
+    `dropped`: citations that pointed nowhere and are no longer among the claims. `warnings`: sentences for the person.
     """
 
     statements: tuple[Statement, ...] = ()
@@ -45,8 +45,8 @@ def verify(
 ) -> Answer:
     """Keep the claims that stand in the stored text, number them, and say how far they carry the answer.
 
-    A claim stands when its range lies within its passage, the document can still be found, and its text there is exactly
-    the quote. Without any, the answer is NO_ANSWER.
+    A claim stands when its range lies within its passage, the document can still be found, and its text there is
+    exactly the quote. Without any, the answer is NO_ANSWER.
     """
     standing = _standing(connection, draft, passages)
     claims = {claim for statement in draft.statements for claim in statement.claims}
@@ -77,9 +77,7 @@ def verify(
 
 def _standing(connection: Connection, draft: Draft, passages: Sequence[Passage]) -> set[Claim]:
     claims = list(
-        dict.fromkeys(
-            claim for statement in draft.statements for claim in statement.claims if _within(claim, passages)
-        )
+        dict.fromkeys(claim for statement in draft.statements for claim in statement.claims if _within(claim, passages))
     )
     if not claims:
         return set()
@@ -130,7 +128,7 @@ def _connects(text: str) -> bool:
 
 
 def _marked(text: str, marks: Sequence[int]) -> str:
-    """The statement with its marks, before the whitespace that ends it. A mark that the text brought along is no citation."""
+    """The statement, its marks before the whitespace that ends it. Marks that the text brought along are no citations."""
     text = _FORGED_MARK.sub(r"(\1)", text)
     if not marks:
         return text

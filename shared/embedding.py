@@ -218,8 +218,9 @@ class LocalEmbedder(Embedder):
         summed = np.zeros((len(texts), self.dimensions), np.float64)
         order = sorted(range(len(parts)), key=lambda index: len(parts[index]))
         while order:
-            # Rows of like length, few at a time: the quickest on a CPU, and what bounds the memory.
-            rows = max(1, min(16, 4096 // (len(parts[order[min(15, len(order) - 1)]]) + 2)))
+            # Rows of like length, about a thousand tokens at a time: the quickest on a CPU, and it bounds the memory.
+            longest = len(parts[order[min(31, len(order) - 1)]]) + len(self._before) + len(self._after)
+            rows = max(1, min(32, 1024 // longest))
             chosen, order = order[:rows], order[rows:]
             vectors = self._run([self._before + parts[index] + self._after for index in chosen])
             for index, vector in zip(chosen, vectors, strict=True):

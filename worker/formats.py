@@ -1,4 +1,4 @@
-"""The child's side of the wall: tell a file's format by its content and take out its text. Run by `worker/parsing.py`."""
+"""The child's side of the wall, run by `worker/parsing.py`: tell a file's format and take out its text."""
 
 import json
 import os
@@ -46,21 +46,26 @@ def parse_file(path: str, name: str, max_text_chars: int) -> Parsed:
     if len(parsed.text) > max_text_chars:
         raise too_long(name, len(parsed.text), max_text_chars)
     if not parsed.text.strip():
-        raise UnreadableError(f"{name} has no text in it, only blank space; write something into it and it is read again.")
+        raise UnreadableError(
+            f"{name} has no text in it, only blank space; write something into it and it is read again."
+        )
     return parsed
 
 
 def read_bytes(path: str, name: str) -> bytes:
     # O_NONBLOCK: opening a named pipe would wait for its writer.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UnreadableError(f"{name} is not a regular file; drop a copy of what it stands for instead.")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnreadableError(f"{name} is not a regular file; drop a copy of what it stands for instead.")
+    with os.fdopen(descriptor, "rb") as file:
         return file.read()
 
 
 def too_long(name: str, chars: int, limit: int) -> UnreadableError:
     return UnreadableError(
-        f"{name} holds {chars:,} characters of text, the limit is {limit:,}; split it, or raise ASKFOLDER_MAX_TEXT_CHARS."
+        f"{name} holds {chars:,} characters of text, the limit is {limit:,}; "
+        "split it, or raise ASKFOLDER_MAX_TEXT_CHARS."
     )
 
 
@@ -75,11 +80,17 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except MemoryError:
         return {"error": "memory"}
     except RecursionError:
-        return {"error": "unreadable", "message": f"{name} is nested too deeply to be read; save it again in a simpler form."}
+        return {
+            "error": "unreadable",
+            "message": f"{name} is nested too deeply to be read; save it again in a simpler form.",
+        }
     except OSError as error:
         return {"error": "gone", "message": error.strerror or type(error).__name__}
     except Exception as error:
-        message = f"{name} could not be read, it seems damaged; open it in the program that made it, save it again and drop it again."
+        message = (
+            f"{name} could not be read, it seems damaged; "
+            "open it in the program that made it, save it again and drop it again."
+        )
         return {"error": "unreadable", "message": message, "detail": f"{type(error).__name__}: {error}"[:500]}
 
 
@@ -114,6 +125,7 @@ def main() -> None:
     os.dup2(null, 0)
     os.dup2(null, 1)
     set_limits(memory_bytes)
+    sys.setrecursionlimit(20_000)  # documents nest; Python's frames are no danger to the C stack
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     while (request := receive(requests)) is not None:
         # Should the parent die during this document, nobody else would end a reader that hangs.

@@ -19,14 +19,24 @@ BY_EXTENSION = {
     "svg": "svg",
     "fodt": "fodt fods fodp",
     "code": (
-        "py pyi pyx ipynb js mjs cjs jsx ts tsx vue svelte java kt kts scala groovy c h cc cpp cxx hh hpp hxx m mm cs fs vb go rs rb "
-        "php pl pm lua r jl swift dart ex exs erl hrl hs ml mli clj cljs lisp el scm sh bash zsh fish ps1 bat cmd sql "
-        "css scss sass less json jsonl ndjson json5 yaml yml toml ini cfg conf env properties xml xsd xsl xslt dtd proto graphql "
-        "tf hcl cmake mk make gradle dockerfile nix zig v vhd vhdl sv asm s f f90 f95 pas d nim cr tcl awk sed vim diff patch"
+        "py pyi pyx ipynb js mjs cjs jsx ts tsx vue svelte java kt kts scala groovy c h cc cpp cxx hh hpp hxx m "
+        "mm cs fs vb go rs rb php pl pm lua r jl swift dart ex exs erl hrl hs ml mli clj cljs lisp el scm sh bash "
+        "zsh fish ps1 bat cmd sql css scss sass less json jsonl ndjson json5 yaml yml toml ini cfg conf env "
+        "properties xml xsd xsl xslt dtd proto graphql tf hcl cmake mk make gradle dockerfile nix zig v vhd vhdl "
+        "sv asm s f f90 f95 pas d nim cr tcl awk sed vim diff patch "
     ),
 }
 FORMAT_OF_EXTENSION = {extension: format for format, line in BY_EXTENSION.items() for extension in line.split()}
-CODE_NAMES = ("makefile", "dockerfile", "gnumakefile", "cmakelists.txt", "rakefile", "gemfile", "vagrantfile", "jenkinsfile")
+CODE_NAMES = (
+    "makefile",
+    "dockerfile",
+    "gnumakefile",
+    "cmakelists.txt",
+    "rakefile",
+    "gemfile",
+    "vagrantfile",
+    "jenkinsfile",
+)
 
 AS_DOCX = "save it as DOCX or PDF and drop that instead."
 AS_XLSX = "save it as XLSX or CSV and drop that instead."
@@ -61,7 +71,9 @@ LATER = {
 }
 OPENDOCUMENT = {"text": "odt", "spreadsheet": "ods", "presentation": "odp", "graphics": "odg"}
 OFFICE = {"docx": "Word", "docm": "Word", "pptx": "PowerPoint", "pptm": "PowerPoint", "xlsx": "Excel", "xlsm": "Excel"}
-HTML_START = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)[\s>]", re.I | re.S)
+HTML_START = re.compile(
+    r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)[\s>]", re.I | re.S
+)
 MAIL_HEADER = re.compile(r"^(?:MIME-Version|Received|Return-Path|Message-ID|Delivered-To):", re.I | re.M)
 
 
@@ -173,7 +185,8 @@ def refuse_broken(format: str, name: str) -> None:
         raise UnreadableError(f"{name} is protected by a password; save it without one and drop it again.")
     if kind == "zip-named":
         raise UnreadableError(
-            f"{name} is a ZIP archive without {article} {wanted} document in it, whatever its name says; unpack it and drop the files in it instead."
+            f"{name} is a ZIP archive without {article} {wanted} document in it, whatever its name says; "
+            "unpack it and drop the files in it instead."
         )
     if kind == "broken" and extension == "zip":
         raise UnreadableError(f"{name} is a ZIP archive that is damaged or cut off; copy it again.")
@@ -197,7 +210,23 @@ def later(format: str, name: str) -> UnreadableError:
             label, advice = f"{label} image", OCR
         elif group in ("audio", "video"):
             label, advice = f"{label} {group}", "drop a transcript of it instead."
-        elif extension in ("zip", "tar", "rar", "gz", "bz2", "7z", "xz", "zst", "lz", "lz4", "Z", "cab", "ar", "deb", "rpm"):
+        elif extension in (
+            "zip",
+            "tar",
+            "rar",
+            "gz",
+            "bz2",
+            "7z",
+            "xz",
+            "zst",
+            "lz",
+            "lz4",
+            "Z",
+            "cab",
+            "ar",
+            "deb",
+            "rpm",
+        ):
             label, advice = f"{label} archive", UNPACK
         elif extension in ("exe", "elf", "dll"):
             label, advice = f"{label} program", "drop its documentation instead."

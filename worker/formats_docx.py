@@ -190,6 +190,7 @@ class Numbering:
         abstract = {attribute(element, "abstractNumId"): element for element in root if local(element) == "abstractNum"}
         self.levels: dict[str, dict[int, tuple[str, str, int]]] = {}
         self.list_of: dict[str, str] = {}
+        self.restarts: dict[str, dict[int, int]] = {}
         self.counts: dict[str, dict[int, int]] = {}
         for number in root:
             if local(number) != "num":
@@ -197,15 +198,15 @@ class Numbering:
             identity = attribute(number, "numId") or ""
             list_id = value_of(number, "abstractNumId") or ""
             levels = read_levels(abstract.get(list_id))
-            overridden = False
+            restarts: dict[int, int] = {}
             for override in number:
                 start = value_of(override, "startOverride")
-                depth = int(attribute(override, "ilvl") or 0)
-                if local(override) == "lvlOverride" and start and depth in levels:
-                    levels[depth] = (*levels[depth][:2], int(start))
-                    overridden = True
+                depth = attribute(override, "ilvl") or "0"
+                if local(override) == "lvlOverride" and start and start.isdigit() and depth.isdigit():
+                    restarts[int(depth)] = int(start)
             self.levels[identity] = levels
-            self.list_of[identity] = f"own {identity}" if overridden else list_id
+            self.list_of[identity] = list_id
+            self.restarts[identity] = restarts
 
     def marker(self, number_id: str, depth: int) -> str:
         """The mark of the next item: "-" for bullets, "" where the list is unknown."""
@@ -214,6 +215,8 @@ class Numbering:
             return "" if number_id == "0" else "-"
         form, pattern, _ = levels[depth]
         counts = self.counts.setdefault(self.list_of[number_id], {})
+        for restarted, start in self.restarts.pop(number_id, {}).items():  # at the first use of this list only
+            counts[restarted] = start - 1
         counts[depth] = counts.get(depth, levels[depth][2] - 1) + 1
         for deeper in [level for level in counts if level > depth]:
             del counts[deeper]
@@ -252,7 +255,7 @@ def count(number: int, form: str) -> str:
         roman = ""
         for value, digits in zip(
             (1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1),
-            "M CM D CD C XC L XL X IX V IV I".split(),
+            ["M", "CM", "D", "CD", "C", "XC", "L", "XL", "X", "IX", "V", "IV", "I"],
             strict=True,
         ):
             roman += digits * (number // value)

@@ -1,7 +1,7 @@
 """HTML to plain reading Markdown: headings, lists, fences and pipe tables; no emphasis, links, images or escapes.
 
-A reader of ours over lxml's tree: html-to-markdown 3.21 writes escapes (`1\\.`, `\\#`, `\\|`) and emphasis (captions, summaries)
-that no option turns off and that cannot be told from the page's own characters afterwards.
+A reader of ours over lxml's tree: html-to-markdown 3.21 writes escapes (`1\\.`, `\\#`, `\\|`) and emphasis (captions,
+summaries) that no option turns off and that cannot be told from the page's own characters afterwards.
 """
 
 import codecs
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lxml import etree
+from lxml import etree  # type: ignore[import-untyped]
 
 from shared.errors import UnreadableError
 from shared.models import Parsed
@@ -18,20 +18,26 @@ from worker.formats_text import clean_title, decode, first_title, storable
 from worker.formats_write import Writer, pipe_row
 
 META_CHARSET = re.compile(rb"(?:<meta[^>]+charset|<\?xml[^>]+encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
-SKIPPED = set(
-    "head script style template noscript iframe object embed applet audio video canvas svg map img picture source "
-    "select datalist textarea button input nav dialog rp annotation annotation-xml".split()
-)
-BLOCKS = set(
-    "html body address article aside blockquote center dd details dir div dl dt fieldset figcaption figure footer form "
-    "h1 h2 h3 h4 h5 h6 header hgroup hr legend li main menu ol p pre search section summary table ul tr td th tbody thead tfoot caption".split()
-)
+SKIPPED = {
+    "head", "script", "style", "template", "noscript", "iframe", "object", "embed", "applet", "audio", "video",
+    "canvas", "svg", "map", "img", "picture", "source", "select", "datalist", "textarea", "button", "input",
+    "dialog", "rp", "annotation", "annotation-xml",
+}  # fmt: skip
+BLOCKS = {
+    "html", "body", "address", "article", "aside", "blockquote", "center", "dd", "details", "dir", "div", "dl",
+    "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header",
+    "hgroup", "hr", "legend", "li", "main", "menu", "ol", "p", "pre", "search", "section", "summary", "table",
+    "ul", "tr", "td", "th", "tbody", "thead", "tfoot", "caption", "nav",
+}  # fmt: skip
 CHROME_ROLES = {"navigation", "search", "contentinfo", "dialog"}
-CHROME_CLASSES = set(
-    "navheader navfooter headerlink permalink related sphinxsidebar skip-link breadcrumb breadcrumbs docnav mw-editsection "
-    "navbox sidebar cookie-banner visually-hidden sr-only linenos lineno".split()
-)
-LAYOUT = set("h1 h2 h3 h4 h5 h6 pre table".split())
+CHROME_CLASSES = {
+    "navheader", "navfooter", "headerlink", "permalink", "related", "sphinxsidebar", "skip-link", "breadcrumb",
+    "breadcrumbs", "docnav", "mw-editsection", "navbox", "sidebar", "cookie-banner", "visually-hidden",
+    "sr-only", "linenos", "lineno",
+}  # fmt: skip
+LAYOUT = {
+    "h1", "h2", "h3", "h4", "h5", "h6", "pre", "table",
+}  # fmt: skip
 BREAK = "\v"  # stands for <br> until white space is collapsed
 MAX_DEPTH = 900
 
@@ -39,23 +45,19 @@ MAX_DEPTH = 900
 def parse_html(data: bytes, name: str) -> Parsed:
     """Read an HTML page without its navigation, or whole where nothing else is in it."""
     text = decode(data, name, declared_encoding(data))
-    root = tree(text)
+    root = tree(text, name)
     for skip in (is_chrome, is_hidden):
         writer = Writer()
         if root is not None:
             page = Page(writer, skip)
-            page.menus = skip is is_chrome and root.find(".//h1") is not None or root.find(".//h2") is not None
+            page.menus = (skip is is_chrome and root.find(".//h1") is not None) or root.find(".//h2") is not None
             page.read(root)
         if writer.text().strip():
             break
     else:
-        if re.sub(r"(?is)<(script|style|head)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>", "", text).strip():
-            raise UnreadableError(
-                f"{name} has text, but nested so deeply (or so broken) that none of it could be taken out; "
-                "open it in a browser, save it as PDF and drop that instead."
-            )
         raise UnreadableError(
-            f"{name} has no text in it, only markup, scripts or pictures; open it in a browser, save it as PDF and drop that instead."
+            f"{name} has no text in it, only markup, scripts or pictures; "
+            "open it in a browser, save it as PDF and drop that instead."
         )
     found = re.search(r"<title[^>]*>(.*?)</title", text, re.I | re.S)
     title = first_title(tuple(writer.headings)) or clean_title(html.unescape(found[1]) if found else None)
@@ -75,12 +77,19 @@ def declared_encoding(data: bytes) -> str | None:
     return "cp1252" if encoding in ("iso8859-1", "ascii") else encoding  # as browsers read them
 
 
-def tree(text: str) -> Any:
+def tree(text: str, name: str) -> Any:
+    """The root element, None for a page without any element."""
     parser = etree.HTMLParser(encoding="utf-8", no_network=True, huge_tree=True, remove_comments=True, remove_pis=True)
     try:
-        return etree.fromstring(text.encode("utf-8"), parser)
+        root = etree.fromstring(text.encode("utf-8"), parser)
     except etree.XMLSyntaxError:
-        return None
+        root = None
+    # libxml2 leaves out what comes after 2,048 levels: better no text than some of it.
+    if any("Excessive depth" in error.message for error in parser.error_log):
+        raise UnreadableError(
+            f"{name} is nested too deeply to be read whole; open it in a browser, save it as PDF and drop that instead."
+        )
+    return root
 
 
 def is_menu(element: Any) -> bool:
@@ -99,6 +108,8 @@ def is_hidden(element: Any) -> bool:
 
 def is_chrome(element: Any) -> bool:
     if is_hidden(element) or element.get("role") in CHROME_ROLES:
+        return True
+    if element.tag == "nav":
         return True
     if element.tag == "footer":
         return element.getparent() is None or element.getparent().tag in ("body", "div", "html")
@@ -138,7 +149,9 @@ class Page:
 
     def children(self, element: Any) -> None:
         self.depth += 1
-        if self.depth < MAX_DEPTH:
+        if self.depth > MAX_DEPTH:
+            self.words.append(" ".join(element.itertext("*")))
+        else:
             if element.text:
                 self.words.append(element.text.replace("\v", " "))
             for child in element:
@@ -180,14 +193,14 @@ class Page:
         elif tag == "table":
             self.table(element)
         elif tag in ("ul", "ol", "menu", "dir"):
-            self.list(element, ordered=tag == "ol")
+            self.items(element, ordered=tag == "ol")
         elif tag == "li":
             self.item(element, "- ")
         elif tag != "hr":
             self.children(element)
             self.flush("term" if tag == "dt" else "")
 
-    def list(self, element: Any, ordered: bool) -> None:
+    def items(self, element: Any, ordered: bool) -> None:
         if self.menus and not self.writer.headings and is_menu(element):
             return
         start = element.get("start") or "1"
@@ -227,7 +240,7 @@ class Page:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
         self.block(f"{fence}{language[1] if language else ''}\n{code}\n{fence}", "code")
 
-    def raw(self, element: Any) -> "list[str]":
+    def raw(self, element: Any) -> list[str]:
         parts = [element.text or ""]
         for child in element:
             if child.tag == "br":
@@ -249,7 +262,11 @@ class Page:
         rows = [row for row in element.iter("tr") if nearest_table(row) is element]
         cells = [[cell for cell in row if cell.tag in ("td", "th") and not self.skip(cell)] for row in rows]
         widest = max((len(row) for row in cells), default=0)
-        if widest < 2 or element.get("role") == "presentation" or any(inner.tag in LAYOUT for inner in element.iterdescendants()):
+        if (
+            widest < 2
+            or element.get("role") == "presentation"
+            or any(inner.tag in LAYOUT for inner in element.iterdescendants())
+        ):
             for row in element.iter("tr", "caption"):
                 if nearest_table(row) is element:
                     self.children(row)

@@ -1,7 +1,7 @@
 """DOCX, PPTX and XLSX to plain reading Markdown: a bounded reader over the XML in the archive.
 
-Ours because the known readers are slow or can be brought down (LIBRARIES.md); names are compared without their namespace,
-so that strict and transitional files read alike.
+Ours because the known readers are slow or can be brought down; names are compared without their namespace, so that
+strict and transitional files read alike.
 """
 
 import io
@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lxml import etree
+from lxml import etree  # type: ignore[import-untyped]
 
 from shared.errors import UnreadableError
 from shared.models import Parsed

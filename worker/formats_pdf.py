@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from shared.errors import UnreadableError
@@ -15,13 +16,15 @@ ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
 EMPHASIS = re.compile(r"(?<!\\)(\*\*\*|\*\*|\*|~~)(?=\S)(.+?)(?<=\S)(?<!\\)\1", re.S)
 MATH = re.compile(r"(?<!\\)\$(?=[^$\n]*(?:\\[a-zA-Z]|[_^]\{))([^$\n]{1,400})\$")
 MATH_SYMBOLS = {
-    "langle": "⟨", "rangle": "⟩", "ast": "∗", "times": "×", "cdot": "·", "leq": "≤", "le": "≤", "geq": "≥", "ge": "≥", "neq": "≠",
-    "approx": "≈", "sim": "∼", "pm": "±", "infty": "∞", "sum": "∑", "prod": "∏", "int": "∫", "in": "∈", "subset": "⊂", "cup": "∪",
-    "cap": "∩", "to": "→", "rightarrow": "→", "leftarrow": "←", "Rightarrow": "⇒", "partial": "∂", "nabla": "∇", "forall": "∀",
-    "exists": "∃", "ell": "ℓ", "bullet": "•", "dagger": "†", "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε",
-    "varepsilon": "ε", "zeta": "ζ", "eta": "η", "theta": "θ", "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π",
-    "rho": "ρ", "sigma": "σ", "tau": "τ", "phi": "φ", "varphi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω", "Gamma": "Γ",
-    "Delta": "Δ", "Theta": "Θ", "Lambda": "Λ", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω",
+    "langle": "⟨", "rangle": "⟩", "ast": "∗", "times": "×", "cdot": "·", "leq": "≤", "le": "≤", "geq": "≥",
+    "ge": "≥", "neq": "≠", "approx": "≈", "sim": "∼", "pm": "±", "infty": "∞", "sum": "∑", "prod": "∏",
+    "int": "∫", "in": "∈", "subset": "⊂", "cup": "∪", "cap": "∩", "to": "→", "rightarrow": "→",
+    "leftarrow": "←", "Rightarrow": "⇒", "partial": "∂", "nabla": "∇", "forall": "∀", "exists": "∃", "ell": "ℓ",
+    "bullet": "•", "dagger": "†", "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε",
+    "varepsilon": "ε", "zeta": "ζ", "eta": "η", "theta": "θ", "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν",
+    "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ", "phi": "φ", "varphi": "φ", "chi": "χ",
+    "psi": "ψ", "omega": "ω", "Gamma": "Γ", "Delta": "Δ", "Theta": "Θ", "Lambda": "Λ", "Sigma": "Σ", "Phi": "Φ",
+    "Psi": "Ψ", "Omega": "Ω",
 }  # fmt: skip
 SECTION = re.compile(r"\d{1,2}(?:\.\d{1,2}){0,4}\.?")
 NUMBERED = re.compile(r"(\d{1,3}(?:\.\d{1,3}){0,5})\.?\s+\S")
@@ -56,7 +59,9 @@ def parse_pdf(data: bytes, name: str, max_text_chars: int) -> Parsed:
         result = reader.parse(data[data.index(b"%PDF-") :])
     except ParseError as error:
         if "password" in str(error).lower():
-            raise UnreadableError(f"{name} is protected by a password; save it without one and drop it again.") from error
+            raise UnreadableError(
+                f"{name} is protected by a password; save it without one and drop it again."
+            ) from error
         raise UnreadableError(
             f"{name} is a PDF that is damaged or cut off; copy it again, or print it to a new PDF and drop that."
         ) from error
@@ -123,7 +128,7 @@ def tame(blocks: list[Block]) -> list[Block]:
     shapes = Counter(re.sub(r"\d+", "0", block.text.strip()) for block in blocks if block.kind == "heading")
     tamed: list[Block] = []
     section: tuple[int, ...] = ()
-    for block in [part for block in blocks for part in split_sections(block)]:
+    for block in chain.from_iterable(map(split_sections, blocks)):
         if block.kind == "heading":
             last = tamed[-1] if tamed else None
             if last and last.kind == "heading" and last.page == block.page and continues(last.text, block.text):
@@ -144,14 +149,19 @@ def tame(blocks: list[Block]) -> list[Block]:
 
 
 def split_sections(block: Block) -> list[Block]:
-    """A section heading whose number stands apart is taken for a two-column table, with the prose below it: undo that."""
+    """Undo that a heading whose number stands apart was taken, with the prose below, for a table of two columns."""
     rows = block.rows or []
     if any(len(row) != 2 for row in rows) or len(rows) > 12:
         return [block]
     count = 0
     while count < len(rows) and SECTION.fullmatch(rows[count][0].strip()) and rows[count][1][:1].isupper():
         count += 1
-    if not count or len(rows) - count > 9 or (count > 2 and count == len(rows)) or any(row[0][:1].isdigit() for row in rows[count:]):
+    if (
+        not count
+        or len(rows) - count > 9
+        or (count > 2 and count == len(rows))
+        or any(row[0][:1].isdigit() for row in rows[count:])
+    ):
         return [block]
     parts = [Block(block.page, "heading", f"{row[0].strip()} {row[1].strip()}") for row in rows[:count]]
     prose = " ".join(" ".join(row) for row in rows[count:])
@@ -165,7 +175,9 @@ def numbers(section: str) -> tuple[int, ...]:
 def follows(before: tuple[int, ...], section: tuple[int, ...]) -> bool:
     if section <= before:
         return False
-    depth = next((depth for depth, pair in enumerate(zip(before, section, strict=False)) if pair[0] != pair[1]), len(before))
+    depth = next(
+        (depth for depth, pair in enumerate(zip(before, section, strict=False)) if pair[0] != pair[1]), len(before)
+    )
     steps = (section[depth] - (before[depth] if depth < len(before) else 0), *section[depth + 1 :])
     return all(step <= 2 for step in steps)
 

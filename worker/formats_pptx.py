@@ -93,7 +93,9 @@ def write_body(writer: Writer, shape: Any) -> None:
         if "buAutoNum" in marks:
             start = attribute(marks["buAutoNum"], "startAt") or "1"
             numbers[level] = numbers[level] + 1 if level in numbers else int(start) if start.isdigit() else 1
-            writer.block(f"{indent}{automatic(numbers[level], attribute(marks['buAutoNum'], 'type') or '')} {text}", "item")
+            writer.block(
+                f"{indent}{automatic(numbers[level], attribute(marks['buAutoNum'], 'type') or '')} {text}", "item"
+            )
         elif "buNone" not in marks and (listed or "buChar" in marks):
             numbers.pop(level, None)
             writer.block(f"{indent}- " + text.replace("\n", f"\n{indent}  "), "item")

@@ -1,4 +1,4 @@
-"""Formats that are kept as they are written (Markdown, reStructuredText, plain text, CSV, code), and their encodings."""
+"""Formats that are kept as they are written (Markdown, reStructuredText, text, CSV, code), and their encodings."""
 
 import codecs
 import re
@@ -64,7 +64,7 @@ def decode(data: bytes, name: str, declared: str | None = None) -> str:
         text = data.decode("utf-8", "replace")
     # A UTF-8 file with a few broken bytes stays UTF-8: cp1252 would garble all the rest of it.
     broken = text.count("\ufffd")
-    if broken * 10 < sum(character > "\x7f" for character in text):
+    if broken * 4 < sum(character > "\x7f" for character in text):
         return storable(text)
     return storable(decode_legacy(data, name))
 
@@ -73,7 +73,7 @@ def decode_legacy(data: bytes, name: str) -> str:
     # Western European text is ASCII with a few accents; where most letters are above ASCII it is some other code page.
     letters = sum(byte in b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" for byte in data[:SAMPLE])
     high = sum(byte > 127 for byte in data[:SAMPLE])
-    if high * 3 < letters + 8:
+    if high < letters + 8:
         try:
             return data.decode("cp1252")
         except UnicodeDecodeError:
@@ -120,7 +120,7 @@ def clean_title(title: str | None) -> str | None:
         return None
     if re.match(r"(?i)(microsoft (word|powerpoint|excel) - |(powerpoint|microsoft powerpoint) presentation$)", title):
         return None
-    if re.match(r"(?i)((untitled|document|presentation|book|workbook|slide|sheet|title|no title|home)[ _-]?\d*$)", title):
+    if re.match(r"(?i)((untitled|document|presentation|book|workbook|slide|sheet|(no )?title|home)[ _-]?\d*$)", title):
         return None
     if re.search(r"(?i)\.(docx?|pptx?|xlsx?|pdf|indd|tex|dvi|ps|qxd|rtf|odt|pages|html?|md|txt)$", title):
         return None

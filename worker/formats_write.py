@@ -53,7 +53,7 @@ class Writer:
             self.headings.append(Heading(start, level, title))
 
     def table(self, rows: list[list[str]]) -> None:
-        """Write rows as a pipe table whose first row is its head; all-blank rows and columns at the right are left out."""
+        """Write rows as a pipe table, its head first; blank rows, and blank columns at the right, are left out."""
         rows = [[cell_text(cell) for cell in row] for row in rows]
         rows = [row for row in rows if any(row)]
         columns = max((index + 1 for row in rows for index, cell in enumerate(row) if cell), default=0)

@@ -4,7 +4,7 @@ import re
 from datetime import datetime, timedelta
 from typing import Any
 
-from lxml import etree
+from lxml import etree  # type: ignore[import-untyped]
 
 from shared.errors import UnreadableError
 from worker.formats_office import XML_LIMITS, Archive, attribute, inside, local, relation_id
@@ -23,11 +23,17 @@ def read_xlsx(archive: Archive, writer: Writer, main: str, max_text_chars: int) 
     parts = {kind: part for kind, part in relations.values()}
     strings = read_strings(archive, parts.get("sharedStrings", "xl/sharedStrings.xml"))
     styles = read_styles(archive.optional(parts.get("styles", "xl/styles.xml")))
-    since = datetime(1904, 1, 1) if any(attribute(found, "date1904") in ("1", "true") for found in inside(book, "workbookPr")) else datetime(1899, 12, 30)
+    since = (
+        datetime(1904, 1, 1)
+        if any(attribute(found, "date1904") in ("1", "true") for found in inside(book, "workbookPr"))
+        else datetime(1899, 12, 30)
+    )
     for sheet in inside(book, "sheet"):
         kind, part = relations.get(relation_id(sheet), ("", ""))
         if kind == "worksheet" and part in archive.names:
-            write_sheet(archive, writer, attribute(sheet, "name") or "", part, Values(strings, styles, since), max_text_chars)
+            write_sheet(
+                archive, writer, attribute(sheet, "name") or "", part, Values(strings, styles, since), max_text_chars
+            )
     return None
 
 
@@ -141,7 +147,7 @@ def number_format(identity: int, code: str | None) -> tuple[str, int]:
         return "percent", len(re.search(r"(?:\.([0#?]+))?", bare[bare.find(".") :] if "." in bare else "")[1] or "")  # type: ignore[index]
     if "general" in bare or not re.search(r"[ymdhs]", bare):
         return "", 0
-    return ("date" if re.search(r"[yd]", bare) or "h" not in bare and "s" not in bare else "time"), 0
+    return ("date" if re.search(r"[yd]", bare) or ("h" not in bare and "s" not in bare) else "time"), 0
 
 
 def read_rows(archive: Archive, part: str, values: Values) -> Any:

@@ -3,6 +3,7 @@
 The reading itself is `worker/formats.py`, which only the child imports.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from shared.errors import TransientError, UnreadableError
 from shared.models import Heading, Parsed
@@ -29,7 +30,7 @@ OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Died(Exception):
-    """The child's pipe closed before its reply was whole."""
+    """The child ended before its reply was whole."""
 
 
 class Parser:
@@ -67,9 +68,10 @@ class Parser:
         """
         name = _printable(name)
         self._check_size(path, name)
+        request = {"path": str(path.absolute()), "name": name, "max_text_chars": self.max_text_chars}
         with self._lock:
             try:
-                reply = self._ask({"path": str(path.absolute()), "name": name, "max_text_chars": self.max_text_chars}, name)
+                reply = self._ask(request, name)
             except BaseException:
                 # A reply that nobody waits for would be taken for the next document's.
                 self._stop()
@@ -98,15 +100,9 @@ class Parser:
 
     def _ask(self, request: dict[str, Any], name: str) -> dict[str, Any]:
         deadline = time.monotonic() + self.seconds
-        child = self._running()
         try:
-            _send(child, request)
-        except OSError:  # it died since the last call, which says nothing about this document
-            self._stop()
-            child = self._running()
-            _send(child, request)
-        try:
-            reply: dict[str, Any] = json.loads(self._receive(child, deadline))
+            # A second child is tried when the first was ended from outside, perhaps even before this document.
+            return self._exchange(request, deadline) or self._exchange(request, deadline) or _interrupted(name)
         except TimeoutError as error:
             raise UnreadableError(
                 f"{name} took longer than {self.seconds:g} s to read; it was given up. "
@@ -115,13 +111,23 @@ class Parser:
         except MemoryError as error:
             raise UnreadableError(_too_much_memory(name, self.memory_bytes)) from error
         except _Died as error:
-            code = child.wait()
-            if -code in OUTSIDE_SIGNALS:
-                raise TransientError(f"Reading {name} was interrupted from outside; it is tried again later.") from error
             raise UnreadableError(
-                f"{name} made its reader crash ({_exit_reason(code)}); "
+                f"{name} made its reader crash ({error}); "
                 "open it in the program that made it, save it again and drop it again."
             ) from error
+
+    def _exchange(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
+        """Send a request and return the reply, None if the child was ended from outside."""
+        child = self._running()
+        try:
+            _send(child, request)
+            reply: dict[str, Any] = json.loads(self._receive(child, deadline))
+        except (_Died, BrokenPipeError) as error:
+            code = child.wait()
+            self._stop()
+            if isinstance(error, BrokenPipeError) or -code in OUTSIDE_SIGNALS:
+                return None
+            raise _Died(_exit_reason(code)) from error
         return reply
 
     def _receive(self, child: subprocess.Popen[bytes], deadline: float) -> bytes:
@@ -175,10 +181,8 @@ class Parser:
             child.returncode = 0
             return
         if child.poll() is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             child.wait()
 
     def _resident(self) -> int:
@@ -194,6 +198,10 @@ class Parser:
             return int(answer.stdout.strip() or 0) * 1024
         except (OSError, ValueError, IndexError):
             return 0
+
+
+def _interrupted(name: str) -> NoReturn:
+    raise TransientError(f"Reading {name} was interrupted from outside twice; it is tried again later.")
 
 
 def _send(child: subprocess.Popen[bytes], request: dict[str, Any]) -> None:
@@ -212,7 +220,7 @@ def _result(reply: dict[str, Any], name: str, memory_bytes: int) -> Parsed:
                 format=reply["format"],
                 kind=reply["kind"],
                 title=reply["title"],
-                headings=tuple(Heading(*heading) for heading in reply["headings"]),
+                headings=tuple(Heading(**heading) for heading in reply["headings"]),
                 pages=tuple((start, number) for start, number in reply["pages"]),
             )
         case "unreadable":

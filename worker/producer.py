@@ -81,12 +81,13 @@ class Producer:
             return
         ledger = documents.known(self.connection, self.source_id, below)
         seen = {file.key for file in found}
-        settled = [file for file in found if self._settled(file, ledger)]
-        changed = [f for f in settled if f.key not in ledger or ledger[f.key].state == "deleted" or ledger[f.key].wanted_revision != f.revision]
         missing = [
             row for key, row in ledger.items()
             if key not in seen and row.state != "deleted" and not any(key == c or key.startswith(f"{c}/") for c in closed)
         ]  # fmt: skip
+        moved = {row.live_revision for row in missing}  # a renamed file keeps its times: there is nothing to wait for
+        settled = [file for file in found if file.revision in moved or self._settled(file, ledger)]
+        changed = [f for f in settled if f.key not in ledger or ledger[f.key].state == "deleted" or ledger[f.key].wanted_revision != f.revision]
         renamed = self._renamed([f for f in changed if f.key not in ledger], {row.id for row in missing}, seen)
         documents.want(self.connection, self.source_id, [(f.key, f.revision, f.size) for f in changed if f.key not in renamed.values()])
         documents.gone(self.connection, [row.id for row in missing if row.id not in renamed])
@@ -94,7 +95,8 @@ class Producer:
             problem = f"Some folders cannot be read and were left as they are: {', '.join(closed[:5])}" if closed else None
             documents.scanned(self.connection, self.source_id, problem)
         if changed or missing:
-            log.info(f"{len(changed)} new or changed, {len(renamed)} of them renamed, {len(missing) - len(renamed)} gone", action="scan.done")
+            gone = sum(row.id not in renamed for row in missing)
+            log.info(f"{len(changed) - len(renamed)} new or changed, {len(renamed)} renamed, {gone} gone", action="scan.done")
 
     def _settled(self, file: Found, ledger: dict[str, documents.Known]) -> bool:
         row = ledger.get(file.key)

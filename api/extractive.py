@@ -1,0 +1,1 @@
+# empty placeholder so that api imports; helper 4: overwrite this file

@@ -1,0 +1,166 @@
+"""Real parts for the tests: embedded servers once a session, a database of its own for each test, real processes on demand."""
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+
+from shared import db, local_model
+from shared.db import Connection
+from shared.providers import LOCAL_MODEL
+from shared.servers import Servers
+from shared.settings import ROOT
+
+KEY = "the-key-of-the-tests"
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    running = Servers(tmp_path_factory.mktemp("servers") / ".askfolder", durable=False)
+    running.start()
+    db.migrate(running.database_url)  # the database `askfolder` is the template that each test copies
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in embedder's files, built once."""
+    return local_model.prepare(tmp_path_factory.mktemp("data") / LOCAL_MODEL)
+
+
+@pytest.fixture
+def database_url(servers: Servers) -> Iterator[str]:
+    name = f"test_{next(_numbers)}"
+    admin = servers.database_url.replace("/askfolder?", "/postgres?")
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE askfolder")
+    yield servers.database_url.replace("/askfolder?", f"/{name}?")
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[Connection]:
+    with db.connect(database_url) as connection:
+        yield connection
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def until(check: Callable[[], Any], seconds: float = 30, pause: float = 0.05) -> Any:
+    """The first true value of `check`; fails the test after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := check():
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"did not happen within {seconds} s: {check}")
+        time.sleep(pause)
+
+
+@dataclass
+class System:
+    """Real processes over a folder: producer, Celery worker, API."""
+
+    folder: Path
+    data: Path
+    port: int
+    env: dict[str, str]
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, *names: str, **env: str) -> None:
+        commands = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
+        for name in names:
+            command = commands[name].replace("python -m", f"{sys.executable} -m").replace('"', "")
+            log = (self.data / f"{name}.log").open("ab")
+            self.processes[name] = subprocess.Popen(
+                command.split(), cwd=ROOT, env=self.env | env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+            log.close()
+        if "web" in names:
+            until(lambda: self.call("GET", "/healthz", quiet=True), 15)
+
+    def stop(self, *names: str, number: int = signal.SIGTERM) -> None:
+        for name in names or tuple(self.processes):
+            if (process := self.processes.pop(name, None)) and process.poll() is None:
+                process.send_signal(number)
+                try:
+                    process.wait(8)
+                except subprocess.TimeoutExpired:
+                    pass
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def call(self, method: str, path: str, json: object = None, quiet: bool = False, **query: Any) -> Any:
+        """The API's answer as JSON; None when `quiet` and there is none yet."""
+        try:
+            with httpx2.Client(trust_env=False, timeout=30) as client:
+                response = client.request(
+                    method, f"http://127.0.0.1:{self.port}{path}", json=json, params=query, headers={"Authorization": f"Bearer {KEY}"}
+                )
+        except httpx2.HTTPError:
+            if quiet:
+                return None
+            raise
+        if not quiet:
+            assert response.status_code == 200, response.text
+        return response.json()
+
+    def documents(self) -> dict[str, dict[str, Any]]:
+        return {d["source"]: d for d in self.call("GET", "/documents", limit=1000)["documents"]}
+
+    def settled(self, count: int | None = None, seconds: float = 60) -> dict[str, dict[str, Any]]:
+        """Waits until nothing is queued or in work (and there are so many documents)."""
+
+        def check() -> Any:
+            rows = self.documents()
+            busy = [d for d in rows.values() if d["state"] in ("queued", "ingesting")]
+            return rows if not busy and (len(rows) >= 1 if count is None else len(rows) == count) else None
+
+        result: dict[str, dict[str, Any]] = until(check, seconds)
+        return result
+
+    def search(self, query: str, **more: Any) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = self.call("POST", "/search", {"query": query, **more})["results"]
+        return results
+
+    def log(self, name: str) -> str:
+        return (self.data / f"{name}.log").read_text(errors="replace")
+
+
+@pytest.fixture
+def system(servers: Servers, database_url: str, model: Path, tmp_path: Path) -> Iterator[System]:
+    """A system over an empty folder; nothing is started yet."""
+    folder, data = tmp_path / "inbox", tmp_path / "data"
+    folder.mkdir()
+    (data / "models").mkdir(parents=True)
+    (data / LOCAL_MODEL).symlink_to(model)
+    port = free_port()
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("ASKFOLDER_", "ANTHROPIC_", "OPENAI_", "VOYAGE_"))}
+    env |= {
+        "DATABASE_URL": database_url, "REDIS_URL": servers.redis_url.replace("db=0", f"db={1 + port % 15}"), "REMAP_SIGTERM": "SIGQUIT",
+        "ASKFOLDER_INBOX": str(folder), "ASKFOLDER_DATA": str(data), "ASKFOLDER_PORT": str(port), "ASKFOLDER_ADMIN_KEY": KEY,
+        "ASKFOLDER_FLOWER_PORT": str(free_port()), "PYTHONPATH": str(ROOT), "ASKFOLDER_CONCURRENCY": "2",
+    }  # fmt: skip
+    system = System(folder, data, port, env)
+    yield system
+    system.stop()
