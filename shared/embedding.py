@@ -333,6 +333,7 @@ def _max_length(directory: Path, ours: dict[str, Any]) -> int:
 RETRIES = 5
 PATIENCE = 60.0  # seconds that one request may take, with its retries
 QUESTION_PATIENCE = 10.0  # someone is waiting
+_sleep = time.sleep  # tests replace it
 
 # No text has more tokens than bytes (the providers' tokenizers work on bytes), and an estimate is never below a third
 # of the bytes. So a limit divided by three holds for every text.
@@ -418,7 +419,7 @@ class RemoteEmbedder(Embedder):
                 pause = max(error.retry_after or 0.0, 2**attempt * random.uniform(0.5, 1.0))
                 if attempt == RETRIES or time.monotonic() + pause > deadline:
                     raise
-            time.sleep(pause)
+            _sleep(pause)
         raise AssertionError("unreachable")
 
     def _checked(self, response: httpx2.Response, count: int) -> Vectors:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 LIST_ITEM = re.compile(r"(?:[-*+•‣◦]|\(?(?:\d{1,3}|[a-z])[.)])\s")
 FENCE = re.compile(r"(?:```|~~~)")
 WRAPPED = 40  # characters: a shorter line was not broken because it was full
-LONGEST = 1000  # characters: a "sentence" over several lines that is longer is taken for a list of lines
+LONGEST = 400  # characters: a "sentence" over several lines that is longer is taken for a list of lines
 
 _LINE = re.compile(r"[^\n]+")
 _SPACE = re.compile(r"\s*")

@@ -23,10 +23,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 NO_ANSWER = "I don't have information on that."
-STOP_WORDS = frozenset(  # noqa: SIM905
-    "a about an and any are as at be by can did do does for from had has have how i in is it its many much of on or "
-    "should that the their them there they this to was we were what when where which who why will with you your".split()
-)
+COMMON = """a about an and any are as at be by can did do does for from had has have how i in is it its many much of on or
+should that the their them there they this to was we were what when where which who why will with you your"""
+STOP_WORDS = frozenset(COMMON.split())
 
 Block = dict[str, Any]
 Reply = Callable[[dict[str, Any]], list[Block]]
@@ -134,8 +133,8 @@ class Standin:
         "400", "401", "404", "429", "500", "529": that status, with `retry_after` (seconds), `message` and `code`;
         "hang": silence for `seconds`; "malformed": no JSON; "cut": hangs up in the middle.
         Embeddings: "too_few", "too_many", "shuffled" (with right indexes), "nan", "zero", "dimension", "not_numbers".
-        Anthropic streams, after some text: "error_event" (an SSE error), "cut_stream" (the HTTP answer ends properly, but
-        without the last events, which a client easily takes for the end), "broken_stream" (the connection breaks).
+        Anthropic streams, after some text: "error_event" (an SSE error), "cut_stream" (the HTTP answer ends properly,
+        but without the last events, which a client easily takes for the end), "broken_stream" (the connection breaks).
         """
         if fault not in self.faults:
             raise ValueError(f"{type(self).__name__} cannot misbehave as {fault!r}.")
@@ -433,7 +432,7 @@ class AnthropicStandin(Standin):
             if broken and texts >= 2:
                 break
             self.send_event(handler, event)
-            texts += event["type"] == "content_block_delta"
+            texts += event.get("delta", {}).get("type") == "text_delta"
         if fault == "error_event":
             self.send_event(handler, self.error_body(529, "Overloaded", None))
         if fault == "broken_stream":

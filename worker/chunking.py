@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from itertools import accumulate, pairwise
+from math import ceil
 from unicodedata import category
 
 import numpy as np
@@ -98,11 +99,9 @@ def _pieces(parsed: Parsed) -> list[_Piece]:
     first: _Piece | None = None  # of the headings that stand above the next words: the place before it is theirs
     for begin, end in pairwise(sorted({0, len(text), *ends, *ends.values()})):
         level = levels.get(begin)
-        if level or code or parsed.format == "csv":
-            spans = lines(text, begin, end)
-        else:
-            spans = [(begin + start, begin + stop) for start, stop in sentences(text[begin:end])]
-        for start, stop in spans:
+        by_line = level or code or parsed.format == "csv"
+        whole = [(0, end - begin)] if by_line else sentences(text[begin:end])
+        for start, stop in (line for span in whole for line in lines(text, begin + span[0], begin + span[1])):
             if code:  # a line keeps its indentation
                 indent = text[max(begin, text.rfind("\n", begin, start) + 1) : start]
                 start -= len(indent) - len(indent.rstrip(" \t"))
@@ -187,10 +186,6 @@ def _weigh(text: str, pieces: list[_Piece], count: Count, limit: int) -> None:
         piece.size = max(tokens, -(-(piece.end - piece.start) // WIDEST))
 
 
-def _at_lines(text: str, start: int, end: int) -> list[tuple[int, int, int]]:
-    return [(begin, stop, WRAP) for begin, stop in lines(text, start, end)]
-
-
 def _at_words(text: str, start: int, end: int) -> list[tuple[int, int, int]]:
     parts, rank = [], WORD
     for match in re.compile(r"\S+").finditer(text, start, end):
@@ -223,7 +218,6 @@ def _joined(text: str, cut: int) -> bool:
 
 # From the gentlest to the last resort.
 _DIVIDERS: tuple[Callable[[str, int, int], list[tuple[int, int, int]]], ...] = (
-    _at_lines,
     _at_words,
     *(partial(_at_letters, longest=longest) for longest in (24, 4, 1)),
 )
@@ -269,11 +263,11 @@ def _peaks(offsets: list[int], keys: list[Key], radius: float) -> list[int]:
 
 def _divided(offsets: list[int], keys: list[Key], first: int, stop: int, limit: int) -> Iterator[tuple[int, int]]:
     """Cuts what is longer than `limit` at the best places that leave neither too much nor too little."""
-    least = SMALLEST * limit
+    least, usual = SMALLEST * limit, 0.9 * limit
     while (total := offsets[stop] - offsets[first]) > limit:
-        low, high = offsets[first] + least, min(offsets[first] + limit, offsets[stop] - least)
-        if total < (2 - SMALLEST) * limit:  # one cut will do
-            low = max(low, offsets[stop] - limit)
+        # As few parts as will do: what is left after the cut needs one part less.
+        low = offsets[first] + max(least, total - usual * (ceil(total / usual) - 1))
+        high = min(offsets[first] + limit, offsets[stop] - least)
         begin = bisect_left(offsets, low, first + 1, stop)
         end = bisect_right(offsets, high, begin, stop)
         if begin == end:  # very long pieces: as many as there is room for
@@ -326,7 +320,8 @@ def _overlaps(
             size += pieces[i].size
             if size > room or pieces[own].heading or pieces[i].heading:
                 break
-            if pieces[i].rank not in (LETTERS, WORD, CLAUSE):
+            # The start of a line inside a sentence only where no sentence starts.
+            if pieces[i].rank in (GLUED, *range(SENTENCE, HEADING)) or (pieces[i].rank == WRAP >= pieces[first].rank):
                 first = i
         firsts.append(first)
     joined = [(first, stop) for first, (own, stop) in zip(firsts, ranges, strict=True) if first < own]

@@ -64,8 +64,7 @@ def read_bytes(path: str, name: str) -> bytes:
 
 def too_long(name: str, chars: int, limit: int) -> UnreadableError:
     return UnreadableError(
-        f"{name} holds {chars:,} characters of text, the limit is {limit:,}; "
-        "split it, or raise ASKFOLDER_MAX_TEXT_CHARS."
+        f"{name} holds {chars:,} characters of text, the limit is {limit:,}; split it, or raise ASKFOLDER_MAX_TEXT_MB."
     )
 
 

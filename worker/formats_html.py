@@ -31,13 +31,11 @@ BLOCKS = {
 }  # fmt: skip
 CHROME_ROLES = {"navigation", "search", "contentinfo", "dialog"}
 CHROME_CLASSES = {
-    "navheader", "navfooter", "headerlink", "permalink", "related", "sphinxsidebar", "skip-link", "breadcrumb",
-    "breadcrumbs", "docnav", "mw-editsection", "navbox", "sidebar", "cookie-banner", "visually-hidden",
+    "navheader", "navfooter", "headerlink", "permalink", "sphinxsidebar", "skip-link", "breadcrumb",
+    "breadcrumbs", "docnav", "mw-editsection", "navbox", "cookie-banner", "visually-hidden",
     "sr-only", "linenos", "lineno",
 }  # fmt: skip
-LAYOUT = {
-    "h1", "h2", "h3", "h4", "h5", "h6", "pre", "table",
-}  # fmt: skip
+LAYOUT = {"h1", "h2", "h3", "h4", "h5", "h6", "pre", "table"}
 BREAK = "\v"  # stands for <br> until white space is collapsed
 MAX_DEPTH = 900
 
@@ -50,7 +48,7 @@ def parse_html(data: bytes, name: str) -> Parsed:
         writer = Writer()
         if root is not None:
             page = Page(writer, skip)
-            page.menus = (skip is is_chrome and root.find(".//h1") is not None) or root.find(".//h2") is not None
+            page.menus = skip is is_chrome and any(root.find(f".//{tag}") is not None for tag in ("h1", "h2"))
             page.read(root)
         if writer.text().strip():
             break

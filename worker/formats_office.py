@@ -36,7 +36,7 @@ class Archive:
         members = self.zip.infolist()
         total = sum(member.file_size for member in members if member.filename.endswith((".xml", ".rels")))
         if len(members) > MAX_MEMBERS or total > MAX_BYTES:
-            raise self.bomb(f"{len(members):,} parts of {total / 1e6:,.0f} MB")
+            raise self.bomb(f"{len(members):,} parts, {total / 1e6:,.0f} MB")
         for member in members:
             if member.file_size > BIG and member.file_size > MAX_RATIO * max(1, member.compress_size):
                 raise self.bomb(f"{member.filename} alone to {member.file_size / 1e6:,.0f} MB")
@@ -44,7 +44,8 @@ class Archive:
 
     def bomb(self, what: str) -> UnreadableError:
         return UnreadableError(
-            f"{self.name} unpacks to far more than a {KIND[self.format]} of its size should ({what}), so it was not read; "
+            f"{self.name} unpacks to far more than a {KIND[self.format]} of its size should ({what}), "
+            "so it was not read; "
             "save its text as PDF or plain text and drop that instead."
         )
 

@@ -53,7 +53,7 @@ def write_sheet(archive: Archive, writer: Writer, name: str, part: str, values: 
         if values.chars + writer.length > 2 * max_text_chars:
             raise UnreadableError(
                 f"{archive.name} holds more than the limit of {max_text_chars:,} characters of text; "
-                "split it, or raise ASKFOLDER_MAX_TEXT_CHARS."
+                "split it, or raise ASKFOLDER_MAX_TEXT_MB."
             )
     write_rows(writer, rows)
 

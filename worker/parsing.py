@@ -45,7 +45,7 @@ class Parser:
         memory_bytes: int = 1 << 30,
         seconds: float = 120,
         max_text_chars: int = 20_000_000,
-        max_file_bytes: int = 200_000_000,
+        max_file_bytes: int = 200 << 20,
     ) -> None:
         self.memory_bytes = memory_bytes
         self.seconds = seconds
@@ -53,6 +53,7 @@ class Parser:
         self.max_file_bytes = max_file_bytes
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0
+        self._peak = 0
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -94,7 +95,7 @@ class Parser:
             raise TransientError(_vanished(name, error)) from error
         if size > self.max_file_bytes:
             raise UnreadableError(
-                f"{name} is {size / 1e6:,.1f} MB large, the limit is {self.max_file_bytes / 1e6:,.1f} MB; "
+                f"{name} is {size / (1 << 20):,.1f} MB large, the limit is {self.max_file_bytes / (1 << 20):,.1f} MB; "
                 "split it, or raise ASKFOLDER_MAX_FILE_MB."
             )
 
@@ -119,6 +120,7 @@ class Parser:
     def _exchange(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
         """Send a request and return the reply, None if the child was ended from outside."""
         child = self._running()
+        self._peak = 0
         try:
             _send(child, request)
             reply: dict[str, Any] = json.loads(self._receive(child, deadline))
@@ -127,6 +129,8 @@ class Parser:
             self._stop()
             if isinstance(error, BrokenPipeError) or -code in OUTSIDE_SIGNALS:
                 return None
+            if -code == signal.SIGABRT and self._peak > self.memory_bytes // 2:
+                raise MemoryError from error  # how libraries end that are refused more memory
             raise _Died(_exit_reason(code)) from error
         return reply
 
@@ -148,8 +152,10 @@ class Parser:
                 received += part
             elif time.monotonic() > deadline:
                 raise TimeoutError
-            elif self._resident() > self.memory_bytes:
-                raise MemoryError
+            else:
+                self._peak = max(self._peak, self._resident())
+                if self._peak > self.memory_bytes:
+                    raise MemoryError
         return bytes(received)
 
     def _running(self) -> subprocess.Popen[bytes]:

@@ -3,7 +3,6 @@
 
 const $ = (id) => document.getElementById(id);
 const number = (n) => n.toLocaleString("en");
-const plural = (n, one, many) => `${number(n)} ${n === 1 ? one : many}`;
 
 /** An element with properties and children; a string is a text node, null is left out. */
 function make(tag, properties, ...children) {
@@ -12,45 +11,46 @@ function make(tag, properties, ...children) {
   return element;
 }
 
-function show(element, visible) {
-  element.hidden = !visible;
+/** Sets a text only where it is another one: a selection in it, and a screen reader, stay undisturbed. */
+function put(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 /** The JSON of an answer. Throws an Error whose message is a sentence for the person at the page. */
 async function call(path, options) {
+  const headers = { "Content-Type": "application/json" };
   let response, body;
   try {
-    response = await fetch(path, { credentials: "same-origin", headers: { "Content-Type": "application/json" }, ...options });
+    response = await fetch(path, { credentials: "same-origin", headers, ...options });
     body = await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
     if (!response) throw new Error("askfolder does not answer. Is it still running? ./askfolder up starts it.");
   }
-  if (response.status === 401) throw new Error("The key is not valid any more. Run ./askfolder open, which opens this page with the right one.");
+  if (response.status === 401) throw new Error("The key is not valid any more. ./askfolder open opens this page with the right one.");
   if (!response.ok || !body) throw new Error(body?.detail || body?.title || `The server answered ${response.status}, without a reason.`);
   return body;
 }
 
-// --- the question ----------------------------------------------------------------------------------------------------
+// --- the question ---
 
 let running = null; // the AbortController of the question that is being answered
-let ready = null; // how many documents can be found, once it is known
+let ready = null; // how many documents are ready, once it is known
 
 async function ask(question) {
   if (running) return;
   running = new AbortController();
-  const started = performance.now();
-  waiting(true, "Searching…");
   $("error").textContent = "";
+  waiting(true, "Searching…");
   try {
     const result = await call("/ask", { method: "POST", body: JSON.stringify({ question }), signal: running.signal });
-    showAnswer(result, (performance.now() - started) / 1000);
     waiting(false, "");
+    showAnswer(result);
   } catch (error) {
-    waiting(false, error.name === "AbortError" ? "Cancelled." : "");
-    if (error.name === "AbortError") return;
+    if (error.name === "AbortError") return waiting(false, "Cancelled.");
+    waiting(false, "");
     $("answer").replaceChildren();
-    show($("evidence"), false);
+    $("evidence").hidden = true;
     $("error").textContent = error.message;
   } finally {
     running = null;
@@ -60,10 +60,9 @@ async function ask(question) {
 function waiting(on, status) {
   $("status").textContent = status;
   if (document.activeElement === $("cancel")) $("question").focus();
-  show($("cancel"), on);
+  $("cancel").hidden = !on;
   $("submit").setAttribute("aria-disabled", on);
-  $("answer").setAttribute("aria-busy", on);
-  $("evidence").setAttribute("aria-busy", on);
+  for (const id of ["answer", "evidence"]) $(id).setAttribute("aria-busy", on);
 }
 
 $("ask").addEventListener("submit", (event) => {
@@ -83,26 +82,24 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.abort();
 });
 
-// --- the answer ------------------------------------------------------------------------------------------------------
+// --- the answer ---
 
-function showAnswer(result, seconds) {
+function showAnswer(result) {
   const { answer, citations, passages, warnings = [] } = result;
-  const marked = new Set();
-  const known = new Set(citations.map((citation) => citation.number));
-  const paragraphs = answer.split(/\n{2,}/).map((text) => make("p", { className: "text", dir: "auto" }, ...withMarks(text, known, marked)));
+  const links = new Map(citations.map(({ number }) => [number, 0])); // citation → how often it is marked
   $("answer").replaceChildren(
     make("h2", {}, "Answer"),
-    ...paragraphs,
-    make("p", { id: "verdict" }, `${verdict(result)} ${seconds.toFixed(1)} s.`),
+    ...answer.split(/\n{2,}/).map((text) => make("p", { className: "text", dir: "auto" }, ...withMarks(text, links))),
+    make("p", { id: "verdict" }, verdict(result)),
     ...warnings.map((text) => make("p", { className: "warning" }, text)),
   );
-  $("citations").replaceChildren(...citations.map((citation) => card(citation, passages, marked)));
+  $("citations").replaceChildren(...citations.map((citation) => card(citation, passages, links)));
   $("passages").replaceChildren(...passages.map(passageItem));
   $("looked-count").textContent = `(${number(passages.length)})`;
   $("looked").open = false;
-  show($("cited"), citations.length > 0);
-  show($("looked"), passages.length > 0);
-  show($("evidence"), citations.length + passages.length > 0);
+  $("cited").hidden = !citations.length;
+  $("looked").hidden = !passages.length;
+  $("evidence").hidden = false;
 }
 
 function verdict({ verdict, answerer, passages }) {
@@ -114,71 +111,71 @@ function verdict({ verdict, answerer, passages }) {
   return verdict === "partial" ? `${by} Not all of it could be backed with a checked citation.` : by;
 }
 
-/** Text nodes and, for every [n] that has a citation, a link to it. */
-function withMarks(text, known, marked) {
+/** Text nodes and, for every [n] that has a citation, a link to its source. */
+function withMarks(text, links) {
   return text.split(/(\[\d+\])/).map((part) => {
     const n = /^\[\d+\]$/.test(part) ? Number(part.slice(1, -1)) : null;
-    if (!known.has(n)) return part;
-    const link = make("a", { className: "mark", href: `#source-${n}`, ariaLabel: `Source ${n}` }, part);
-    if (!marked.has(n)) link.id = `mark-${n}`;
-    marked.add(n);
-    return link;
+    if (!links.has(n)) return part;
+    links.set(n, links.get(n) + 1);
+    const id = links.get(n) === 1 ? `mark-${n}` : "";
+    return make("a", { id, className: "mark", href: `#source-${n}`, ariaLabel: `Source ${n}` }, part);
   });
 }
 
-/** "page 3 · Setup › Install", or what there is of it. */
-function place({ page, heading }) {
-  return [page === null ? "" : `page ${page}`, heading.join(" › ")].filter(Boolean).join(" · ");
+/** "letters.pdf · page 3 · Setup › Install", or what there is of it. */
+function place({ source, page, heading }) {
+  return [source, page === null ? "" : `page ${page}`, heading.join(" › ")].filter(Boolean).join(" · ");
 }
 
-function card(citation, passages, marked) {
+function card(citation, passages, links) {
   const n = citation.number;
-  const label = `[${n}]`;
-  const back = marked.has(n) ? make("a", { className: "mark", href: `#mark-${n}`, ariaLabel: `${n}, back to the answer` }, label) : make("span", { className: "mark" }, label);
+  const back = links.get(n)
+    ? make("a", { className: "mark", href: `#mark-${n}`, ariaLabel: `${n}, back to the answer` }, `[${n}]`)
+    : make("span", { className: "mark" }, `[${n}]`);
   const body = make(
-    "div",
-    {},
+    "div", {},
     citation.title ? make("p", { dir: "auto" }, make("strong", {}, citation.title)) : null,
-    make("p", { className: "place" }, [citation.source, place(citation)].filter(Boolean).join(" · ")),
+    make("p", { className: "place" }, place(citation)),
     make("blockquote", { dir: "auto" }, citation.quote),
-    surroundings(citation, passages),
+    surroundings(citation, passages.find(({ chunk_id }) => chunk_id === citation.chunk_id)),
   );
   return make("li", { id: `source-${n}`, className: "card", tabIndex: -1 }, back, body);
 }
 
-/** The quoted words where they stand in their passage. Offsets count code points, JavaScript's strings do not. */
-function surroundings({ chunk_id, char_start, char_end, quote }, passages) {
-  const passage = passages.find((candidate) => candidate.chunk_id === chunk_id);
-  const letters = Array.from(passage?.content ?? "");
-  const [start, end] = [char_start - passage?.char_start, char_end - passage?.char_start];
-  if (letters.slice(start, end).join("") !== quote || letters.length === end - start) return null;
-  const text = make("p", { className: "passage", dir: "auto" }, letters.slice(0, start).join(""), make("mark", {}, quote), letters.slice(end).join(""));
+/** The quoted words where they stand in their passage. Offsets count code points; JavaScript's own count is another. */
+function surroundings({ char_start, char_end, quote }, passage) {
+  if (!passage || passage.content === quote) return null;
+  const letters = Array.from(passage.content);
+  const [start, end] = [char_start - passage.char_start, char_end - passage.char_start];
+  const [before, words, after] = [letters.slice(0, start), letters.slice(start, end), letters.slice(end)].map((part) => part.join(""));
+  if (start < 0 || words !== quote) return null;
+  const text = make("p", { className: "passage", dir: "auto" }, before, make("mark", {}, words), after);
   return make("details", {}, make("summary", {}, "In its surroundings"), text);
 }
 
 function passageItem(passage) {
-  const summary = make("summary", {}, passage.source, make("span", { className: "place" }, place(passage)));
-  return make("li", {}, make("details", {}, summary, make("p", { className: "passage", dir: "auto" }, passage.content)));
+  const snippet = make("span", { className: "snippet", dir: "auto" }, passage.content.slice(0, 200));
+  const content = make("p", { className: "passage", dir: "auto" }, passage.content);
+  return make("li", {}, make("details", {}, make("summary", {}, place(passage), snippet), content));
 }
 
 // From a mark to its source and back.
 document.addEventListener("click", (event) => {
-  const link = event.target.closest("a.mark");
-  if (!link) return;
+  const target = $(event.target.closest("a.mark")?.hash.slice(1));
+  if (!target) return;
   event.preventDefault();
-  const target = $(link.hash.slice(1));
-  document.querySelectorAll(".lit").forEach((element) => element.classList.remove("lit"));
+  document.querySelector(".lit")?.classList.remove("lit");
   target.classList.add("lit");
   target.focus({ preventScroll: true });
   target.scrollIntoView({ block: "nearest" });
 });
 
-// --- the library -----------------------------------------------------------------------------------------------------
+// --- the library ---
 
 const LISTED = 200; // documents of one look at the ledger
 const SHOWN = 50; // rows of the table
 const UNFINISHED = ["ingesting", "failed", "quarantined", "queued"]; // in the order of the table
-const STAGES = { parsing: "reading", embedding: "embedding" };
+const WORDS = { parsing: "reading", embedding: "embedding", quarantined: "set aside", failed: "failed", queued: "waiting" };
 const rows = new Map(); // document id → its row, kept so that a selection survives the next look
 let timer;
 
@@ -187,7 +184,7 @@ async function look() {
   try {
     const page = await call(`/documents?limit=${LISTED}`, { signal: AbortSignal.timeout(10_000) });
     let documents = page.documents;
-    if (page.next_cursor !== null) {
+    if (page.next_cursor) {
       const states = UNFINISHED.filter((state) => page.counts[state]);
       const pages = await Promise.all(states.map((state) => call(`/documents?state=${state}&limit=${SHOWN}`)));
       documents = [...pages.flatMap((one) => one.documents), ...documents.filter((one) => one.state === "ready")];
@@ -204,39 +201,34 @@ async function look() {
 
 function showLibrary(documents, counts, problems) {
   const count = (...states) => states.reduce((sum, state) => sum + (counts[state] ?? 0), 0);
-  ready = count("ready");
-  const words = [
-    [ready, "ready"], [count("queued", "ingesting"), "in work"], [count("failed"), "failed"],
-    [count("quarantined"), "set aside"], [count("excluded"), "excluded"],
-  ].filter(([n]) => n).map(([n, word]) => `${number(n)} ${word}`);
+  const groups = { ready: ["ready"], "in work": ["queued", "ingesting"], failed: ["failed"], "set aside": ["quarantined"], excluded: ["excluded"] };
+  const words = Object.entries(groups).filter(([, states]) => count(...states)).map(([word, states]) => `${number(count(...states))} ${word}`);
   put($("counts"), words.join(" · ") || "Nothing here yet.");
   $("counts").className = "";
   $("library").className = words.length ? "" : "empty";
-  list($("problems"), problems, (text) => [text]);
+  list($("problems"), problems, (text) => text);
 
-  const unfinished = UNFINISHED.flatMap((state) => documents.filter((one) => one.state === state)).slice(0, SHOWN);
+  const wanted = UNFINISHED.flatMap((state) => documents.filter((one) => one.state === state)).slice(0, SHOWN).map(row);
   const body = $("work").tBodies[0];
-  const wanted = unfinished.map(row);
   if (wanted.length !== body.rows.length || wanted.some((one, i) => one !== body.rows[i])) body.replaceChildren(...wanted);
   for (const [id, one] of rows) if (!one.isConnected) rows.delete(id);
-  show($("work"), wanted.length > 0);
-  const more = count(...UNFINISHED) - wanted.length;
-  put($("more"), more > 0 ? `and ${number(more)} more` : "");
-  showReady(documents.filter((one) => one.state === "ready"));
+  $("work").hidden = !wanted.length;
+  rest($("more"), count(...UNFINISHED) - wanted.length);
+
+  const readable = documents.filter((one) => one.state === "ready");
+  ready = count("ready");
+  $("ready").hidden = !readable.length;
+  list($("ready").querySelector("ul"), readable, ({ source, title }) => (title ? `${source} · ${title}` : source));
+  rest($("ready").querySelector("p"), ready - readable.length);
 }
 
-function showReady(documents) {
-  show($("ready"), documents.length > 0);
-  list($("ready").querySelector("ul"), documents, ({ source, title }) => [source, make("span", { className: "place" }, title ?? "")]);
-  put($("ready").querySelector("p"), ready > documents.length ? `and ${number(ready - documents.length)} more` : "");
+function rest(element, more) {
+  put(element, more > 0 ? `and ${number(more)} more` : "");
 }
 
-/** Fills a list anew, unless it shows these items already. */
-function list(element, items, content) {
-  const seen = JSON.stringify(items);
-  if (element.dataset.seen === seen) return;
-  element.dataset.seen = seen;
-  element.replaceChildren(...items.map((item) => make("li", {}, ...content(item))));
+function list(element, items, text) {
+  const [shown, wanted] = [Array.from(element.children, (item) => item.textContent), items.map(text)];
+  if (shown.join("\n") !== wanted.join("\n")) element.replaceChildren(...wanted.map((line) => make("li", {}, line)));
 }
 
 function row(one) {
@@ -247,23 +239,13 @@ function row(one) {
   const element = rows.get(one.id);
   const [name, reason, label, bar] = element.querySelectorAll("span, progress");
   const { done, total } = one.progress ?? {};
+  const state = one.state === "queued" && one.error ? "waiting to try again" : WORDS[one.stage ?? one.state] ?? "in work";
   put(name, one.source);
   put(reason, one.error ?? "");
-  put(label, total ? `${state(one)}, ${number(done)} of ${number(total)}` : state(one));
-  show(bar, Boolean(total));
-  Object.assign(bar, { max: total || 1, value: done ?? 0, ariaLabel: `Progress of ${one.source}` });
+  put(label, total ? `${state}, ${number(done)} of ${number(total)}` : state);
+  Object.assign(bar, { hidden: !total, max: total || 1, value: done ?? 0, ariaLabel: `Progress of ${one.source}` });
   element.className = one.state === "failed" || one.state === "quarantined" ? "bad" : "";
   return element;
-}
-
-function state({ state, stage, error }) {
-  if (state === "ingesting") return STAGES[stage] ?? "in work";
-  if (state === "queued") return error ? "is tried again" : "waiting";
-  return state === "quarantined" ? "set aside" : state;
-}
-
-function put(element, text) {
-  if (element.textContent !== text) element.textContent = text;
 }
 
 document.addEventListener("visibilitychange", () => {
