@@ -10,7 +10,7 @@ import numpy as np
 import psycopg
 from flask import Flask, Response, current_app, jsonify, redirect, render_template, request, url_for
 from psycopg_pool import ConnectionPool, PoolTimeout
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from werkzeug.exceptions import HTTPException
 
 from api import retrieval
@@ -29,7 +29,11 @@ COOKIE = "askfolder_key"
 OPEN = {"/healthz", "/readyz"}
 MAX_BODY = 256 * 1024  # bytes
 M = TypeVar("M", bound=BaseModel)
-Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
+Question = Annotated[
+    str,
+    BeforeValidator(lambda value: value.replace("\0", " ").strip() if isinstance(value, str) else value),  # PostgreSQL takes no NUL
+    StringConstraints(min_length=1, max_length=20_000),
+]
 
 
 class _Body(BaseModel):

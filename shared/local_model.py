@@ -103,6 +103,8 @@ def genuine_files() -> tuple[Path, Path]:
 
 def _build(directory: Path) -> None:
     weights, tokenizer = genuine_files()
+    for abandoned in directory.glob(".build-*"):  # by a process that was killed: the lock is ours
+        shutil.rmtree(abandoned, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=directory) as work:
         quantize(graph(read_weights(weights)), Path(work) / "model.onnx")
         shutil.copyfile(tokenizer, Path(work) / "tokenizer.json")

@@ -23,8 +23,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 NO_ANSWER = "I don't have information on that."
-COMMON = """a about an and any are as at be by can did do does for from had has have how i in is it its many much of on or
-should that the their them there they this to was we were what when where which who why will with you your"""
+COMMON = """a about an and any are as at be by can did do does for from had has have how i in is it its many much
+of on or should that the their them there they this to was we were what when where which who why will with you your"""
 STOP_WORDS = frozenset(COMMON.split())
 
 Block = dict[str, Any]

@@ -135,7 +135,9 @@ def test_killed_worker_pays_little_twice(system: System, paid: OpenAIStandin, da
         connection.execute("UPDATE askfolder.document SET leased_until = now()")  # instead of waiting for the lease's end
     assert system.search("Line 77") == []
     system.start("worker")
-    chunks = system.settled(1)["big.txt"]["chunks"]
+    row = system.settled(1)["big.txt"]
+    assert row["state"] == "ready", row
+    chunks = row["chunks"]
     largest = max(len(request["body"]["input"]) for request in paid.requests)
     assert chunks > 400
     assert texts(paid) <= chunks + largest + 1  # one question was asked

@@ -1,14 +1,20 @@
 """The Celery app. The queue is a hint (PostgreSQL is the record), so a lost task only costs time; a repeated one finds nothing to do."""
 
 import hashlib
+import logging
+import warnings
 
 from celery import Celery
+from celery.platforms import SecurityWarning
 
 from shared.queue import broker_url
 from shared.settings import load
 
 settings = load()
 VISIBILITY_SECONDS = 7200  # above the longest task; kombu takes the shortest of the three places where it is set
+
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line per embedding request is noise
+warnings.simplefilter("ignore", SecurityWarning)  # running as root is harmless here: messages are JSON, from a private queue
 
 app = Celery("askfolder", broker=broker_url(settings.redis_url), include=["worker.tasks"])
 

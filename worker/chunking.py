@@ -161,7 +161,7 @@ def _code_rank(text: str, before: _Piece | None, piece: _Piece) -> int:
 
 
 def _measured(text: str, pieces: list[_Piece], count: Count, limit: int) -> list[_Piece]:
-    """The pieces with their sizes, those over `limit` divided: at line breaks, else at spaces, else between letters."""
+    """The pieces with their sizes, those over `limit` divided: at spaces, else between letters."""
     _weigh(text, pieces, count, limit)
     for divide in _DIVIDERS:
         parts = {
@@ -230,7 +230,9 @@ def _ranges(text: str, pieces: list[_Piece], count: Count, limit: int) -> list[t
     """The (first, stop) indexes of the pieces of each chunk."""
     if not pieces:
         return []
-    offsets = [0, *accumulate(piece.size for piece in pieces)]
+    # A gap of thousands of blanks is no place to read across: it counts as if it had text.
+    gaps = [0, *((after.start - before.end) // WIDEST for before, after in pairwise(pieces))]
+    offsets = [0, *accumulate(min(limit, piece.size + gap) for piece, gap in zip(pieces, gaps, strict=True))]
     hashes = [blake2b(text[piece.start : piece.end].encode(), digest_size=8).digest() for piece in pieces]
     # A line that occurs often is told from its likes by the two that follow.
     after = [*hashes[1:], b"", b""]
@@ -314,14 +316,15 @@ def _overlaps(
     """Index of the first piece of each chunk, with what it repeats of the one before it."""
     firsts = []
     for number, (own, stop) in enumerate(ranges):
-        first, size = own, 0
+        first, size, whole = own, 0, False
         room = min(most, limit - sum(piece.size for piece in pieces[own:stop])) if number else 0
         for i in range(own - 1, ranges[number - 1][0] - 1 if number else own, -1):
             size += pieces[i].size
             if size > room or pieces[own].heading or pieces[i].heading:
                 break
-            # The start of a line inside a sentence only where no sentence starts.
-            if pieces[i].rank in (GLUED, *range(SENTENCE, HEADING)) or (pieces[i].rank == WRAP >= pieces[first].rank):
+            if pieces[i].rank not in (LETTERS, WORD, CLAUSE, WRAP):
+                first, whole = i, True
+            elif pieces[i].rank == WRAP and not whole:  # a line's start only where no sentence starts
                 first = i
         firsts.append(first)
     joined = [(first, stop) for first, (own, stop) in zip(firsts, ranges, strict=True) if first < own]

@@ -3,6 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const number = (n) => n.toLocaleString("en");
+const more = (n) => (n > 0 ? `and ${number(n)} more` : "");
 
 /** An element with properties and children; a string is a text node, null is left out. */
 function make(tag, properties, ...children) {
@@ -39,6 +40,7 @@ let ready = null; // how many documents are ready, once it is known
 
 async function ask(question) {
   if (running) return;
+  if (matchMedia("(hover: none)").matches) $("question").blur(); // puts the on-screen keyboard away
   running = new AbortController();
   $("error").textContent = "";
   waiting(true, "Searching…");
@@ -68,9 +70,7 @@ function waiting(on, status) {
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const question = $("question").value.trim();
-  if (!question) return $("question").focus();
-  if (matchMedia("(hover: none)").matches) $("question").blur(); // puts the on-screen keyboard away
-  ask(question);
+  if (question) ask(question);
 });
 $("question").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -111,9 +111,9 @@ function verdict({ verdict, answerer, passages }) {
   return verdict === "partial" ? `${by} Not all of it could be backed with a checked citation.` : by;
 }
 
-/** Text nodes and, for every [n] that has a citation, a link to its source. */
+/** Text nodes and, for every [n] that has a citation, a link to its source; argv[1] is no mark, as in api/citations.py. */
 function withMarks(text, links) {
-  return text.split(/(\[\d+\])/).map((part) => {
+  return text.split(/(?<![\p{L}\p{N}_])(\[\d+\])/u).map((part) => {
     const n = /^\[\d+\]$/.test(part) ? Number(part.slice(1, -1)) : null;
     if (!links.has(n)) return part;
     links.set(n, links.get(n) + 1);
@@ -172,7 +172,6 @@ document.addEventListener("click", (event) => {
 
 // --- the library ---
 
-const LISTED = 200; // documents of one look at the ledger
 const SHOWN = 50; // rows of the table
 const UNFINISHED = ["ingesting", "failed", "quarantined", "queued"]; // in the order of the table
 const WORDS = { parsing: "reading", embedding: "embedding", quarantined: "set aside", failed: "failed", queued: "waiting" };
@@ -182,7 +181,7 @@ let timer;
 async function look() {
   let seconds = 15;
   try {
-    const page = await call(`/documents?limit=${LISTED}`, { signal: AbortSignal.timeout(10_000) });
+    const page = await call("/documents?limit=200", { signal: AbortSignal.timeout(10_000) });
     let documents = page.documents;
     if (page.next_cursor) {
       const states = UNFINISHED.filter((state) => page.counts[state]);
@@ -213,17 +212,13 @@ function showLibrary(documents, counts, problems) {
   if (wanted.length !== body.rows.length || wanted.some((one, i) => one !== body.rows[i])) body.replaceChildren(...wanted);
   for (const [id, one] of rows) if (!one.isConnected) rows.delete(id);
   $("work").hidden = !wanted.length;
-  rest($("more"), count(...UNFINISHED) - wanted.length);
+  put($("more"), more(count(...UNFINISHED) - wanted.length));
 
   const readable = documents.filter((one) => one.state === "ready");
   ready = count("ready");
   $("ready").hidden = !readable.length;
   list($("ready").querySelector("ul"), readable, ({ source, title }) => (title ? `${source} · ${title}` : source));
-  rest($("ready").querySelector("p"), ready - readable.length);
-}
-
-function rest(element, more) {
-  put(element, more > 0 ? `and ${number(more)} more` : "");
+  put($("ready").querySelector("p"), more(ready - readable.length));
 }
 
 function list(element, items, text) {

@@ -1,0 +1,138 @@
+"""docker-compose.yml and the Dockerfile, as far as they can be proved without an engine."""
+
+import json
+import re
+import shlex
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from shared.settings import ROOT, names
+
+SERVICES = {"postgres", "redis", "api", "worker", "producer", "flower"}
+PROCESSES = {"web": "api", "worker": "worker", "producer": "producer", "flower": "flower"}  # Procfile → Compose
+VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z_]+)(:[?-][^}]*)?\}")
+TEXT = (ROOT / "docker-compose.yml").read_text()
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(TEXT)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def services(compose: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = compose["services"]
+    return found
+
+
+def test_follows_the_specification(compose: dict[str, Any]) -> None:
+    schema = json.loads((ROOT / "scripts/compose_schema/compose-spec.json").read_text())
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    assert [error.message for error in validator.iter_errors(compose)] == []
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate({"services": {"api": {"imagee": "x"}}})
+
+
+def test_references_lead_somewhere(compose: dict[str, Any], services: dict[str, Any]) -> None:
+    """What the schema cannot see: named volumes and the services that others wait for."""
+    assert set(services) == SERVICES
+    used = {v.split(":")[0] for s in services.values() for v in s.get("volumes", []) if isinstance(v, str)}
+    assert used == set(compose["volumes"])
+    for service in services.values():
+        for name, how in service.get("depends_on", {}).items():
+            assert how["condition"] == "service_healthy"
+            assert "healthcheck" in services[name]
+
+
+def test_commands_are_the_procfiles(services: dict[str, Any]) -> None:
+    lines = dict(line.split(":", 1) for line in (ROOT / "Procfile").read_text().splitlines() if line.strip())
+    assert set(lines) == set(PROCESSES)
+    for process, service in PROCESSES.items():
+        assert services[service]["command"] == shlex.split(lines[process]), service
+
+
+def test_only_the_api_is_published_and_on_loopback(services: dict[str, Any]) -> None:
+    assert {name for name, service in services.items() if "ports" in service} == {"api"}
+    assert services["api"]["ports"] == ["127.0.0.1:${ASKFOLDER_PORT:-8000}:8000"]
+    assert all("network_mode" not in service for service in services.values())
+    assert services["api"]["environment"]["ASKFOLDER_PORT"] == "8000"
+
+
+def test_flower_has_a_password_or_does_not_start(services: dict[str, Any]) -> None:
+    auth = services["flower"]["environment"]["FLOWER_BASIC_AUTH"]
+    assert auth.startswith("askfolder:${FLOWER_PASSWORD:?")
+
+
+def test_every_variable_is_documented_and_known(services: dict[str, Any]) -> None:
+    example = (ROOT / ".env.example").read_text()
+    used = {name for name, _ in VARIABLE.findall(TEXT)}
+    assert used == {"POSTGRES_PASSWORD", "FLOWER_PASSWORD", "INBOX_USER", "ASKFOLDER_INBOX", "ASKFOLDER_PORT"}
+    assert [name for name in used if not re.search(f"^#?{name}=", example, re.M)] == []
+    given = {name for service in services.values() for name in service.get("environment", {})}
+    assert {name for name in used | given if name.startswith("ASKFOLDER_")} <= set(names())
+
+
+def test_secrets_have_no_default(services: dict[str, Any]) -> None:
+    for name, rest in VARIABLE.findall(TEXT):
+        assert not name.endswith(("PASSWORD", "KEY")) or rest.startswith(":?"), name
+    for service in services.values():
+        for name, value in service.get("environment", {}).items():
+            assert not name.endswith(("PASSWORD", "KEY", "AUTH")) or "${" in value, name
+    assert "env_file" not in services["flower"], "Flower needs no key of anybody"
+
+
+def test_images_are_pinned(services: dict[str, Any]) -> None:
+    bases = re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.M)
+    images = {service["image"] for service in services.values()}
+    assert len(images) == 3, "askfolder's processes share one image"
+    assert len(set(bases)) == 1
+    for image in [*images, *bases]:
+        tag = image.partition(":")[2]
+        assert re.match(r"\d+\.\d+", tag), image
+
+
+def test_containers_may_do_little(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] is True, name
+        assert service["restart"] == "unless-stopped", name
+        assert "healthcheck" in service or name == "producer", name
+        assert service.get("user", "10001").split(":")[0] not in ("0", "root"), name
+    inboxes = [v for s in services.values() for v in s.get("volumes", []) if isinstance(v, dict)]
+    assert len(inboxes) == 2
+    assert all(volume["read_only"] and not volume["bind"]["create_host_path"] for volume in inboxes)
+
+
+def test_servers_as_askfolder_needs_them(services: dict[str, Any]) -> None:
+    assert services["postgres"]["volumes"] == ["postgres:/var/lib/postgresql"]  # not …/data since PostgreSQL 18
+    assert re.fullmatch(r"pgvector/pgvector:0\.8\.[4-9]-pg18-\w+", services["postgres"]["image"])
+    redis = services["redis"]["command"]
+    assert redis[redis.index("--maxmemory-policy") + 1] == "noeviction"
+
+
+def test_dockerfile() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    final = text[text.rindex("\nFROM") :]
+    assert re.search(r"^USER 10001:10001$", final, re.M)
+    install = text.index("--no-deps --require-hashes --only-binary :all: -r requirements.lock")
+    assert text.index("COPY requirements.lock") < install < text.index("COPY shared"), (
+        "packages are a layer of their own"
+    )
+    assert "shared.local_model" in text[: -len(final)], "the model is built with the image"
+    assert not re.search(r"\b(gcc|build-essential|apt-get)\b", text)
+    for name in re.findall(r"^(?:ENV|ARG) (.*)$", text, re.M):
+        assert not re.search(r"(KEY|PASSWORD|TOKEN)=", name)
+    for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.M):
+        assert all((ROOT / part).exists() for part in source.split()), source
+
+
+def test_nothing_private_gets_into_the_image() -> None:
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "*", "everything is left out but what is named"
+    let_in = {line[1:] for line in lines if line.startswith("!")}
+    assert let_in == {"Procfile", "LICENSE", "requirements.lock", "api", "shared", "worker"}

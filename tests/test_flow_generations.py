@@ -1,0 +1,71 @@
+"""Changing the embedder: the old index answers until the new one is whole, and the way back is free."""
+
+import threading
+import time
+
+import httpx2
+import psycopg
+
+from tests.conftest import KEY, System, until
+from tests.standins import OpenAIStandin
+from tests.test_flow_ingest import texts, words
+
+DOCUMENTS, LINES = 20, 40  # a short form; `make bench-switch` is not needed: sizes are these two numbers
+
+
+def test_switch_while_searching_and_back(system: System, database_url: str) -> None:
+    with OpenAIStandin() as standin:
+        system.env |= {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": standin.url}
+        for n in range(DOCUMENTS):
+            (system.folder / f"d{n}.txt").write_text("\n".join(words(i, seed=n) for i in range(LINES)))
+        system.start("web", "worker", "producer")
+        system.settled(DOCUMENTS)
+
+        done, wrong, answered = threading.Event(), [], [0]
+        wanted = [words(7, seed=3), words(21, seed=11)]
+
+        def ask_without_pause() -> None:
+            with httpx2.Client(trust_env=False, timeout=30, headers={"Authorization": f"Bearer {KEY}"}) as client:
+                while not done.is_set():
+                    for line, source in zip(wanted, ("d3.txt", "d11.txt"), strict=True):
+                        response = client.post(f"http://127.0.0.1:{system.port}/search", json={"query": line, "top_k": 5})
+                        results = response.json().get("results", [])
+                        answered[0] += 1
+                        if response.status_code != 200 or response.json()["warnings"] or results[0]["source"] != source:
+                            wrong.append(response.text[:300])
+
+        client = threading.Thread(target=ask_without_pause)
+        client.start()
+
+        def live() -> str:
+            with psycopg.connect(database_url) as connection:
+                return connection.execute("SELECT embedder FROM askfolder.generation WHERE state = 'live'").fetchone()[0]  # type: ignore[index]
+
+        try:
+            system.stop("producer", "worker")
+            system.start("worker", "producer", ASKFOLDER_EMBEDDER="openai")
+            until(lambda: live() == "openai", 60)
+            paid = texts(standin)
+            (system.folder / "new.txt").write_text("A line that came in between, about the heron.")
+            until(lambda: system.documents().get("new.txt", {}).get("state") == "ready")
+            system.stop("producer", "worker")
+            system.start("worker", "producer", ASKFOLDER_EMBEDDER="local")
+            started = time.monotonic()
+            until(lambda: live() == "local", 60)
+            assert time.monotonic() - started < 60
+        finally:
+            done.set()
+            client.join()
+        assert wrong == []
+        assert answered[0] > 20
+        document_texts = [r for r in standin.requests if len(r["body"]["input"]) > 1 or "heron" in str(r["body"]["input"])]
+        assert sum(len(r["body"]["input"]) for r in document_texts) <= paid + 1, "the way back asks the provider nothing"
+        with psycopg.connect(database_url) as connection:
+            cached = dict(connection.execute("SELECT model, count(*) FROM askfolder.vector_cache GROUP BY model").fetchall())
+            mixed = connection.execute(
+                "SELECT count(*) FROM askfolder.chunk c JOIN askfolder.generation g ON g.id = c.generation_id AND g.state = 'live' "
+                "WHERE NOT EXISTS (SELECT 1 FROM askfolder.vector_1 v WHERE v.chunk_id = c.id)"
+            ).fetchone()
+        assert mixed == (0,)
+        assert set(cached) == {"all-MiniLM-L6-v2-int8", "text-embedding-3-small"}
+        assert system.search("heron")[0]["source"] == "new.txt"
