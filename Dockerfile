@@ -1,6 +1,6 @@
 # One image for the API, the worker, the producer and Flower; docker-compose.yml says which command each one runs.
 FROM python:3.13-slim-trixie AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore ORT_DISABLE_TELEMETRY=1
 WORKDIR /app
 RUN python -m venv /opt/venv
 COPY requirements.lock .
@@ -26,7 +26,8 @@ RUN python -m compileall -q shared api worker \
  && mkdir -p /inbox && install -d -o 10001 -g 10001 -m 0755 /data && ln -s /opt/models /data/models \
  && groupadd --system --gid 10001 askfolder \
  && useradd --system --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin askfolder
-ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+# ORT_DISABLE_TELEMETRY: ONNX Runtime reports to its maker otherwise, and nothing may leave unasked.
+ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1 \
     ASKFOLDER_DATA=/data ASKFOLDER_INBOX=/inbox ASKFOLDER_HOST=0.0.0.0 REMAP_SIGTERM=SIGQUIT
 USER 10001:10001
 EXPOSE 8000

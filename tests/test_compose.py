@@ -5,9 +5,9 @@ import re
 import shlex
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from shared.settings import ROOT, names
 
@@ -124,6 +124,7 @@ def test_dockerfile() -> None:
         "packages are a layer of their own"
     )
     assert "shared.local_model" in text[: -len(final)], "the model is built with the image"
+    assert text.count("ORT_DISABLE_TELEMETRY=1") == 2, "ONNX Runtime sends telemetry by default"
     assert not re.search(r"\b(gcc|build-essential|apt-get)\b", text)
     for name in re.findall(r"^(?:ENV|ARG) (.*)$", text, re.M):
         assert not re.search(r"(KEY|PASSWORD|TOKEN)=", name)

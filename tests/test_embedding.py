@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -161,13 +162,13 @@ def test_lone_surrogates_and_other_oddities_embed(local: LocalEmbedder) -> None:
 
 
 def _child(embedder: LocalEmbedder, queue: Any) -> None:
-    queue.put(embedder.embed(["after the fork"]).sum())
+    queue.put((embedder.embed(["after the fork " * 20] * 8).sum(), list(embedder._sessions)))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_loaded_model_survives_a_fork(model: Path) -> None:
     local = LocalEmbedder(model, threads=2)
-    expected = local.embed(["after the fork"]).sum()
+    expected = local.embed(["after the fork " * 20] * 8).sum()
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     child = context.Process(target=_child, args=(local, queue))
@@ -176,7 +177,9 @@ def test_a_loaded_model_survives_a_fork(model: Path) -> None:
     exitcode = child.exitcode
     child.kill()
     assert exitcode == 0
-    assert queue.get() == pytest.approx(expected)
+    total, owners = queue.get()
+    assert total == pytest.approx(expected)
+    assert owners == [os.getpid(), child.pid]  # the parent's threads are not in the child: it must load its own
 
 
 # --- preparing it

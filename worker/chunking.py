@@ -24,7 +24,7 @@ from shared.sentences import FENCE, LIST_ITEM, is_row, is_wrapped, lines, senten
 
 CHUNKER_VERSION = "1"  # a new one whenever boundaries change: chunks belong to a generation
 
-RADIUS = 0.36  # of max_tokens; greater makes fuller chunks, but an edit moves a fourth boundary more often
+RADIUS = 0.3  # of max_tokens; greater makes fuller chunks, but an edit moves a fourth boundary more often
 SMALLEST = 0.25  # of max_tokens: no cut inside a long stretch leaves less, where there is a choice
 WIDEST = 16  # characters a token: an endless word is one [UNK], but must not make an endless chunk
 
@@ -286,7 +286,7 @@ def _over(
 ) -> set[tuple[int, int]]:
     """The ranges of pieces that have more than `limit` tokens when they are joined.
 
-    That can be more than the sum: by one where pieces meet at a space, by any number inside a word. Only such are counted.
+    That can be more than the sum, by one where pieces meet at a space, by more inside a word; only such are counted.
     """
     unsure = [
         (first, stop)

@@ -1,0 +1,144 @@
+"""A folder dropped at once, against bare parsing and embedding of the same chunks in one process with the same cores.
+
+usage: python -m bench.ingest FOLDER     (a MANIFEST.csv in it, with the columns path and expected, is checked too)
+"""
+
+import csv
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+
+from shared import db, local_model
+from shared.embedding import LocalEmbedder, embed_all
+from shared.errors import UnreadableError
+from shared.providers import LOCAL_MODEL
+from shared.servers import Servers
+from tests.conftest import KEY, System, free_port
+from worker.chunking import chunk
+from worker.formats import parse_file
+from worker.ingest import chunk_sizes
+
+NOTE = "The bench's note says that the boathouse key hangs behind the third oar."
+
+
+def bare(folder: Path, model: Path, cores: int) -> tuple[float, float, int]:
+    """Seconds of parsing (with chunking), seconds of embedding, number of chunks: one process, `cores` threads."""
+    embedder = LocalEmbedder(model, threads=cores)
+    embedder.embed(["warm"])
+    parsing = embedding = 0.0
+    count = 0
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        started = time.perf_counter()
+        try:
+            parsed = parse_file(str(path), path.name, 20_000_000)
+        except UnreadableError:
+            continue
+        finally:
+            parsing += time.perf_counter() - started
+        started = time.perf_counter()
+        texts = [c.content for c in chunk(parsed, embedder.count, *chunk_sizes(embedder))]
+        parsing += time.perf_counter() - started
+        started = time.perf_counter()
+        embed_all(embedder, texts, lambda _, __: None)
+        embedding += time.perf_counter() - started
+        count += len(texts)
+    return parsing, embedding, count
+
+
+def whole(folder: Path, work: Path) -> tuple[float, float, float, dict[str, dict[str, object]]]:
+    """Seconds until every file is settled, seconds until a note dropped meanwhile is found, a process's greatest MiB, documents."""
+    inbox, data = work / "inbox", work / "data"
+    inbox.mkdir()
+    servers = Servers(data)
+    servers.start()
+    port = free_port()
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ASKFOLDER_")} | {
+        "DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url, "ASKFOLDER_INBOX": str(inbox), "ASKFOLDER_DATA": str(data),
+        "ASKFOLDER_PORT": str(port), "ASKFOLDER_ADMIN_KEY": KEY, "REMAP_SIGTERM": "SIGQUIT",
+    }  # fmt: skip
+    system = System(inbox, data, port, env)
+    most, done, note = 0, threading.Event(), 0.0
+    largest: Counter[str] = Counter()
+    try:
+        db.migrate(servers.database_url)
+        system.start("web", "worker", "producer")
+        (inbox / "first.txt").write_text("So that everything is loaded.")
+        while not system.search("loaded", mode="lexical"):
+            time.sleep(0.05)
+        worker = psutil.Process(system.processes["worker"].pid)
+
+        def watch() -> None:
+            nonlocal most
+            while not done.wait(0.2):
+                for process in [worker, *worker.children(recursive=True)]:
+                    try:
+                        size = process.memory_info().rss
+                        kind = "parser" if "worker.formats" in " ".join(process.cmdline()) else "worker"
+                    except psutil.Error:
+                        continue
+                    largest[kind] = max(largest[kind], size)
+                    most = max(most, size)
+
+        threading.Thread(target=watch, daemon=True).start()
+        shutil.copytree(folder, work / "copy", symlinks=True)
+        started = time.perf_counter()
+        (work / "copy").rename(inbox / "dropped")
+        total = sum(1 for p in (inbox / "dropped").rglob("*") if p.is_file()) + 2
+        time.sleep(10)
+        dropped = time.perf_counter()
+        (inbox / "note.md").write_text(NOTE)
+        while True:
+            if not note and any(r["source"] == "note.md" for r in system.search("Where does the boathouse key hang?", top_k=3)):
+                note = time.perf_counter() - dropped
+            counts = system.call("GET", "/documents", limit=1)["counts"]
+            if sum(counts.values()) == total and not counts.get("queued") and not counts.get("ingesting") and note:
+                break
+            time.sleep(0.1)
+        seconds = time.perf_counter() - started
+        print("largest resident sizes, MiB:", {kind: size >> 20 for kind, size in largest.items()})
+        return seconds, note, most / 2**20, {s.removeprefix("dropped/"): d for s, d in system.documents().items()}
+    finally:
+        done.set()
+        system.stop()
+        servers.stop()
+
+
+def main(folder: Path) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        model = local_model.prepare(work / "data" / LOCAL_MODEL)
+        parsing, embedding, chunks = bare(folder, model, cores)
+        seconds, note, most, documents = whole(folder, work)
+        parsing2, embedding2, _ = bare(folder, model, cores)
+    baseline = (parsing + embedding + parsing2 + embedding2) / 2
+    print(f"states: {dict(Counter(str(d['state']) for d in documents.values()))}, {chunks} chunks, {cores} cores")
+    print(f"bare, before and after: {parsing + embedding:.1f} s and {parsing2 + embedding2:.1f} s (parsing {parsing:.1f}, embedding {embedding:.1f})")
+    print(f"askfolder: {seconds:.1f} s; ratio to bare: {seconds / baseline:.2f}")
+    print(f"a note dropped after 10 s was found within {note:.2f} s; largest worker process: {most:.0f} MiB")
+    manifest = folder / "MANIFEST.csv"
+    if manifest.exists():
+        wrong = []
+        with manifest.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            document = documents.get(row["path"], {"state": "missing", "error": ""})
+            error = str(document["error"] or "")
+            right = {"ready": document["state"] == "ready", "no_text": document["state"] == "failed" and "no text" in error,
+                     "later": document["state"] == "failed" and "not supported yet" in error}[row["expected"]]  # fmt: skip
+            if not right:
+                wrong.append((row["path"], row["expected"], document["state"], error))
+        print(f"manifest: {len(rows) - len(wrong)} of {len(rows)} as expected")
+        for entry in wrong:
+            print("  ", *entry)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
