@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help up test lint bench clean
+.PHONY: help up test lint bench docs clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -18,6 +18,9 @@ lint: .venv/.installed-dev  ## Lint, format and type checks
 
 bench: .venv/.installed-dev  ## Ingestion against bare parsing and embedding, in one run: make bench DIR=folder
 	@$(BIN)/python -m bench.ingest $(DIR)
+
+docs: .venv/.installed-dev  ## Write the tables of settings and commands again
+	@$(BIN)/python -m scripts.docs
 
 clean:  ## Remove what was installed (.venv/); documents and indexes stay in .askfolder/
 	@rm -rf .venv

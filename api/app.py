@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import psycopg
 from flask import Flask, Response, current_app, jsonify, redirect, render_template, request, url_for
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from werkzeug.exceptions import HTTPException
 
@@ -17,11 +17,11 @@ from api import retrieval
 from api.ask import PASSAGES, Asker, ask, search
 from shared import access, db, documents, generations, queue
 from shared.cache import QuestionCache
-from shared.db import Connection
 from shared.embedding import Embedder
 from shared.errors import AskfolderError, PermanentError, TransientError
 from shared.generations import Generation
 from shared.log import log
+from shared.models import Passage
 from shared.providers import embedder_for
 from shared.settings import ROOT, Settings, load
 
@@ -31,7 +31,9 @@ MAX_BODY = 256 * 1024  # bytes
 M = TypeVar("M", bound=BaseModel)
 Question = Annotated[
     str,
-    BeforeValidator(lambda value: value.replace("\0", " ").strip() if isinstance(value, str) else value),  # PostgreSQL takes no NUL
+    BeforeValidator(
+        lambda value: value.replace("\0", " ").strip() if isinstance(value, str) else value
+    ),  # PostgreSQL takes no NUL
     StringConstraints(min_length=1, max_length=20_000),
 ]
 
@@ -41,21 +43,21 @@ class _Body(BaseModel):
 
 
 class FiltersBody(_Body):
-    source: str | None = Field(None, max_length=4096)
+    source: str | None = Field(default=None, max_length=4096)
 
 
 class SearchBody(_Body):
     query: Question
     top_k: int = Field(10, ge=1, le=100)
     mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
-    collection: str | None = Field(None, max_length=200)
+    collection: str | None = Field(default=None, max_length=200)
     filters: FiltersBody = FiltersBody()
 
 
 class AskBody(_Body):
     question: Question
     top_k: int = Field(PASSAGES, ge=1, le=100)
-    collection: str | None = Field(None, max_length=200)
+    collection: str | None = Field(default=None, max_length=200)
     filters: FiltersBody = FiltersBody()
 
 
@@ -64,7 +66,7 @@ class ListQuery(BaseModel):
     limit: int = Field(100, ge=1, le=1000)
     cursor: int = Field(0, ge=0)
     state: Literal["queued", "ingesting", "ready", "failed", "quarantined", "excluded", "deleted"] | None = None
-    q: str | None = Field(None, max_length=1000)
+    q: str | None = Field(default=None, max_length=1000)
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -72,10 +74,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask("api", root_path=str(ROOT / "api"))
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    pool = ConnectionPool[Connection](
-        settings.database_url, min_size=1, max_size=16, open=True, timeout=3.0, configure=_configure,
-        check=ConnectionPool.check_connection, kwargs={"connect_timeout": 3}, reconnect_timeout=5.0,
-    )  # fmt: skip
+    pool = db.pool(settings.database_url, 16, retrieval.configure)
 
     @functools.cache
     def embedder(name: str, model: str, model_path: str, dimensions: int) -> Embedder:
@@ -98,17 +97,14 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def _configure(connection: Connection) -> None:
-    db.prepare(connection)
-    retrieval.configure(connection)
-
-
 # --- who may come in -------------------------------------------------------------------------------------------------
 
 
 def allowed_hosts(settings: Settings) -> set[str]:
     """Names that a request may give as its host: a page of another name that points here (DNS rebinding) gets nothing."""
-    hosts = {"127.0.0.1", "localhost", "::1", settings.host} | {name.strip() for name in settings.allowed_hosts.split(",")}
+    hosts = {"127.0.0.1", "localhost", "::1", settings.host} | {
+        name.strip() for name in settings.allowed_hosts.split(",")
+    }
     return {host.lower() for host in hosts if host and host not in ("0.0.0.0", "::")}
 
 
@@ -116,7 +112,9 @@ def _let_in() -> Response | None:
     hosts: set[str] = current_app.extensions["askfolder.hosts"]
     host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
     if host not in hosts:
-        return problem(400, "Foreign host", f"This server does not answer to the name {host!r}; add it to ASKFOLDER_ALLOWED_HOSTS.")
+        return problem(
+            400, "Foreign host", f"This server does not answer to the name {host!r}; add it to ASKFOLDER_ALLOWED_HOSTS."
+        )
     origin = request.headers.get("Origin")
     if origin and origin != "null" and urlsplit(origin).netloc.lower() != request.headers["Host"].lower():
         return problem(403, "Foreign origin", f"A page of {origin} may not use this server.")
@@ -132,7 +130,11 @@ def _let_in() -> Response | None:
         return None
     if request.path == "/" and request.accept_mimetypes.accept_html:
         return Response(render_template("locked.html"), 401, {"WWW-Authenticate": "Bearer"})
-    answer = problem(401, "No key", "Send the header Authorization: Bearer KEY, with the key that `askfolder up` keeps in .askfolder/key.")
+    answer = problem(
+        401,
+        "No key",
+        "Send the header Authorization: Bearer KEY, with the key that `askfolder up` keeps in .askfolder/key.",
+    )
     answer.headers["WWW-Authenticate"] = "Bearer"
     return answer
 
@@ -170,7 +172,9 @@ def _problem(error: Exception) -> Response:
         return problem(code, error.name, detail)
     if isinstance(error, (psycopg.OperationalError, PoolTimeout)):
         log.error(f"The database is away: {error}", action="api.no_database")
-        response = problem(503, "Database away", "PostgreSQL does not answer; try again in a moment (/readyz tells what is missing).")
+        response = problem(
+            503, "Database away", "PostgreSQL does not answer; try again in a moment (/readyz tells what is missing)."
+        )
         response.headers["Retry-After"] = "2"
         return response
     if isinstance(error, TransientError):
@@ -183,7 +187,7 @@ def _problem(error: Exception) -> Response:
     return problem(500, "Error in askfolder", "Something went wrong in askfolder itself; its log (web.log) says what.")
 
 
-class _Invalid(Exception):  # noqa: N818
+class _Invalid(Exception):
     def __init__(self, status: int, title: str, detail: str) -> None:
         super().__init__(detail)
         self.status, self.title = status, title
@@ -208,7 +212,8 @@ def _valid(model: type[M], raw: object) -> M:
 
 def _refuse(error: ValidationError) -> NoReturn:
     details = "; ".join(
-        f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors(include_url=False)
+        f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg'][0].lower()}{e['msg'][1:]}"
+        for e in error.errors(include_url=False)
     )
     raise _Invalid(422, "Invalid request", f"{details}.") from None
 
@@ -249,8 +254,19 @@ def post_search() -> Response:
     return jsonify(results=[_passage(p) for p in found.passages], timings=found.timings, warnings=found.warnings)
 
 
-def _passage(passage: retrieval.Passage) -> dict[str, object]:
-    names = ("source", "title", "content", "score", "page", "heading", "char_start", "char_end", "document_id", "chunk_id")
+def _passage(passage: Passage) -> dict[str, object]:
+    names = (
+        "source",
+        "title",
+        "content",
+        "score",
+        "page",
+        "heading",
+        "char_start",
+        "char_end",
+        "document_id",
+        "chunk_id",
+    )
     return {name: getattr(passage, name) for name in names}
 
 
@@ -296,7 +312,7 @@ def readyz() -> Response:
             if generations.live(connection) is None:
                 missing["index"] = "no index yet: the producer makes it when it starts"
     except (psycopg.Error, PoolTimeout):
-        missing["database"] = "PostgreSQL does not answer"
+        missing["database"] = "PostgreSQL does not answer, or its tables are not made yet"
     try:
         queue.client(asker.settings.redis_url).ping()
     except Exception:

@@ -71,7 +71,7 @@ def ask(asker: Asker, question: str, top_k: int = PASSAGES, filters: Filters | N
     elif with_claude and settings.anthropic_api_key:
         draft, usage = claude.answer(
             question, found.passages, api_key=settings.anthropic_api_key.get_secret_value(), model=settings.anthropic_model,
-            base_url=settings.anthropic_base_url or None, seconds=settings.ask_seconds,
+            base_url=settings.anthropic_base_url, seconds=settings.ask_seconds,
         )  # fmt: skip
     else:
         draft = extractive.extract(question, found.passages, asker.local)

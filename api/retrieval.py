@@ -11,7 +11,9 @@ from shared.db import Connection
 from shared.generations import Generation
 from shared.models import Passage
 
-COSINE_WEIGHT = 0.65  # cosine as it is, BM25 by the question's best: won on nine collections (docs/retrieval.md)
+COSINE_WEIGHT = (
+    0.65  # cosine as it is, BM25 by the question's best: won on nine collections against rank fusion and rescaling
+)
 CANDIDATES = 100
 MODES = ("hybrid", "dense", "lexical")
 
@@ -76,7 +78,13 @@ _VISIBLE = """d.live_revision IS NOT NULL AND d.state NOT IN ('deleted', 'exclud
 
 
 def retrieve(
-    connection: Connection, generation: Generation, question: str, vector: np.ndarray | None, top_k: int, mode: str, filters: Filters
+    connection: Connection,
+    generation: Generation,
+    question: str,
+    vector: np.ndarray | None,
+    top_k: int,
+    mode: str,
+    filters: Filters,
 ) -> list[Passage]:
     """The best passages for a question, best first. vector: float32, shape (dimensions,); None: only words count."""
     dense = mode in ("hybrid", "dense") and vector is not None

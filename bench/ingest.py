@@ -95,7 +95,9 @@ def whole(folder: Path, work: Path) -> tuple[float, float, float, dict[str, dict
         dropped = time.perf_counter()
         (inbox / "note.md").write_text(NOTE)
         while True:
-            if not note and any(r["source"] == "note.md" for r in system.search("Where does the boathouse key hang?", top_k=3)):
+            if not note and any(
+                r["source"] == "note.md" for r in system.search("Where does the boathouse key hang?", top_k=3)
+            ):
                 note = time.perf_counter() - dropped
             counts = system.call("GET", "/documents", limit=1)["counts"]
             if sum(counts.values()) == total and not counts.get("queued") and not counts.get("ingesting") and note:
@@ -120,7 +122,9 @@ def main(folder: Path) -> None:
         parsing2, embedding2, _ = bare(folder, model, cores)
     baseline = (parsing + embedding + parsing2 + embedding2) / 2
     print(f"states: {dict(Counter(str(d['state']) for d in documents.values()))}, {chunks} chunks, {cores} cores")
-    print(f"bare, before and after: {parsing + embedding:.1f} s and {parsing2 + embedding2:.1f} s (parsing {parsing:.1f}, embedding {embedding:.1f})")
+    print(
+        f"bare, before and after: {parsing + embedding:.1f} s and {parsing2 + embedding2:.1f} s (parsing {parsing:.1f}, embedding {embedding:.1f})"
+    )
     print(f"askfolder: {seconds:.1f} s; ratio to bare: {seconds / baseline:.2f}")
     print(f"a note dropped after 10 s was found within {note:.2f} s; largest worker process: {most:.0f} MiB")
     manifest = folder / "MANIFEST.csv"

@@ -37,7 +37,9 @@ def secret(path: Path) -> str:
         except FileExistsError:
             pass
         except OSError as error:
-            raise SettingsError(f"{path} cannot be written ({error.strerror}): give this user the right to write there.") from None
+            raise SettingsError(
+                f"{path} cannot be written ({error.strerror}): give this user the right to write there."
+            ) from None
         finally:
             fresh.unlink(missing_ok=True)
     raise SettingsError(f"{path} could not be made.")
@@ -51,13 +53,17 @@ def described(settings: Settings) -> dict[str, str]:
         "openai": f"OpenAI {model or 'text-embedding-3-small'}",
         "voyage": f"Voyage {model or 'voyage-4'}",
     }[settings.embedder]
-    where = {"openai": settings.openai_base_url or "OpenAI", "voyage": settings.voyage_base_url or "Voyage"}.get(settings.embedder)
+    where = {"openai": settings.openai_base_url or "OpenAI", "voyage": settings.voyage_base_url or "Voyage"}.get(
+        settings.embedder
+    )
     leaves = [f"all texts and questions, to {where}"] if where else []
     if settings.answers_with_claude():
         leaves.append(f"questions and the passages found for them, to {settings.anthropic_base_url or 'Anthropic'}")
     return {
         "inbox": str(settings.inbox),
         "embedder": embedder,
-        "answerer": f"Claude, {settings.anthropic_model}" if settings.answers_with_claude() else "extractive: sentences quoted from the documents",
+        "answerer": f"Claude, {settings.anthropic_model}"
+        if settings.answers_with_claude()
+        else "extractive: sentences quoted from the documents",
         "leaves": "; ".join(leaves) or "nothing",
     }

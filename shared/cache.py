@@ -46,7 +46,14 @@ class QuestionCache:
         value = vector.astype(np.float32).tobytes()
         try:
             self._redis.eval(
-                _STORE, 2, _key(scope, question), "askfolder:questions", value, LIFETIME_SECONDS, int(time.time()), ENTRIES
+                _STORE,
+                2,
+                _key(scope, question),
+                "askfolder:questions",
+                value,
+                LIFETIME_SECONDS,
+                int(time.time()),
+                ENTRIES,
             )
         except redis.RedisError:
             self._away_until = time.monotonic() + PAUSE_SECONDS

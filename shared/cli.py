@@ -34,7 +34,9 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--inbox", type=click.Path(path_type=Path), help="The folder to mirror, subfolders included; never written to.")
+@click.option(
+    "--inbox", type=click.Path(path_type=Path), help="The folder to mirror, subfolders included; never written to."
+)
 def up(inbox: Path | None) -> None:
     """Run everything until Ctrl-C."""
     if inbox is not None:
@@ -78,7 +80,9 @@ def search(query: tuple[str, ...], top_k: int, mode: str, as_json: bool) -> None
     else:
         for number, result in enumerate(found["results"], 1):
             text = " ".join(result["content"].split())
-            click.echo(f"{number:>3}. {_place(result)}  ({result['score']:.3f})\n     {text[:300]}{'…' if len(text) > 300 else ''}")
+            click.echo(
+                f"{number:>3}. {_place(result)}  ({result['score']:.3f})\n     {text[:300]}{'…' if len(text) > 300 else ''}"
+            )
         for warning in found["warnings"]:
             click.secho(warning, err=True, fg="yellow")
     sys.exit(0 if found["results"] else NO_ANSWER_EXIT)
@@ -103,11 +107,16 @@ def status(everything: bool, as_json: bool) -> None:
         click.echo(json.dumps({**listing, "documents": rows, "next_cursor": None}, ensure_ascii=False, indent=2))
         return
     counts = listing["counts"]
-    click.echo(", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "No documents yet: drop files into the folder.")
+    click.echo(
+        ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
+        or "No documents yet: drop files into the folder."
+    )
     for problem in listing["problems"]:
         click.secho(problem, fg="yellow")
     for row in rows[:2000]:
-        click.echo(f"  {_state(row):<22} {_printable(row['source'])}" + (f"\n{'':<25}{row['error']}" if row["error"] else ""))
+        click.echo(
+            f"  {_state(row):<22} {_printable(row['source'])}" + (f"\n{'':<25}{row['error']}" if row["error"] else "")
+        )
 
 
 @cli.command()
@@ -120,9 +129,11 @@ def retry(document: int | None) -> None:
 
 @cli.command(name="open")
 def open_page() -> None:
-    """Open the ask page in the browser."""
+    """Open the ask page in the browser, and say its address."""
     settings = load()
-    webbrowser.open(f"{_url(settings)}/?key={_key(settings)}")
+    link = f"{_url(settings)}/?key={_key(settings)}"
+    click.echo(link)
+    webbrowser.open(link)
 
 
 def _state(row: dict[str, Any]) -> str:
@@ -163,9 +174,13 @@ def _call(method: str, path: str, body: object = None, query: dict[str, Any] | N
     local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     try:
         with httpx2.Client(base_url=url, trust_env=not local, timeout=settings.ask_seconds + 10) as client:
-            response = client.request(method, path, json=body, params=query, headers={"Authorization": f"Bearer {_key(settings)}"})
+            response = client.request(
+                method, path, json=body, params=query, headers={"Authorization": f"Bearer {_key(settings)}"}
+            )
     except httpx2.HTTPError as error:
-        click.echo(f"askfolder does not answer at {url} ({error}). Start it with `make up`, or set ASKFOLDER_URL.", err=True)
+        click.echo(
+            f"askfolder does not answer at {url} ({error}). Start it with `make up`, or set ASKFOLDER_URL.", err=True
+        )
         sys.exit(NOT_RUNNING_EXIT)
     try:
         answer = response.json()

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -31,7 +32,9 @@ def connect(url: str) -> Connection:
     try:
         connection = psycopg.connect(url, autocommit=True, connect_timeout=10)
     except psycopg.OperationalError as error:
-        raise TransientError(f"PostgreSQL ({describe(url)}) does not answer: {str(error).strip().splitlines()[-1]}") from None
+        raise TransientError(
+            f"PostgreSQL ({describe(url)}) does not answer: {str(error).strip().splitlines()[-1]}"
+        ) from None
     prepare(connection)
     return connection
 
@@ -41,17 +44,37 @@ def prepare(connection: Connection) -> None:
     schema = connection.execute(
         "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'"
     ).fetchone()
-    path = sql.SQL(", ").join(sql.Identifier(name) for name in dict.fromkeys(["askfolder", schema[0] if schema else "public", "public"]))
+    path = sql.SQL(", ").join(
+        sql.Identifier(name) for name in dict.fromkeys(["askfolder", schema[0] if schema else "public", "public"])
+    )
     connection.execute(sql.SQL("SET search_path = {}").format(path))
     if schema:
         register_vector(connection)
 
 
-def pool(url: str, size: int) -> ConnectionPool[Connection]:
-    """A pool that waits 5 s for a connection. Open it after a fork, never before."""
+def prepare_pooled(connection: Connection) -> None:
+    """For a pool: refuses a database that is not migrated yet; a connection learns our types when it is made, or never."""
+    prepare(connection)
+    ours = connection.execute("SELECT to_regclass('askfolder.migration') IS NOT NULL").fetchone() == (True,)
+    applied = (
+        connection.execute("SELECT coalesce(max(number), 0) FROM askfolder.migration").fetchone() if ours else None
+    )
+    if applied is None or applied[0] < max(int(path.name[:4]) for path in MIGRATIONS.glob("[0-9]*.sql")):
+        raise psycopg.OperationalError(
+            "The tables of askfolder are not there yet: the producer makes them when it starts."
+        )
+
+
+def pool(url: str, size: int, also: Callable[[Connection], None] = lambda _: None) -> ConnectionPool[Connection]:
+    """A pool that waits 3 s for a connection; `also` prepares each further. Open it after a fork, never before."""
+
+    def configure(connection: Connection) -> None:
+        prepare_pooled(connection)
+        also(connection)
+
     return ConnectionPool(
-        url, min_size=1, max_size=size, open=True, timeout=5.0, configure=prepare, check=ConnectionPool.check_connection,
-        kwargs={"connect_timeout": 5}, reconnect_timeout=30.0,
+        url, min_size=1, max_size=size, open=True, timeout=3.0, configure=configure, check=ConnectionPool.check_connection,
+        kwargs={"connect_timeout": 3}, reconnect_timeout=5.0,
     )  # fmt: skip
 
 
@@ -59,12 +82,16 @@ def check(connection: Connection, url: str) -> None:
     """Refuses what askfolder cannot live in, with the reason."""
     where = describe(url)
     if connection.info.server_version < 150000:
-        raise SettingsError(f"The database {where} is PostgreSQL {connection.info.server_version // 10000}; askfolder needs 15 or newer.")
+        raise SettingsError(
+            f"The database {where} is PostgreSQL {connection.info.server_version // 10000}; askfolder needs 15 or newer."
+        )
     extension = connection.execute(
         "SELECT default_version, installed_version FROM pg_available_extensions WHERE name = 'vector'"
     ).fetchone()
     if extension is None:
-        raise SettingsError(f"The database {where} has no pgvector: install the extension `vector` 0.8.4 or newer on its server.")
+        raise SettingsError(
+            f"The database {where} has no pgvector: install the extension `vector` 0.8.4 or newer on its server."
+        )
     version = extension[1] or extension[0]
     if tuple(int(part) for part in version.split(".")) < (0, 8, 4):
         raise SettingsError(
@@ -88,7 +115,9 @@ def migrate(url: str, directory: Path = MIGRATIONS) -> list[str]:
         deadline = time.monotonic() + MIGRATION_SECONDS
         while not connection.execute("SELECT pg_try_advisory_lock(%s)", [MIGRATION_LOCK]).fetchone()[0]:  # type: ignore[index]
             if time.monotonic() > deadline:
-                raise TransientError(f"Another process has been migrating {describe(url)} for {MIGRATION_SECONDS:.0f} s; try again later.")
+                raise TransientError(
+                    f"Another process has been migrating {describe(url)} for {MIGRATION_SECONDS:.0f} s; try again later."
+                )
             time.sleep(0.05)
         check(connection, url)
         try:
@@ -104,7 +133,9 @@ def migrate(url: str, directory: Path = MIGRATIONS) -> list[str]:
             "CREATE TABLE IF NOT EXISTS migration (number integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL, "
             "applied_at timestamptz NOT NULL DEFAULT now())"
         )
-        applied = {n: (name, digest) for n, name, digest in connection.execute("SELECT number, name, sha256 FROM migration")}
+        applied = {
+            n: (name, digest) for n, name, digest in connection.execute("SELECT number, name, sha256 FROM migration")
+        }
         files = {int(path.name[:4]): path for path in sorted(directory.glob("[0-9][0-9][0-9][0-9]_*.sql"))}
         if ahead := sorted(set(applied) - set(files)):
             raise SettingsError(
@@ -116,10 +147,14 @@ def migrate(url: str, directory: Path = MIGRATIONS) -> list[str]:
             digest = hashlib.sha256(content).hexdigest()
             if number in applied:
                 if applied[number][1] != digest:
-                    raise SettingsError(f"The migration {path.name} was changed after it was applied: restore the file from git.")
+                    raise SettingsError(
+                        f"The migration {path.name} was changed after it was applied: restore the file from git."
+                    )
                 continue
             with connection.transaction():
                 connection.execute(content)
-                connection.execute("INSERT INTO migration (number, name, sha256) VALUES (%s, %s, %s)", [number, path.name, digest])
+                connection.execute(
+                    "INSERT INTO migration (number, name, sha256) VALUES (%s, %s, %s)", [number, path.name, digest]
+                )
             done.append(path.name)
         return done

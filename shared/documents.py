@@ -41,7 +41,7 @@ class Claim:
     retries: int
 
 
-class LostClaim(Exception):  # noqa: N818 - not an error: a newer revision, or another worker, took over
+class LostClaim(Exception):
     """The lease is gone or the wanted revision is another one: what was made is thrown away."""
 
 
@@ -81,13 +81,16 @@ class Known:
 
 def known(connection: Connection, source_id: int, below: Iterable[str] | None = None) -> dict[str, Known]:
     """The ledger's rows of a source by key; `below`: only these keys and what lies in folders of these names."""
-    columns = "SELECT id, key, state, wanted_revision, live_revision, live_sha256 FROM document WHERE source_id = %(source)s"
+    columns = (
+        "SELECT id, key, state, wanted_revision, live_revision, live_sha256 FROM document WHERE source_id = %(source)s"
+    )
     with connection.cursor(row_factory=class_row(Known)) as cursor:
         if below is None:
             rows = cursor.execute(columns, {"source": source_id}).fetchall()
         else:
             rows = cursor.execute(
-                columns + " AND EXISTS (SELECT 1 FROM unnest(%(below)s::text[]) AS p WHERE key = p OR starts_with(key, p || '/') OR p = '')",
+                columns
+                + " AND EXISTS (SELECT 1 FROM unnest(%(below)s::text[]) AS p WHERE key = p OR starts_with(key, p || '/') OR p = '')",
                 {"source": source_id, "below": list(below)},
             ).fetchall()
     return {row.key: row for row in rows}
@@ -164,7 +167,7 @@ def due(connection: Connection, source_ids: list[int], limit: int) -> list[Due]:
               AND (not_before IS NULL OR not_before <= now())
               AND ((d.state = 'queued' AND source_id = ANY(%s)) OR ({_UNBUILT}))
             ORDER BY state = 'ready', live_revision IS NULL, wanted_size, id LIMIT %s
-            """,  # noqa: S608 - a constant of this module
+            """,
             [source_ids, limit],
         ).fetchall()
 
@@ -213,7 +216,8 @@ def sweep(connection: Connection) -> int:
 def purge(connection: Connection) -> int:
     """Removes what was deleted a while ago. Returns how many documents."""
     return connection.execute(
-        "DELETE FROM document WHERE state = 'deleted' AND deleted_at < now() - make_interval(secs => %s)", [PURGE_SECONDS]
+        "DELETE FROM document WHERE state = 'deleted' AND deleted_at < now() - make_interval(secs => %s)",
+        [PURGE_SECONDS],
     ).rowcount
 
 
@@ -249,7 +253,7 @@ def claim(connection: Connection, document_id: int) -> Claim | None:
                    OR ((d.leased_until IS NULL OR d.leased_until < now()) AND {_UNBUILT}))
             RETURNING d.id, d.lease, d.source_id, d.collection_id, s.kind, s.root, d.key, d.state, d.wanted_revision, d.wanted_size,
                       d.live_revision, d.live_sha256, d.text_version, d.attempts, d.retries
-            """,  # noqa: S608 - a constant of this module
+            """,
             [LEASE_SECONDS, document_id],
         ).fetchone()
 
@@ -265,7 +269,9 @@ def heartbeat(connection: Connection, claim: Claim) -> bool:
     )
 
 
-def progress(connection: Connection, claim: Claim, stage: str, done: int | None = None, total: int | None = None) -> None:
+def progress(
+    connection: Connection, claim: Claim, stage: str, done: int | None = None, total: int | None = None
+) -> None:
     """Says how far the work is, and extends the lease. Raises LostClaim when it is no longer ours."""
     if not connection.execute(
         "UPDATE document SET stage = %s, progress_done = %s, progress_total = %s, leased_until = now() + make_interval(secs => %s), "
@@ -301,7 +307,14 @@ def set_text(connection: Connection, claim: Claim, parsed: Parsed, revision: str
         ON CONFLICT (document_id) DO UPDATE SET text_version = excluded.text_version, content = excluded.content,
             kind = excluded.kind, headings = excluded.headings, pages = excluded.pages
         """,
-        [claim.id, row[0], parsed.text, parsed.kind, json.dumps([[h.start, h.level, h.title] for h in parsed.headings]), json.dumps(list(parsed.pages))],
+        [
+            claim.id,
+            row[0],
+            parsed.text,
+            parsed.kind,
+            json.dumps([[h.start, h.level, h.title] for h in parsed.headings]),
+            json.dumps(list(parsed.pages)),
+        ],
     )
     return int(row[0])
 
@@ -393,7 +406,9 @@ _LISTED = """
 """
 
 
-def listed(connection: Connection, limit: int, cursor: int = 0, state: str | None = None, q: str | None = None) -> list[dict[str, object]]:
+def listed(
+    connection: Connection, limit: int, cursor: int = 0, state: str | None = None, q: str | None = None
+) -> list[dict[str, object]]:
     """Documents by id, after `cursor`; `q`: a part of the name. Deleted ones only when they are asked for."""
     with connection.cursor(row_factory=dict_row) as rows:
         return rows.execute(
@@ -413,7 +428,12 @@ def one(connection: Connection, document_id: int) -> dict[str, object] | None:
 
 
 def counts(connection: Connection) -> dict[str, int]:
-    return {state: int(n) for state, n in connection.execute("SELECT state, count(*) FROM document WHERE state <> 'deleted' GROUP BY state")}
+    return {
+        state: int(n)
+        for state, n in connection.execute(
+            "SELECT state, count(*) FROM document WHERE state <> 'deleted' GROUP BY state"
+        )
+    }
 
 
 def problems(connection: Connection) -> list[str]:

@@ -40,7 +40,9 @@ _COLUMNS = sql.SQL("id, embedder, model, model_path, dimensions, chunker, templa
 
 def active(connection: Connection) -> list[Generation]:
     """The live generation first, then the one that is being built; either may be missing."""
-    query = sql.SQL("SELECT {} FROM generation WHERE state IN ('live', 'building') ORDER BY state DESC").format(_COLUMNS)
+    query = sql.SQL("SELECT {} FROM generation WHERE state IN ('live', 'building') ORDER BY state DESC").format(
+        _COLUMNS
+    )
     with connection.cursor(row_factory=class_row(Generation)) as cursor:
         return cursor.execute(query).fetchall()
 
@@ -63,7 +65,8 @@ def want(
             [embedder, model, model_path, dimensions, chunker, template],
         )
         row = connection.execute(
-            "SELECT id, state FROM generation WHERE (embedder, model, dimensions, chunker, template) = (%s, %s, %s, %s, %s)", key
+            "SELECT id, state FROM generation WHERE (embedder, model, dimensions, chunker, template) = (%s, %s, %s, %s, %s)",
+            key,
         ).fetchone()
         assert row is not None
         number, state = int(row[0]), str(row[1])

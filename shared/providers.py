@@ -7,10 +7,14 @@ LOCAL_MODEL = "models/all-MiniLM-L6-v2"  # below the data folder
 
 
 def wanted_embedder(settings: Settings) -> Embedder:
-    return embedder_for(settings, settings.embedder, settings.embedding_model, settings.embedding_model, settings.embedding_dimensions)
+    return embedder_for(
+        settings, settings.embedder, settings.embedding_model, settings.embedding_model, settings.embedding_dimensions
+    )
 
 
-def embedder_for(settings: Settings, name: str, model: str, model_path: str, dimensions: int | None, threads: int = 1) -> Embedder:
+def embedder_for(
+    settings: Settings, name: str, model: str, model_path: str, dimensions: int | None, threads: int = 1
+) -> Embedder:
     """`model_path`: for local, the directory of a model of the user's; empty: the built-in one. Raises SettingsError."""
     openai, voyage = settings.openai_api_key, settings.voyage_api_key
     return open_embedder(

@@ -33,7 +33,9 @@ STOP_SECONDS = 8.0
 def _package(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise SettingsError(f"The package {name} is not installed: run `make up` again, or set DATABASE_URL and REDIS_URL.")
+        raise SettingsError(
+            f"The package {name} is not installed: run `make up` again, or set DATABASE_URL and REDIS_URL."
+        )
     return Path(spec.submodule_search_locations[0])
 
 
@@ -47,7 +49,9 @@ def valkey_binary() -> str:
     for folder in sorted(binaries.iterdir()):
         if folder.name.startswith((system, platform.system().lower())) and (folder / "valkey-server").exists():
             return str(folder / "valkey-server")
-    raise SettingsError(f"There is no Valkey binary for this machine in {binaries}: set REDIS_URL to a server of yours.")
+    raise SettingsError(
+        f"There is no Valkey binary for this machine in {binaries}: set REDIS_URL to a server of yours."
+    )
 
 
 class _Capabilities(ctypes.Structure):
@@ -80,7 +84,9 @@ class Servers:
     def __init__(self, data: Path, durable: bool = True, postgres: bool = True, valkey: bool = True) -> None:
         self.data = data
         self.durable = durable
-        self.wanted = [start for start, is_wanted in ((self._start_postgres, postgres), (self._start_valkey, valkey)) if is_wanted]
+        self.wanted = [
+            start for start, is_wanted in ((self._start_postgres, postgres), (self._start_valkey, valkey)) if is_wanted
+        ]
         self.sockets = Path()
         self.processes: list[subprocess.Popen[bytes]] = []
         self._drop: Callable[[], None] | None = None
@@ -154,7 +160,13 @@ class Servers:
     def _run(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
         with log.open("ab") as out:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/", preexec_fn=self._drop, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd="/",
+                preexec_fn=self._drop,
+                start_new_session=True,
             )
         self.processes.append(process)
         return process
@@ -170,7 +182,9 @@ class Servers:
             )  # fmt: skip
             if made.returncode != 0:
                 shutil.rmtree(folder, ignore_errors=True)
-                raise SettingsError(f"PostgreSQL could not make its data folder {folder}: {made.stderr.strip().splitlines()[-1:]}")
+                raise SettingsError(
+                    f"PostgreSQL could not make its data folder {folder}: {made.stderr.strip().splitlines()[-1:]}"
+                )
         _end_leftover(folder / "postmaster.pid", "postgres")
         options = {
             "listen_addresses": "", "unix_socket_directories": str(self.sockets), "unix_socket_permissions": "0700",
@@ -182,7 +196,9 @@ class Servers:
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         process = self._run([postgres_binary("postgres"), "-D", str(folder), *flags], log)
         url = self.database_url.replace("/askfolder?", "/postgres?")
-        connection = _until(lambda: psycopg.connect(url, autocommit=True), psycopg.OperationalError, process, "PostgreSQL", log)
+        connection = _until(
+            lambda: psycopg.connect(url, autocommit=True), psycopg.OperationalError, process, "PostgreSQL", log
+        )
         with connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'askfolder'").fetchone():
                 connection.execute("CREATE DATABASE askfolder")

@@ -3,7 +3,7 @@
 import functools
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
@@ -14,7 +14,7 @@ from shared.errors import SettingsError
 ROOT = Path(__file__).resolve().parent.parent  # the checkout, or /app in the image
 
 
-def _env(name: str, default: object, description: str, **limits: float) -> object:
+def _env(name: str, default: object, description: str, **limits: float) -> Any:
     return Field(default, validation_alias=AliasChoices(name), description=description, **limits)  # type: ignore[call-overload]
 
 
@@ -34,11 +34,15 @@ class Settings(BaseSettings):
     allowed_hosts: str = _env(
         "ASKFOLDER_ALLOWED_HOSTS", "", "further host names, separated by commas, that requests may name"
     )
-    admin_key: SecretStr | None = _env("ASKFOLDER_ADMIN_KEY", None, "the API's key; unset: made and kept in the data folder")
+    admin_key: SecretStr | None = _env(
+        "ASKFOLDER_ADMIN_KEY", None, "the API's key; unset: made and kept in the data folder"
+    )
 
     embedder: Literal["local", "openai", "voyage"] = _env("ASKFOLDER_EMBEDDER", "local", "who turns text into vectors")
     embedding_model: str = _env(
-        "ASKFOLDER_EMBEDDING_MODEL", "", "the provider's model; for local: a directory with model.onnx and tokenizer.json"
+        "ASKFOLDER_EMBEDDING_MODEL",
+        "",
+        "the provider's model; for local: a directory with model.onnx and tokenizer.json",
     )
     embedding_dimensions: int | None = _env(
         "ASKFOLDER_EMBEDDING_DIMENSIONS", None, "shorter vectors, where the model can", ge=8, le=4000
@@ -56,13 +60,17 @@ class Settings(BaseSettings):
     anthropic_base_url: str = _env("ANTHROPIC_BASE_URL", "", "another server with the same interface")
     ask_seconds: float = _env("ASKFOLDER_ASK_SECONDS", 90.0, "an answer's deadline", gt=0, le=600)
 
-    concurrency: int = _env("ASKFOLDER_CONCURRENCY", 0, "documents worked on at once; 0: by the number of cores", ge=0, le=64)
+    concurrency: int = _env(
+        "ASKFOLDER_CONCURRENCY", 0, "documents worked on at once; 0: by the number of cores", ge=0, le=64
+    )
     rescan_seconds: float = _env("ASKFOLDER_RESCAN_SECONDS", 300.0, "time between full scans of the folder", ge=1)
     watch: Literal["auto", "poll"] = _env("ASKFOLDER_WATCH", "auto", "poll: for network drives and bind mounts")
     parse_seconds: float = _env("ASKFOLDER_PARSE_SECONDS", 120.0, "the time that reading one file may take", gt=0)
     parse_memory_mb: int = _env("ASKFOLDER_PARSE_MEMORY_MB", 2048, "the memory that reading one file may take", ge=256)
     max_file_mb: int = _env("ASKFOLDER_MAX_FILE_MB", 200, "larger files are refused", ge=1)
-    max_text_mb: int = _env("ASKFOLDER_MAX_TEXT_MB", 20, "files with more text (in million characters) are refused", ge=1)
+    max_text_mb: int = _env(
+        "ASKFOLDER_MAX_TEXT_MB", 20, "files with more text (in million characters) are refused", ge=1
+    )
 
     url: str = _env("ASKFOLDER_URL", "", "where the command line finds a running system; empty: this checkout's")
     key: SecretStr | None = _env("ASKFOLDER_KEY", None, "the key that the command line uses there")
@@ -105,9 +113,15 @@ def load() -> Settings:
         settings = Settings(_env_file=file if file.is_file() else None)  # type: ignore[call-arg]
     except ValidationError as error:
         raise SettingsError(
-            "\n".join(f"{e['loc'][0]}: {e['msg'][0].lower()}{e['msg'][1:]}; it is {e['input']!r}." for e in error.errors(include_url=False))
+            "\n".join(
+                f"{e['loc'][0]}: {e['msg'][0].lower()}{e['msg'][1:]}; it is {e['input']!r}."
+                for e in error.errors(include_url=False)
+            )
         ) from None
-    keys = {"openai": (settings.openai_api_key, "OPENAI_API_KEY"), "voyage": (settings.voyage_api_key, "VOYAGE_API_KEY")}
+    keys = {
+        "openai": (settings.openai_api_key, "OPENAI_API_KEY"),
+        "voyage": (settings.voyage_api_key, "VOYAGE_API_KEY"),
+    }
     key, name = keys.get(settings.embedder, (True, ""))
     if not key:
         raise SettingsError(f"ASKFOLDER_EMBEDDER={settings.embedder} needs {name}; set it in .env or the environment.")

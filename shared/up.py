@@ -60,7 +60,9 @@ class Process:
         return "\n".join(lines[-3:])
 
     def _write_log(self, popen: subprocess.Popen[bytes]) -> None:
-        handler = logging.handlers.RotatingFileHandler(self.log, maxBytes=5_000_000, backupCount=2, encoding="utf-8", errors="replace")
+        handler = logging.handlers.RotatingFileHandler(
+            self.log, maxBytes=5_000_000, backupCount=2, encoding="utf-8", errors="replace"
+        )
         with contextlib.closing(handler), popen.stdout or contextlib.nullcontext() as lines:
             for line in lines or ():
                 text = line.decode("utf-8", "replace").rstrip("\n")
@@ -77,7 +79,11 @@ def up(settings: Settings, say: Say) -> None:
         _check_folder(settings)
         _check_ports(settings)
         env = _environment(settings, stack, say)
-        if settings.embedder == "local" and not settings.embedding_model and not local_model.is_whole(settings.data / LOCAL_MODEL):
+        if (
+            settings.embedder == "local"
+            and not settings.embedding_model
+            and not local_model.is_whole(settings.data / LOCAL_MODEL)
+        ):
             say("Preparing the local embedder, once (some seconds) …")
             local_model.prepare(settings.data / LOCAL_MODEL)
         processes = [Process(name, command, env, settings.data / "logs") for name, command in _procfile()]
@@ -122,13 +128,18 @@ def _check_folder(settings: Settings) -> None:
 
 
 def _check_ports(settings: Settings) -> None:
-    for name, host, port in (("ASKFOLDER_PORT", settings.host, settings.port), ("ASKFOLDER_FLOWER_PORT", "127.0.0.1", settings.flower_port)):
+    for name, host, port in (
+        ("ASKFOLDER_PORT", settings.host, settings.port),
+        ("ASKFOLDER_FLOWER_PORT", "127.0.0.1", settings.flower_port),
+    ):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as test:
             test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 test.bind((host, port))
             except OSError as error:
-                raise SettingsError(f"{host}:{port} cannot be used ({error.strerror}): choose another port with {name}.") from None
+                raise SettingsError(
+                    f"{host}:{port} cannot be used ({error.strerror}): choose another port with {name}."
+                ) from None
 
 
 def _environment(settings: Settings, stack: contextlib.ExitStack, say: Say) -> dict[str, str]:
@@ -163,17 +174,23 @@ def _ready(settings: Settings, processes: list[Process], stop: threading.Event) 
     """Waits until questions can be asked. Raises SettingsError with a process's last words when it keeps ending."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     deadline = time.monotonic() + READY_SECONDS
-    with httpx2.Client(base_url=f"http://{f'[{host}]' if ':' in host else host}:{settings.port}", trust_env=False, timeout=3) as client:
+    with httpx2.Client(
+        base_url=f"http://{f'[{host}]' if ':' in host else host}:{settings.port}", trust_env=False, timeout=3
+    ) as client:
         while not stop.wait(0.05):
             with contextlib.suppress(httpx2.HTTPError):
                 if client.get("/readyz").status_code == 200:
                     return True
             for process in processes:
                 if process.ended() and process.starts >= 2:
-                    raise SettingsError(f"The process {process.name} ended at its start (log: {process.log}):\n{process.last_words()}")
+                    raise SettingsError(
+                        f"The process {process.name} ended at its start (log: {process.log}):\n{process.last_words()}"
+                    )
             _revive(processes)
             if time.monotonic() > deadline:
-                raise SettingsError(f"askfolder was not ready within {READY_SECONDS:.0f} s; see {settings.data / 'logs'}.")
+                raise SettingsError(
+                    f"askfolder was not ready within {READY_SECONDS:.0f} s; see {settings.data / 'logs'}."
+                )
     return False
 
 
@@ -211,5 +228,8 @@ def _screen(settings: Settings) -> str:
         ("Logs", str(settings.data / "logs"), ""),
     ]  # fmt: skip
     lines = [f"  {name:<20} {value}" + (f"\n  {'':<20} ({hint})" if hint else "") for name, value, hint in rows]
-    return "\naskfolder is running; Ctrl-C stops it.\n\n" + "\n".join(lines) + '\n\n  Drop files into the folder, then: ./askfolder ask "What is askfolder?"\n'
-
+    return (
+        "\naskfolder is running; Ctrl-C stops it.\n\n"
+        + "\n".join(lines)
+        + '\n\n  Drop files into the folder, then: ./askfolder ask "What is askfolder?"\n'
+    )

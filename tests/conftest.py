@@ -92,7 +92,13 @@ class System:
             command = commands[name].replace("python -m", f"{sys.executable} -m").replace('"', "")
             log = (self.data / f"{name}.log").open("ab")
             self.processes[name] = subprocess.Popen(
-                command.split(), cwd=ROOT, env=self.env | env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command.split(),
+                cwd=ROOT,
+                env=self.env | env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
             log.close()
         if "web" in names:
@@ -102,10 +108,8 @@ class System:
         for name in names or tuple(self.processes):
             if (process := self.processes.pop(name, None)) and process.poll() is None:
                 process.send_signal(number)
-                try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(8)
-                except subprocess.TimeoutExpired:
-                    pass
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -115,7 +119,11 @@ class System:
         try:
             with httpx2.Client(trust_env=False, timeout=30) as client:
                 response = client.request(
-                    method, f"http://127.0.0.1:{self.port}{path}", json=json, params=query, headers={"Authorization": f"Bearer {KEY}"}
+                    method,
+                    f"http://127.0.0.1:{self.port}{path}",
+                    json=json,
+                    params=query,
+                    headers={"Authorization": f"Bearer {KEY}"},
                 )
         except httpx2.HTTPError:
             if quiet:
@@ -155,7 +163,11 @@ def system(servers: Servers, database_url: str, model: Path, tmp_path: Path) -> 
     (data / "models").mkdir(parents=True)
     (data / LOCAL_MODEL).symlink_to(model)
     port = free_port()
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("ASKFOLDER_", "ANTHROPIC_", "OPENAI_", "VOYAGE_"))}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ASKFOLDER_", "ANTHROPIC_", "OPENAI_", "VOYAGE_"))
+    }
     env |= {
         "DATABASE_URL": database_url, "REDIS_URL": servers.redis_url.replace("db=0", f"db={1 + port % 15}"), "REMAP_SIGTERM": "SIGQUIT",
         "ASKFOLDER_INBOX": str(folder), "ASKFOLDER_DATA": str(data), "ASKFOLDER_PORT": str(port), "ASKFOLDER_ADMIN_KEY": KEY,

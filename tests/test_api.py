@@ -23,7 +23,12 @@ def client(database_url: str, servers: Servers, tmp_path: Path, model: Path) -> 
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / model.name).symlink_to(model)
     settings = Settings(  # type: ignore[call-arg]
-        _env_file=None, database_url=database_url, redis_url=servers.redis_url, data=tmp_path, inbox=tmp_path, admin_key=SecretStr(KEY)
+        _env_file=None,
+        database_url=database_url,
+        redis_url=servers.redis_url,
+        data=tmp_path,
+        inbox=tmp_path,
+        admin_key=SecretStr(KEY),
     )
     app = create_app(settings)
     yield app.test_client()
@@ -36,11 +41,19 @@ def test_every_route_needs_the_key(client: FlaskClient) -> None:
     for rule in routes:
         path = rule.rule.replace("<int:document_id>", "1").replace("<path:filename>", "ask.css")
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
-            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "askfolder_key=wrong"}, {"Authorization": "Basic x"}):
+            for headers in (
+                {},
+                {"Authorization": "Bearer wrong"},
+                {"Cookie": "askfolder_key=wrong"},
+                {"Authorization": "Basic x"},
+            ):
                 response = client.open(path, method=method, headers={"Host": "localhost", **headers})
                 assert response.status_code == 401, (method, path, headers)
                 assert client.open(path, method=method, headers={**AUTH, "Host": "evil.example"}).status_code == 400
-                assert client.open(path, method=method, headers={**AUTH, "Origin": "http://evil.example"}).status_code == 403
+                assert (
+                    client.open(path, method=method, headers={**AUTH, "Origin": "http://evil.example"}).status_code
+                    == 403
+                )
                 assert client.open(path, method=method, headers={**AUTH, "Origin": "null"}).status_code == 403
 
 
@@ -121,7 +134,12 @@ def test_redis_away_is_no_error(database_url: str, tmp_path: Path, model: Path, 
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / model.name).symlink_to(model)
     settings = Settings(  # type: ignore[call-arg]
-        _env_file=None, database_url=database_url, redis_url="redis://127.0.0.1:1/0", data=tmp_path, inbox=tmp_path, admin_key=SecretStr(KEY)
+        _env_file=None,
+        database_url=database_url,
+        redis_url="redis://127.0.0.1:1/0",
+        data=tmp_path,
+        inbox=tmp_path,
+        admin_key=SecretStr(KEY),
     )
     app = create_app(settings)
     client = app.test_client()

@@ -32,6 +32,7 @@ from shared.embedding import (
     open_embedder,
 )
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
+from shared.settings import ROOT
 from tests.standins import EmbeddingStandin, OpenAIStandin, VoyageStandin, bag_of_words
 
 KEY = "sk-secret-0123456789"
@@ -688,3 +689,19 @@ def assert_no_key(error: BaseException | None) -> None:
 def test_importing_does_not_load_what_only_some_need() -> None:
     program = "import sys, shared.embedding; assert not {'onnx', 'onnxruntime', 'openai', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("code", [
+    "from shared.embedding import LocalEmbedder; LocalEmbedder(Path(sys.argv[1])).embed(['a'])",
+    "from shared.local_model import prepare; prepare(Path(sys.argv[2]))",
+])  # fmt: skip
+def test_onnx_runtime_reports_nothing_to_its_maker(code: str, model: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    env = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)}
+    env.pop("ORT_DISABLE_TELEMETRY", None)
+    program = f"import sys; from pathlib import Path; {code}"
+    subprocess.run(
+        [sys.executable, "-c", program, str(model), str(tmp_path / "made")], env=env, check=True, timeout=120
+    )
+    assert list(home.rglob("*")) == []

@@ -28,7 +28,9 @@ def test_switch_while_searching_and_back(system: System, database_url: str) -> N
             with httpx2.Client(trust_env=False, timeout=30, headers={"Authorization": f"Bearer {KEY}"}) as client:
                 while not done.is_set():
                     for line, source in zip(wanted, ("d3.txt", "d11.txt"), strict=True):
-                        response = client.post(f"http://127.0.0.1:{system.port}/search", json={"query": line, "top_k": 5})
+                        response = client.post(
+                            f"http://127.0.0.1:{system.port}/search", json={"query": line, "top_k": 5}
+                        )
                         results = response.json().get("results", [])
                         answered[0] += 1
                         if response.status_code != 200 or response.json()["warnings"] or results[0]["source"] != source:
@@ -39,7 +41,9 @@ def test_switch_while_searching_and_back(system: System, database_url: str) -> N
 
         def live() -> str:
             with psycopg.connect(database_url) as connection:
-                return connection.execute("SELECT embedder FROM askfolder.generation WHERE state = 'live'").fetchone()[0]  # type: ignore[index]
+                return connection.execute("SELECT embedder FROM askfolder.generation WHERE state = 'live'").fetchone()[
+                    0
+                ]  # type: ignore[index]
 
         try:
             system.stop("producer", "worker")
@@ -58,10 +62,16 @@ def test_switch_while_searching_and_back(system: System, database_url: str) -> N
             client.join()
         assert wrong == []
         assert answered[0] > 20
-        document_texts = [r for r in standin.requests if len(r["body"]["input"]) > 1 or "heron" in str(r["body"]["input"])]
-        assert sum(len(r["body"]["input"]) for r in document_texts) <= paid + 1, "the way back asks the provider nothing"
+        document_texts = [
+            r for r in standin.requests if len(r["body"]["input"]) > 1 or "heron" in str(r["body"]["input"])
+        ]
+        assert sum(len(r["body"]["input"]) for r in document_texts) <= paid + 1, (
+            "the way back asks the provider nothing"
+        )
         with psycopg.connect(database_url) as connection:
-            cached = dict(connection.execute("SELECT model, count(*) FROM askfolder.vector_cache GROUP BY model").fetchall())
+            cached = dict(
+                connection.execute("SELECT model, count(*) FROM askfolder.vector_cache GROUP BY model").fetchall()
+            )
             mixed = connection.execute(
                 "SELECT count(*) FROM askfolder.chunk c JOIN askfolder.generation g ON g.id = c.generation_id AND g.state = 'live' "
                 "WHERE NOT EXISTS (SELECT 1 FROM askfolder.vector_1 v WHERE v.chunk_id = c.id)"

@@ -72,7 +72,7 @@ def test_only_what_is_new_is_paid_for(system: System, paid: OpenAIStandin) -> No
         return texts(paid) - before
 
     for place in (0, 300, 600):
-        new = lines[:place] + [words(place, seed=5)] + lines[place:]
+        new = [*lines[:place], words(place, seed=5), *lines[place:]]
         assert 1 <= changed("insert", new) <= 3
         assert changed("delete", lines) <= 3
     count = texts(paid)
@@ -81,7 +81,9 @@ def test_only_what_is_new_is_paid_for(system: System, paid: OpenAIStandin) -> No
     (system.folder / "a.txt").rename(system.folder / "b.txt")
     until(lambda: {n: d["state"] for n, d in system.documents().items()} == {"b.txt": "ready", "sub/copy.txt": "ready"})
     (system.folder / "sub").rename(system.folder / "moved")
-    until(lambda: {n: d["state"] for n, d in system.documents().items()} == {"b.txt": "ready", "moved/copy.txt": "ready"})
+    until(
+        lambda: {n: d["state"] for n, d in system.documents().items()} == {"b.txt": "ready", "moved/copy.txt": "ready"}
+    )
     (system.folder / "b.txt").unlink()
     until(lambda: "b.txt" not in system.documents())
     (system.folder / "b.txt").write_text("\n".join(lines))
@@ -113,7 +115,8 @@ def test_thousand_chunks_take_few_requests(system: System, paid: OpenAIStandin) 
     assert chunks >= 600
     assert len(paid.requests) <= 12 * chunks / 1000 + 1
     before = len(paid.requests)
-    assert system.search("Line 77 says") and system.search(" Line 77  says ")
+    assert system.search("Line 77 says")
+    assert system.search(" Line 77  says ")
     assert len(paid.requests) == before + 1, "the same question is embedded once"
 
 
@@ -132,7 +135,9 @@ def test_killed_worker_pays_little_twice(system: System, paid: OpenAIStandin, da
     with psycopg.connect(database_url) as connection:
         row = connection.execute("SELECT state, stage, attempts, live_revision FROM askfolder.document").fetchone()
         assert row == ("ingesting", "embedding", 1, None), "nothing half-written is visible"
-        connection.execute("UPDATE askfolder.document SET leased_until = now()")  # instead of waiting for the lease's end
+        connection.execute(
+            "UPDATE askfolder.document SET leased_until = now()"
+        )  # instead of waiting for the lease's end
     assert system.search("Line 77") == []
     system.start("worker")
     row = system.settled(1)["big.txt"]
@@ -191,7 +196,16 @@ def test_provider_away_keeps_the_old_version(system: System, paid: OpenAIStandin
 
 
 def test_odd_names(system: System) -> None:
-    names = [b"with space.md", b'quo"te\'s.md', b"new\nline.md", "émoji 🦩.md".encode(), b"caf\xe9.md", b"100%.md", b"%E9.md", b"[a]*?.md"]
+    names = [
+        b"with space.md",
+        b"quo\"te's.md",
+        b"new\nline.md",
+        "émoji 🦩.md".encode(),
+        b"caf\xe9.md",
+        b"100%.md",
+        b"%E9.md",
+        b"[a]*?.md",
+    ]
     for number, name in enumerate(names):
         Path(os.fsdecode(os.fsencode(system.folder) + b"/" + name)).write_text(f"Flamingo number {number} stands here.")
     outside = system.folder.parent / "secret.md"

@@ -32,7 +32,11 @@ class Up:
         self.out = folder / "out.txt"
 
     def env(self, **more: str) -> dict[str, str]:
-        env = {n: v for n, v in os.environ.items() if not n.startswith(("ASKFOLDER_", "ANTHROPIC_", "OPENAI_", "DATABASE_", "REDIS_"))}
+        env = {
+            n: v
+            for n, v in os.environ.items()
+            if not n.startswith(("ASKFOLDER_", "ANTHROPIC_", "OPENAI_", "DATABASE_", "REDIS_"))
+        }
         return env | {
             "ASKFOLDER_DATA": str(self.data), "ASKFOLDER_PORT": str(self.port), "ASKFOLDER_FLOWER_PORT": str(self.flower_port),
             "HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1",  # a proxy that is not there
@@ -40,16 +44,22 @@ class Up:
         }  # fmt: skip
 
     def command(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([ROOT / "askfolder", *arguments], env=self.env(**env), capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            [ROOT / "askfolder", *arguments], env=self.env(**env), capture_output=True, text=True, timeout=60
+        )
 
     def start(self) -> str:
         """Starts it; returns the screen."""
         with self.out.open("w") as out:
             self.processes.append(
                 subprocess.Popen(
-                    [ROOT / "askfolder", "up", "--inbox", str(self.inbox)], env=self.env(), stdout=out, stderr=out, text=True,
+                    [ROOT / "askfolder", "up", "--inbox", str(self.inbox)],
+                    env=self.env(),
+                    stdout=out,
+                    stderr=out,
+                    text=True,
                     start_new_session=True,
-                )  # fmt: skip
+                )
             )
         until(lambda: "Leaves this machine" in self.out.read_text() or self.processes[-1].poll() is not None, 60)
         return self.out.read_text()

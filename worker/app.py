@@ -14,7 +14,9 @@ settings = load()
 VISIBILITY_SECONDS = 7200  # above the longest task; kombu takes the shortest of the three places where it is set
 
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line per embedding request is noise
-warnings.simplefilter("ignore", SecurityWarning)  # running as root is harmless here: messages are JSON, from a private queue
+warnings.simplefilter(
+    "ignore", SecurityWarning
+)  # running as root is harmless here: messages are JSON, from a private queue
 
 app = Celery("askfolder", broker=broker_url(settings.redis_url), include=["worker.tasks"])
 

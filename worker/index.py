@@ -15,7 +15,9 @@ from shared.generations import Generation
 from shared.models import Chunk
 
 TEMPLATE = "1"
-AVERAGE_TERMS = 100.0  # BM25's average length: a constant, so that a document's score does not depend on what came before it
+AVERAGE_TERMS = (
+    100.0  # BM25's average length: a constant, so that a document's score does not depend on what came before it
+)
 
 Input = tuple[Chunk, bytes]  # a chunk and the hash of what was, or will be, embedded for it
 
@@ -33,7 +35,8 @@ def known_inputs(connection: Connection, generation: Generation, document_id: in
     """Content → input hash of the chunks that a generation holds of a document."""
     return dict(
         connection.execute(
-            "SELECT content, input_hash FROM chunk WHERE generation_id = %s AND document_id = %s", [generation.id, document_id]
+            "SELECT content, input_hash FROM chunk WHERE generation_id = %s AND document_id = %s",
+            [generation.id, document_id],
         ).fetchall()
     )
 
@@ -47,18 +50,28 @@ def cached(connection: Connection, generation: Generation, collection_id: int, h
     return {row[0] for row in rows}
 
 
-def cache(connection: Connection, generation: Generation, collection_id: int, hashes: Sequence[bytes], vectors: np.ndarray) -> None:
+def cache(
+    connection: Connection, generation: Generation, collection_id: int, hashes: Sequence[bytes], vectors: np.ndarray
+) -> None:
     """Commits a batch of vectors. vectors: float32, shape (n, dimensions)."""
     with connection.transaction(), connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO vector_cache (collection_id, model, dimensions, input_hash, embedding) VALUES (%s, %s, %s, %s, %s) "
             "ON CONFLICT DO NOTHING",
-            [(collection_id, generation.model, generation.dimensions, h, Vector(v)) for h, v in zip(hashes, vectors, strict=True)],
+            [
+                (collection_id, generation.model, generation.dimensions, h, Vector(v))
+                for h, v in zip(hashes, vectors, strict=True)
+            ],
         )
 
 
 def replace(
-    connection: Connection, generation: Generation, document_id: int, inputs: Sequence[Input], text_version: int, all_words: bool
+    connection: Connection,
+    generation: Generation,
+    document_id: int,
+    inputs: Sequence[Input],
+    text_version: int,
+    all_words: bool,
 ) -> None:
     """Makes a generation hold exactly these chunks of a document; call it inside the transaction that holds the document.
 
@@ -84,14 +97,17 @@ def replace(
                 stale_words.append(number)
         else:
             names = ("ordinal", "heading_path", "page", "char_start", "char_end")
-            new.append({**dict(zip(names, place, strict=True)), "content": chunk.content, "input_hash": input_hash.hex()})
+            new.append(
+                {**dict(zip(names, place, strict=True)), "content": chunk.content, "input_hash": input_hash.hex()}
+            )
     gone = [number for rows_left in held.values() for number, _ in rows_left]
     if gone:
         connection.execute("DELETE FROM chunk WHERE id = ANY(%s)", [gone])
     if shifted:
         with connection.cursor() as cursor:
             cursor.executemany(
-                "UPDATE chunk SET ordinal = %s, heading_path = %s, page = %s, char_start = %s, char_end = %s WHERE id = %s", shifted
+                "UPDATE chunk SET ordinal = %s, heading_path = %s, page = %s, char_start = %s, char_end = %s WHERE id = %s",
+                shifted,
             )
     ids = [
         row[0]
@@ -119,7 +135,9 @@ def replace(
         [generation.model, generation.dimensions, ids],
     ).rowcount
     if stored != len(ids):
-        raise TransientError("Vectors went missing while the document was being stored; it is done again.", retry_after=1)
+        raise TransientError(
+            "Vectors went missing while the document was being stored; it is done again.", retry_after=1
+        )
     write_words(connection, generation, ids + stale_words)
     connection.execute(
         "INSERT INTO document_generation (document_id, generation_id, text_version) VALUES (%s, %s, %s) "

@@ -41,7 +41,8 @@ def ingest(pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embed
     except LostClaim:
         return "superseded"
     except UnreadableError as error:
-        return _end(pool, claim, lambda connection: documents.failed(connection, claim, str(error)), "failed", str(error))
+        reason = str(error)
+        return _end(pool, claim, lambda connection: documents.failed(connection, claim, reason), "failed", reason)
     except (TransientError, PermanentError, psycopg.OperationalError, PoolTimeout) as error:
         # A wrong key or model (PermanentError) is not the document's fault either: it waits until somebody mends it.
         seconds = max(getattr(error, "retry_after", None) or 0.0, min(FIRST_WAIT * 2**claim.retries, LONGEST_WAIT))
@@ -82,10 +83,16 @@ def _text(pool: Pool, parser: Parser, claim: Claim) -> tuple[int, Parsed, Callab
                 documents.unchanged(connection, claim, file.revision)
             return *stored, None
         parsed = parser.parse(file.path, claim.key.rpartition("/")[2])
-    return 0, parsed, partial(documents.set_text, claim=claim, parsed=parsed, revision=file.revision, sha256=file.sha256)
+    return (
+        0,
+        parsed,
+        partial(documents.set_text, claim=claim, parsed=parsed, revision=file.revision, sha256=file.sha256),
+    )
 
 
-def _embedded(pool: Pool, embedder: Embedder, generation: Generation, claim: Claim, parsed: Parsed) -> list[index.Input]:
+def _embedded(
+    pool: Pool, embedder: Embedder, generation: Generation, claim: Claim, parsed: Parsed
+) -> list[index.Input]:
     """The chunks, each with the hash of an input that has a vector; the vectors are committed batch by batch."""
     max_tokens, overlap = chunk_sizes(embedder)
     chunks = chunk(parsed, embedder.count, max_tokens, overlap)

@@ -5,7 +5,6 @@ import queue
 import signal
 import sys
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import psycopg
@@ -87,16 +86,28 @@ class Producer:
         ]  # fmt: skip
         moved = {row.live_revision for row in missing}  # a renamed file keeps its times: there is nothing to wait for
         settled = [file for file in found if file.revision in moved or self._settled(file, ledger)]
-        changed = [f for f in settled if f.key not in ledger or ledger[f.key].state == "deleted" or ledger[f.key].wanted_revision != f.revision]
+        changed = [
+            f
+            for f in settled
+            if f.key not in ledger or ledger[f.key].state == "deleted" or ledger[f.key].wanted_revision != f.revision
+        ]
         renamed = self._renamed([f for f in changed if f.key not in ledger], {row.id for row in missing}, seen)
-        documents.want(self.connection, self.source_id, [(f.key, f.revision, f.size) for f in changed if f.key not in renamed.values()])
+        documents.want(
+            self.connection,
+            self.source_id,
+            [(f.key, f.revision, f.size) for f in changed if f.key not in renamed.values()],
+        )
         documents.gone(self.connection, [row.id for row in missing if row.id not in renamed])
         if below is None:
-            problem = f"Some folders cannot be read and were left as they are: {', '.join(closed[:5])}" if closed else None
+            problem = (
+                f"Some folders cannot be read and were left as they are: {', '.join(closed[:5])}" if closed else None
+            )
             documents.scanned(self.connection, self.source_id, problem)
         if changed or missing:
             gone = sum(row.id not in renamed for row in missing)
-            log.info(f"{len(changed) - len(renamed)} new or changed, {len(renamed)} renamed, {gone} gone", action="scan.done")
+            log.info(
+                f"{len(changed) - len(renamed)} new or changed, {len(renamed)} renamed, {gone} gone", action="scan.done"
+            )
 
     def _settled(self, file: Found, ledger: dict[str, documents.Known]) -> bool:
         row = ledger.get(file.key)
@@ -230,7 +241,9 @@ def main() -> None:
             db.migrate(settings.database_url)
             with db.connect(settings.database_url) as connection:
                 source = f"folder:{settings.inbox}"
-                while not connection.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", [LOCK, source]).fetchone()[0]:  # type: ignore[index]
+                while not connection.execute(
+                    "SELECT pg_try_advisory_lock(%s, hashtext(%s))", [LOCK, source]
+                ).fetchone()[0]:  # type: ignore[index]
                     time.sleep(1)  # another producer of this source is at work: stand by
                 want_generation(settings, connection)
                 Producer(settings, connection).run()

@@ -83,7 +83,9 @@ class FolderSource:
         digest = _hash(path, key)
         yield Fetched(path, revision(before), digest)
         if revision(_status(path, key)) != revision(before) or _hash(path, key) != digest:
-            raise TransientError(f"{key} changed while it was being read; it is read again when it stands still.", retry_after=2)
+            raise TransientError(
+                f"{key} changed while it was being read; it is read again when it stands still.", retry_after=2
+            )
 
     def ignores(self, key: str) -> bool:
         return any(_IGNORED.match(part) for part in key.split("/") if part)
@@ -125,6 +127,8 @@ def _hash(path: Path, key: str) -> bytes:
     except FileNotFoundError:
         raise TransientError(f"{key} is not there any more.", retry_after=2) from None
     except PermissionError:
-        raise UnreadableError(f"{key} may not be read by this user: change its permissions, then run: askfolder retry") from None
+        raise UnreadableError(
+            f"{key} may not be read by this user: change its permissions, then run: askfolder retry"
+        ) from None
     except OSError as error:
         raise TransientError(f"{key} could not be read ({error.strerror}); it is tried again.") from None
