@@ -128,7 +128,7 @@ def _connects(text: str) -> bool:
 
 
 def _marked(text: str, marks: Sequence[int]) -> str:
-    """The statement, its marks before the whitespace that ends it. Marks that the text brought along are no citations."""
+    """The statement, its marks before the whitespace that ends it. Marks that the text brought along are not ours."""
     text = _FORGED_MARK.sub(r"(\1)", text)
     if not marks:
         return text

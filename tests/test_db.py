@@ -1,0 +1,87 @@
+"""Migrations: together, ahead, drifted, and in somebody else's database."""
+
+import threading
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from shared import db
+from shared.db import Connection
+from shared.errors import SettingsError, TransientError
+
+
+@pytest.fixture
+def empty_url(database_url: str) -> str:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA askfolder CASCADE")
+    return database_url
+
+
+def test_several_at_once_apply_each_file_once(empty_url: str) -> None:
+    applied: list[list[str]] = []
+    threads = [threading.Thread(target=lambda: applied.append(db.migrate(empty_url))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(len, applied)) == [0] * 5 + [len(list(db.MIGRATIONS.glob("*.sql")))]
+
+
+def test_foreign_tables_are_refused_and_stay(empty_url: str) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA askfolder; CREATE TABLE askfolder.bills (id int)")
+        with pytest.raises(SettingsError, match="bills"):
+            db.migrate(empty_url)
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'askfolder'").fetchall()
+    assert tables == [("bills",)]
+
+
+def test_our_names_elsewhere_are_left_alone(empty_url: str) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE public.document (mine int)")
+        db.migrate(empty_url)
+        assert connection.execute("SELECT count(*) FROM public.document").fetchone() == (0,)
+
+
+def test_newer_and_changed_migrations_stop_the_start(database_url: str, tmp_path: Path) -> None:
+    for path in db.MIGRATIONS.glob("*.sql"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "0999_more.sql").write_text("CREATE TABLE more (id int)")
+    assert db.migrate(database_url, tmp_path) == ["0999_more.sql"]
+    with pytest.raises(SettingsError, match="newer askfolder"):
+        db.migrate(database_url)
+    (tmp_path / "0999_more.sql").write_text("CREATE TABLE more (id bigint)")
+    with pytest.raises(SettingsError, match="changed after it was applied"):
+        db.migrate(database_url, tmp_path)
+
+
+def test_a_failing_migration_leaves_nothing(database_url: str, tmp_path: Path, connection: Connection) -> None:
+    for path in db.MIGRATIONS.glob("*.sql"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "0999_more.sql").write_text("CREATE TABLE more (id int); SELECT 1/0")
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        db.migrate(database_url, tmp_path)
+    assert connection.execute("SELECT to_regclass('askfolder.more')").fetchone() == (None,)
+
+
+def test_old_pgvector_is_refused(connection: Connection, database_url: str) -> None:
+    connection.execute("UPDATE pg_extension SET extversion = '0.8.1' WHERE extname = 'vector'")
+    with pytest.raises(SettingsError, match=r"0\.8\.4 or newer"):
+        db.check(connection, database_url)
+
+
+def test_away_and_passwords() -> None:
+    url = "postgresql://me:sesame@127.0.0.1:1/base"
+    with pytest.raises(TransientError, match="base on 127") as caught:
+        db.connect(url)
+    assert "sesame" not in str(caught.value)
+
+
+def test_pool_waits_for_the_migration(empty_url: str) -> None:
+    with db.pool(empty_url, 2) as pool:
+        with pytest.raises(Exception, match=r"couldn't get a connection"):
+            pool.getconn(timeout=0.3)
+        db.migrate(empty_url)
+        with pool.connection(timeout=10) as connection:
+            assert connection.execute("SELECT '[1,2]'::halfvec").fetchone() is not None
