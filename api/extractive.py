@@ -22,6 +22,7 @@ Vectors = npt.NDArray[np.float32]
 
 PASSAGES = 8
 QUOTES = 3
+PLACES = 3  # that are cited for a sentence that stands in several
 STEM = 5  # letters of a word that decide what it matches: endings and most derivations go
 LONG = 300  # characters: what is longer is divided at stops and semicolons too, as in text without capitals
 LONGEST = 600  # characters of a quote that is continued beyond its sentence
@@ -85,12 +86,14 @@ def extract(question: str, passages: Sequence[Passage], embed: Callable[[Sequenc
     rated, evidence, weights = _rate(question, passages, texts, embed)
     if evidence < THRESHOLD:
         return Draft()
-    quotes = []
-    for sentence in _choose(rated, texts, weights):
-        first, last = sentence.place, _extent(texts[sentence.passage], sentence.place)
-        quotes.append((sentence.passage, spans[sentence.passage][first][0], spans[sentence.passage][last][1]))
-    claims = [_claim(passages, *quote) for quote in _apart(quotes, passages)]
-    return Draft(tuple(Statement(claim.quote + "\n\n", (claim,)) for claim in claims))
+    statements = []
+    for same in _choose(rated, texts, weights):
+        claims = []
+        for sentence in same:
+            index, last = sentence.passage, _extent(texts[sentence.passage], sentence.place)
+            claims.append(_claim(passages, index, spans[index][sentence.place][0], spans[index][last][1]))
+        statements.append(Statement(claims[0].quote + "\n\n", tuple(claims)))
+    return Draft(tuple(_apart(statements, passages)))
 
 
 def _spans(text: str) -> list[tuple[int, int]]:
@@ -162,25 +165,30 @@ def _weights(
     return weights
 
 
-def _choose(rated: Sequence[_Sentence], texts: Sequence[Sequence[str]], weights: dict[str, float]) -> list[_Sentence]:
-    """The best sentence, and those that come close to it; what they add to its words counts for them."""
-    best = max(rated, key=lambda one: one.score)
-    chosen, held, said = [best], set(best.words), {_bare(texts[best.passage][best.place])}
+def _choose(
+    rated: Sequence[_Sentence], texts: Sequence[Sequence[str]], weights: dict[str, float]
+) -> Iterator[list[_Sentence]]:
+    """The best sentence, and those that come close to it; new words of the question count for them.
+
+    Each comes with the others that say the same in the same words, for every place is worth citing.
+    """
+    best = max(one.score for one in rated)
     total = sum(weights.values()) or 1.0
-    near = [one for one in rated if one.score > best.score - MARGIN]
+    held: set[str] = set()
+    near = [one for one in rated if one.score > best - MARGIN]
 
     def gain(one: _Sentence) -> float:
         return one.score + NEW_WORDS * sum(weights[word] for word in one.words - held) / total
 
-    while len(chosen) < QUOTES:
-        near = [one for one in near if _bare(texts[one.passage][one.place]) not in said]
+    for number in range(QUOTES):
         if not near:
-            break
-        one = max(near, key=gain)
-        chosen.append(one)
-        held |= one.words
-        said.add(_bare(texts[one.passage][one.place]))
-    return chosen
+            return
+        chosen = max(near, key=gain if number else lambda one: one.score)
+        text = _bare(texts[chosen.passage][chosen.place])
+        same = [one for one in near if _bare(texts[one.passage][one.place]) == text]
+        near = [one for one in near if one not in same]
+        held |= chosen.words
+        yield [chosen, *(one for one in same if one is not chosen)][:PLACES]
 
 
 def _extent(texts: Sequence[str], place: int) -> int:
@@ -199,14 +207,21 @@ def _extent(texts: Sequence[str], place: int) -> int:
     return last
 
 
-def _apart(quotes: Sequence[tuple[int, int, int]], passages: Sequence[Passage]) -> Iterator[tuple[int, int, int]]:
-    """The quotes (passage, start, end) without those that repeat words of one before: chunks may overlap."""
-    taken: list[tuple[int, int, int]] = []
-    for passage, start, end in quotes:
-        document, offset = passages[passage].document_id, passages[passage].char_start
-        if not any(d == document and offset + start < b and offset + end > a for d, a, b in taken):
-            taken.append((document, offset + start, offset + end))
-            yield passage, start, end
+def _apart(statements: Sequence[Statement], passages: Sequence[Passage]) -> Iterator[Statement]:
+    """The statements without the claims that share words with an earlier one: passages may overlap."""
+    taken: list[tuple[int, Claim]] = []
+    for statement in statements:
+        claims = []
+        for claim in statement.claims:
+            document = passages[claim.passage].document_id
+            if not any(
+                document == other and claim.char_start < one.char_end and claim.char_end > one.char_start
+                for other, one in taken
+            ):
+                taken.append((document, claim))
+                claims.append(claim)
+        if claims:
+            yield Statement(statement.text, tuple(claims))
 
 
 def _claim(passages: Sequence[Passage], index: int, start: int, end: int) -> Claim:

@@ -42,8 +42,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return local_model.prepare(tmp_path_factory.mktemp("data") / LOCAL_MODEL)
 
 
-@pytest.fixture
-def database_url(servers: Servers) -> Iterator[str]:
+@contextlib.contextmanager
+def new_database(servers: Servers) -> Iterator[str]:
     name = f"test_{next(_numbers)}"
     admin = servers.database_url.replace("/askfolder?", "/postgres?")
     with psycopg.connect(admin, autocommit=True) as connection:
@@ -51,6 +51,12 @@ def database_url(servers: Servers) -> Iterator[str]:
     yield servers.database_url.replace("/askfolder?", f"/{name}?")
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(servers: Servers) -> Iterator[str]:
+    with new_database(servers) as url:
+        yield url
 
 
 @pytest.fixture
@@ -114,7 +120,9 @@ class System:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    def call(self, method: str, path: str, json: object = None, quiet: bool = False, **query: Any) -> Any:
+    def call(
+        self, method: str, path: str, json: object = None, quiet: bool = False, status: int = 200, **query: Any
+    ) -> Any:
         """The API's answer as JSON; None when `quiet` and there is none yet."""
         try:
             with httpx2.Client(trust_env=False, timeout=30) as client:
@@ -130,7 +138,7 @@ class System:
                 return None
             raise
         if not quiet:
-            assert response.status_code == 200, response.text
+            assert response.status_code == status, response.text
         return response.json()
 
     def documents(self) -> dict[str, dict[str, Any]]:
@@ -155,24 +163,24 @@ class System:
         return (self.data / f"{name}.log").read_text(errors="replace")
 
 
-@pytest.fixture
-def system(servers: Servers, database_url: str, model: Path, tmp_path: Path) -> Iterator[System]:
+def new_system(servers: Servers, database_url: str, model: Path, folder: Path) -> System:
     """A system over an empty folder; nothing is started yet."""
-    folder, data = tmp_path / "inbox", tmp_path / "data"
-    folder.mkdir()
+    inbox, data = folder / "inbox", folder / "data"
+    inbox.mkdir()
     (data / "models").mkdir(parents=True)
     (data / LOCAL_MODEL).symlink_to(model)
     port = free_port()
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("ASKFOLDER_", "ANTHROPIC_", "OPENAI_", "VOYAGE_"))
-    }
-    env |= {
-        "DATABASE_URL": database_url, "REDIS_URL": servers.redis_url.replace("db=0", f"db={1 + port % 15}"), "REMAP_SIGTERM": "SIGQUIT",
-        "ASKFOLDER_INBOX": str(folder), "ASKFOLDER_DATA": str(data), "ASKFOLDER_PORT": str(port), "ASKFOLDER_ADMIN_KEY": KEY,
-        "ASKFOLDER_FLOWER_PORT": str(free_port()), "PYTHONPATH": str(ROOT), "ASKFOLDER_CONCURRENCY": "2",
+    ours = ("ASKFOLDER_", "ANTHROPIC_", "OPENAI_", "VOYAGE_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
+        "DATABASE_URL": database_url, "REDIS_URL": servers.redis_url.replace("db=0", f"db={next(_numbers) % 16}"),
+        "ASKFOLDER_INBOX": str(inbox), "ASKFOLDER_DATA": str(data), "ASKFOLDER_PORT": str(port), "ASKFOLDER_ADMIN_KEY": KEY,
+        "ASKFOLDER_FLOWER_PORT": str(free_port()), "ASKFOLDER_CONCURRENCY": "2", "PYTHONPATH": str(ROOT), "REMAP_SIGTERM": "SIGQUIT",
     }  # fmt: skip
-    system = System(folder, data, port, env)
+    return System(inbox, data, port, env)
+
+
+@pytest.fixture
+def system(servers: Servers, database_url: str, model: Path, tmp_path: Path) -> Iterator[System]:
+    system = new_system(servers, database_url, model, tmp_path)
     yield system
     system.stop()

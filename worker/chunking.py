@@ -8,7 +8,6 @@ which no edit farther away can change; what is still too long is cut at the best
 
 import re
 from bisect import bisect_left, bisect_right
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from shared.sentences import FENCE, LIST_ITEM, is_row, is_wrapped, lines, senten
 CHUNKER_VERSION = "1"  # a new one whenever boundaries change: chunks belong to a generation
 
 RADIUS = 0.3  # of max_tokens; greater makes fuller chunks, but an edit moves a fourth boundary more often
-SMALLEST = 0.25  # of max_tokens: no cut inside a long stretch leaves less, where there is a choice
+SMALLEST = 0.2  # of max_tokens: no cut inside a long stretch leaves less, where there is a choice
 WIDEST = 16  # characters a token: an endless word is one [UNK], but must not make an endless chunk
 
 Count = Callable[[Sequence[str]], list[int]]
@@ -239,32 +238,39 @@ def _ranges(text: str, pieces: list[_Piece], count: Count, limit: int) -> list[t
     keys = [
         (piece.rank, own + after[i] + after[i + 1]) for i, (piece, own) in enumerate(zip(pieces, hashes, strict=True))
     ]
+    reach = _reach(offsets, keys)
+    peaks = [i for i, distance in enumerate(reach) if distance > RADIUS * limit or i in (0, len(pieces))]
     ranges: list[tuple[int, int]] = []
-    for first, stop in pairwise(_peaks(offsets, keys, RADIUS * limit)):
-        ranges += _divided(offsets, keys, first, stop, limit)
+    worths = [(piece.rank, far) for piece, far in zip(pieces, reach, strict=False)]
+    for first, stop in pairwise(peaks):
+        ranges += _divided(offsets, worths, first, stop, limit)
     over = _over(text, pieces, ranges, count, limit)
     return [part for one in ranges for part in (_halved(text, pieces, one, count, limit) if one in over else [one])]
 
 
-def _peaks(offsets: list[int], keys: list[Key], radius: float) -> list[int]:
-    """The places whose key is greater than all within `radius` before and no less than all after; the two ends are."""
+def _reach(offsets: list[int], keys: list[Key]) -> list[int]:
+    """How far each place is from the next one with a greater key (before it: or the same); both ends have the greatest."""
     top: Key = (HEADING + 10, b"")
     places = [top, *keys[1:], top]
-    highest = [True] * len(places)
+    reach = [offsets[-1]] * len(places)
     for backward in (False, True):
-        falling: deque[int] = deque()  # places within the radius that are not below a later one
+        greater: list[int] = []  # each has a greater key than those after it
         for i in range(len(places) - 1, -1, -1) if backward else range(len(places)):
-            while falling and abs(offsets[i] - offsets[falling[0]]) > radius:
-                falling.popleft()
-            while falling and (places[falling[-1]] < places[i] or (backward and places[falling[-1]] == places[i])):
-                falling.pop()
-            highest[i] = highest[i] and not falling
-            falling.append(i)
-    return [i for i, high in enumerate(highest) if high or i in (0, len(keys))]
+            while greater and (places[greater[-1]] < places[i] or (backward and places[greater[-1]] == places[i])):
+                greater.pop()
+            if greater:
+                reach[i] = min(reach[i], abs(offsets[i] - offsets[greater[-1]]))
+            greater.append(i)
+    return reach
 
 
-def _divided(offsets: list[int], keys: list[Key], first: int, stop: int, limit: int) -> Iterator[tuple[int, int]]:
-    """Cuts what is longer than `limit` at the best places that leave neither too much nor too little."""
+def _divided(
+    offsets: list[int], worths: list[tuple[int, int]], first: int, stop: int, limit: int
+) -> Iterator[tuple[int, int]]:
+    """Cuts what is longer than `limit` where rank, then reach is greatest, so that neither too much nor too little is left.
+
+    Reach does not depend on where the ends are: when they move, the cut tends to stay.
+    """
     least, usual = SMALLEST * limit, 0.9 * limit
     while (total := offsets[stop] - offsets[first]) > limit:
         # As few parts as will do: what is left after the cut needs one part less.
@@ -275,7 +281,7 @@ def _divided(offsets: list[int], keys: list[Key], first: int, stop: int, limit: 
         if begin == end:  # very long pieces: as many as there is room for
             end = bisect_right(offsets, offsets[first] + limit, first + 1, stop)
             begin = end - 1
-        cut = max(range(begin, end), key=lambda i: (keys[i], i))
+        cut = max(range(begin, end), key=lambda i: (worths[i], i))
         yield first, cut
         first = cut
     yield first, stop
