@@ -63,27 +63,30 @@ def verify(
             place = (passage.document_id, claim.char_start, claim.char_end)
             if place not in numbers:
                 numbers[place] = len(numbers) + 1
-                citations.append(_citation(numbers[place], passage, claim))
+                citations.append(_citation(numbers[place], passage, claim, *standing[claim]))
             if numbers[place] not in marks:
                 marks.append(numbers[place])
         if not marks and (statement.claims or not _connects(statement.text)):
             verdict = "partial"
         parts.append(_marked(statement.text, marks))
-    warnings = draft.warnings + _dropped(draft.dropped + len(claims - standing))
+    warnings = draft.warnings + _dropped(draft.dropped + len(claims - standing.keys()))
     if not citations:
         return Answer(NO_ANSWER, (), "no_answer", answerer, usage, warnings)
     return Answer("".join(parts).strip(), tuple(citations), verdict, answerer, usage, warnings)
 
 
-def _standing(connection: Connection, draft: Draft, passages: Sequence[Passage]) -> set[Claim]:
+def _standing(
+    connection: Connection, draft: Draft, passages: Sequence[Passage]
+) -> dict[Claim, tuple[int | None, tuple[str, ...]]]:
+    """The claims that stand, each with its own page and heading path: a passage may reach over a page or a heading."""
     claims = list(
         dict.fromkeys(claim for statement in draft.statements for claim in statement.claims if _within(claim, passages))
     )
     if not claims:
-        return set()
+        return {}
     rows = connection.execute(
         """
-        SELECT claim.place, substr(text.content, claim.char_start + 1, claim.length)
+        SELECT claim.place, substr(text.content, claim.char_start + 1, claim.length), text.pages, text.headings
         FROM unnest(%s::bigint[], %s::integer[], %s::integer[])
              WITH ORDINALITY AS claim (document_id, char_start, length, place)
         JOIN document_text text ON text.document_id = claim.document_id
@@ -96,7 +99,26 @@ def _standing(connection: Connection, draft: Draft, passages: Sequence[Passage])
             [claim.char_end - claim.char_start for claim in claims],
         ],
     )
-    return {claims[place - 1] for place, stored in rows if stored == claims[place - 1].quote}
+    found = {claims[place - 1]: (stored, pages, headings) for place, stored, pages, headings in rows}
+    return {
+        claim: (_page(pages, claim.char_start), _path(headings, claim.char_start))
+        for claim, (stored, pages, headings) in found.items()
+        if stored == claim.quote
+    }
+
+
+def _page(pages: Sequence[tuple[int, int]], start: int) -> int | None:
+    return next((number for first, number in reversed(pages) if first <= start), None)
+
+
+def _path(headings: Sequence[tuple[int, int, str]], start: int) -> tuple[str, ...]:
+    """Titles of the headings that enclose a place, the outermost first."""
+    above: list[tuple[int, str]] = []
+    for first, level, title in headings:
+        if first > start:
+            break
+        above = [*(entry for entry in above if entry[0] < level), (level, title)]
+    return tuple(title for _, title in above)
 
 
 def _within(claim: Claim, passages: Sequence[Passage]) -> bool:
@@ -106,15 +128,15 @@ def _within(claim: Claim, passages: Sequence[Passage]) -> bool:
     return passage.char_start <= claim.char_start < claim.char_end <= passage.char_end
 
 
-def _citation(number: int, passage: Passage, claim: Claim) -> Citation:
+def _citation(number: int, passage: Passage, claim: Claim, page: int | None, heading: tuple[str, ...]) -> Citation:
     return Citation(
         number=number,
         document_id=passage.document_id,
         chunk_id=passage.chunk_id,
         source=passage.source,
         title=passage.title,
-        page=passage.page,
-        heading=passage.heading,
+        page=page,
+        heading=heading,
         char_start=claim.char_start,
         char_end=claim.char_end,
         quote=claim.quote,

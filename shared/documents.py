@@ -18,6 +18,7 @@ HEARTBEAT_SECONDS = 10.0
 MAX_ATTEMPTS = 3
 REPUBLISH_SECONDS = 30.0  # a task that nobody took for so long was lost with the queue
 PURGE_SECONDS = 3600.0
+PRODUCER_LOCK = 0x61736B68  # with the hash of the source's kind and root: held by the one producer that serves it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,14 @@ def source(connection: Connection, kind: str, root: str, collection: str = "defa
     row = connection.execute("SELECT id FROM source WHERE kind = %s AND root = %s", [kind, root]).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def serve(connection: Connection, kind: str, root: str) -> bool:
+    """Makes this connection the one producer of a source; False while another one is."""
+    row = connection.execute(
+        "SELECT pg_try_advisory_lock(%s, hashtext(%s))", [PRODUCER_LOCK, f"{kind}:{root}"]
+    ).fetchone()
+    return row == (True,)
 
 
 def scanned(connection: Connection, source_id: int, problem: str | None) -> None:
@@ -438,4 +447,18 @@ def counts(connection: Connection) -> dict[str, int]:
 
 def problems(connection: Connection) -> list[str]:
     """What is wrong with the sources, a sentence each."""
-    return [text for (text,) in connection.execute("SELECT problem FROM source WHERE problem IS NOT NULL ORDER BY id")]
+    rows = connection.execute(
+        """
+        SELECT s.root, s.problem, count(d.id) FILTER (WHERE d.state = 'queued'),
+               EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = %s
+                       AND l.objid::bigint = hashtext(s.kind || ':' || s.root)::bigint & 4294967295) AS served
+        FROM source s LEFT JOIN document d ON d.source_id = s.id GROUP BY s.id ORDER BY s.id
+        """,
+        [PRODUCER_LOCK],
+    ).fetchall()
+    waiting = [
+        f"{queued} queued documents wait, because no producer serves {root} now: start it with --inbox {root} to go on."
+        for root, _, queued, served in rows
+        if queued and not served
+    ]
+    return [problem for _, problem, _, served in rows if problem and served] + waiting

@@ -33,7 +33,6 @@ TICK_SECONDS = 0.1
 SWEEP_SECONDS = 5.0
 WAITING_FILES, WAITING_BYTES = 24, 64_000  # the window: what may wait in the queue, besides what is being worked on
 LARGE_BYTES = 64_000  # so large that a small document shouldn't have to wait for it
-LOCK = 0x61736B68
 
 
 class Producer:
@@ -240,10 +239,7 @@ def main() -> None:
         try:
             db.migrate(settings.database_url)
             with db.connect(settings.database_url) as connection:
-                source = f"folder:{settings.inbox}"
-                while not connection.execute(
-                    "SELECT pg_try_advisory_lock(%s, hashtext(%s))", [LOCK, source]
-                ).fetchone()[0]:  # type: ignore[index]
+                while not documents.serve(connection, "folder", str(settings.inbox)):
                     time.sleep(1)  # another producer of this source is at work: stand by
                 want_generation(settings, connection)
                 Producer(settings, connection).run()
