@@ -130,7 +130,8 @@ def _client(api_key: str, base_url: str) -> anthropic.Anthropic:
         raise PermanentError("ANTHROPIC_API_KEY holds a space or a letter that no key has: copy it again.")
     http = None
     if is_loopback(base_url):  # the SDK's own client reads the proxy settings even with trust_env=False
-        http = httpx2.Client(trust_env=False, follow_redirects=True, limits=anthropic.DEFAULT_CONNECTION_LIMITS)
+        limits = httpx2.Limits(max_connections=1000, max_keepalive_connections=0)
+        http = httpx2.Client(trust_env=False, follow_redirects=True, limits=limits)
     return anthropic.Anthropic(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
 
 

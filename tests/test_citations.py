@@ -23,7 +23,8 @@ def passages(connection: Connection) -> list[Passage]:
                 INSERT INTO document (source_id, collection_id, key, state, wanted_revision, wanted_size, live_revision)
                 SELECT id, collection_id, %s, 'ready', '1-1', 1, '1-1' FROM source RETURNING id
             )
-            INSERT INTO document_text SELECT id, 1, %s, 'text', '[]', '[]' FROM fresh
+            INSERT INTO document_text
+            SELECT id, 1, %s, 'text', '[[0, 1, "Towers"], [31, 2, "History"]]', '[[0, 3], [66, 4]]' FROM fresh
             """,
             [key, TEXT],
         )
@@ -49,7 +50,9 @@ def test_grounded(connection: Connection, passages: list[Passage]) -> None:
         connection,
         passages,
         Statement("It is 54 m high. ", (claim(HIGH),)),
-        Statement("Ada Frost built it in 1887,\nand ducks live on it.\n\n", (claim(BUILT, 1), claim(DUCKS), claim(HIGH))),
+        Statement(
+            "Ada Frost built it in 1887,\nand ducks live on it.\n\n", (claim(BUILT, 1), claim(DUCKS), claim(HIGH))
+        ),
         Statement("Built in 1887.", (claim(BUILT, 1), claim(BUILT, 1))),
     )
     assert answer.text == (
@@ -63,8 +66,11 @@ def test_grounded(connection: Connection, passages: list[Passage]) -> None:
         (2, "copy.md", BUILT),
         (3, "tower.md", DUCKS),
     ]
-    first = answer.citations[0]
-    assert (first.chunk_id, first.title, first.page, first.heading) == (11, "Tower", 3, ("Towers",))
+    assert [(c.chunk_id, c.title, c.page, c.heading) for c in answer.citations] == [
+        (11, "Tower", 3, ("Towers",)),
+        (12, None, 3, ("Towers", "History")),
+        (11, "Tower", 4, ("Towers", "History")),
+    ]
     for citation in answer.citations:
         assert TEXT[citation.char_start : citation.char_end] == citation.quote
 
