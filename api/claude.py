@@ -131,7 +131,8 @@ def _client(api_key: str, base_url: str) -> anthropic.Anthropic:
     http = None
     if is_loopback(base_url):  # the SDK's own client reads the proxy settings even with trust_env=False
         limits = httpx2.Limits(max_connections=1000, max_keepalive_connections=0)
-        http = httpx2.Client(trust_env=False, follow_redirects=True, limits=limits)
+        tls = base_url.startswith("https:")  # loading certificates takes a while
+        http = httpx2.Client(trust_env=False, verify=tls, follow_redirects=True, limits=limits)
     return anthropic.Anthropic(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
 
 
@@ -345,9 +346,7 @@ def _spans(text: str) -> list[tuple[int, int]]:
     fenced = False
     for start, end in sentences(text):
         fence = text.startswith(("```", "~~~"), start)
-        if not fenced and (fence or any(map(str.isalnum, text[start:end])) or not starts):
+        if not starts or (not fenced and not fence and any(map(str.isalnum, text[start:end]))):
             starts.append(start)
         fenced ^= fence
-    if starts:
-        starts[0] = 0
-    return list(zip(starts, [*starts[1:], len(text)], strict=True))
+    return list(pairwise([0, *starts[1:], len(text)])) if starts else []
