@@ -16,8 +16,9 @@ test: .venv/.installed-dev  ## Set everything up and run the tests
 lint: .venv/.installed-dev  ## Lint, format and type checks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: .venv/.installed-dev  ## Ingestion against bare parsing and embedding, in one run: make bench DIR=folder
-	@$(BIN)/python -m bench.ingest $(DIR)
+bench: .venv/.installed-dev  ## Small drops, and a folder against bare parsing and embedding in one run: make bench DIR=folder
+	@$(BIN)/python -m bench.drop
+	@test -z "$(DIR)" || $(BIN)/python -m bench.ingest "$(DIR)"
 
 docs: .venv/.installed-dev  ## Write the tables of settings and commands again
 	@$(BIN)/python -m scripts.docs

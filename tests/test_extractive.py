@@ -1,5 +1,13 @@
-"""The threshold was chosen on the state_of_the_union, chatlogs and wikitexts of chunking_eval and on xquad_de, and tested
-on its finance and pubmed, on mtrag_cloud and on the English xquad. The documents here are in none of them."""
+"""Where the threshold of 0.80 comes from, and what it is worth (false refusals / refusals of what has no answer):
+
+- chosen on state_of_the_union, chatlogs, wikitexts (chunking_eval) and xquad_de: 4.8 % / 95.5 %, together; the worst of
+  them 13.3 % (state_of_the_union) and 86.7 % (xquad_de).
+- finance, pubmed, mtrag_cloud, xquad_en: 1.0 % / 96.7 %. No clean test: the weights were chosen with these in view.
+- never looked at before the code was finished, one run: xquad_es 4.5 % / 74.4 %, xquad_ru 0 % / 34.4 %,
+  anthropic_codebases 10.0 % / 100 %, cranfield (500 of its documents) 6.8 % / 100 %.
+
+The documents here are in none of them; they were read while the module was written, so they only guard against changes.
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -111,6 +119,10 @@ NOWHERE = [
     "How tall is Mount Kilimanjaro?",
     "Wie funktioniert ein Dieselmotor?",
     "Wer schrieb den Zauberberg?",
+    pytest.param(
+        "Does Pelican encrypt files with a passphrase?",
+        marks=pytest.mark.xfail(reason="near the subject: everything but the asked feature is there", strict=True),
+    ),
     "How do I connect Pelican to Amazon S3?",
     "What is the salary of a senior engineer?",
     "Is there a parking garage for bicycles?",
@@ -119,7 +131,7 @@ NOWHERE = [
 
 
 def passages() -> list[Passage]:
-    found = []
+    found: list[Passage] = []
     for number, (source, text) in enumerate(DOCUMENTS.items(), 1):
         start = 0
         for part in text.split("\n\n## ") if source == "README.md" else [text]:
@@ -177,7 +189,7 @@ def test_refuses(question: str, embed: Callable[[Sequence[str]], Vectors]) -> No
 
 
 def flat(texts: Sequence[str]) -> Vectors:
-    return np.tile(np.float32([0.6, 0.8]), (len(texts), 1))
+    return np.tile(np.array([0.6, 0.8], np.float32), (len(texts), 1))
 
 
 def test_nothing_to_quote() -> None:

@@ -113,8 +113,10 @@ def _pieces(parsed: Parsed) -> list[_Piece]:
                 first.rank = max(first.rank, HEADING + max(0, 6 - level))
             elif not first:
                 piece.rank = _code_rank(text, before, piece) if code else _rank(text, before, piece)
-            elif any(map(str.isalnum, text[start:stop])):  # else it is the line under a heading
+            elif any(map(str.isalnum, text[start:stop])):
                 first = None
+            else:  # the line under a heading
+                piece.heading = True
     return pieces
 
 
@@ -292,14 +294,14 @@ def _over(
 ) -> set[tuple[int, int]]:
     """The ranges of pieces that have more than `limit` tokens when they are joined.
 
-    That can be more than the sum, by one where pieces meet at a space, by more inside a word; only such are counted.
+    That can be more than the sum: by one for every blank between them, by more inside a word; only such are counted.
     """
-    unsure = [
-        (first, stop)
-        for first, stop in ranges
-        if sum(piece.size + 1 for piece in pieces[first:stop]) > limit
-        or any(piece.rank == LETTERS for piece in pieces[first:stop])
-    ]
+    unsure = []
+    for first, stop in ranges:
+        inside = pieces[first:stop]
+        blanks = inside[-1].end - inside[0].start - sum(piece.end - piece.start for piece in inside)
+        if sum(piece.size for piece in inside) + blanks > limit or any(piece.rank == LETTERS for piece in inside):
+            unsure.append((first, stop))
     tokens = count([text[pieces[first].start : pieces[stop - 1].end] for first, stop in unsure])
     return {one for one, size in zip(unsure, tokens, strict=True) if size > limit}
 
@@ -326,7 +328,8 @@ def _overlaps(
         room = min(most, limit - sum(piece.size for piece in pieces[own:stop])) if number else 0
         for i in range(own - 1, ranges[number - 1][0] - 1 if number else own, -1):
             size += pieces[i].size
-            if size > room or pieces[own].heading or pieces[i].heading:
+            far = pieces[own].start - pieces[i].start > WIDEST * room
+            if size > room or far or pieces[own].heading or pieces[i].heading:
                 break
             if pieces[i].rank not in (LETTERS, WORD, CLAUSE, WRAP):
                 first, whole = i, True
