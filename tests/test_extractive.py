@@ -119,10 +119,7 @@ NOWHERE = [
     "How tall is Mount Kilimanjaro?",
     "Wie funktioniert ein Dieselmotor?",
     "Wer schrieb den Zauberberg?",
-    pytest.param(
-        "Does Pelican encrypt files with a passphrase?",
-        marks=pytest.mark.xfail(reason="near the subject: everything but the asked feature is there", strict=True),
-    ),
+    "Does Pelican encrypt files with a passphrase?",
     "How do I connect Pelican to Amazon S3?",
     "What is the salary of a senior engineer?",
     "Is there a parking garage for bicycles?",
