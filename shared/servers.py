@@ -65,7 +65,9 @@ def _become(user: pwd.struct_passwd, keep_search: bool) -> Callable[[], None]:
     def drop() -> None:
         if keep_search:
             libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
-            libc.prctl(28, 1 << 2, 0, 0, 0)  # PR_SET_SECUREBITS, NO_SETUID_FIXUP: access(2), which initdb asks, counts it too
+            libc.prctl(
+                28, 1 << 2, 0, 0, 0
+            )  # PR_SET_SECUREBITS, NO_SETUID_FIXUP: access(2), which initdb asks, counts it too
         os.setgroups([])
         os.setgid(user.pw_gid)
         os.setuid(user.pw_uid)

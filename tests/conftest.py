@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -95,10 +96,10 @@ class System:
     def start(self, *names: str, **env: str) -> None:
         commands = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
         for name in names:
-            command = commands[name].replace("python -m", f"{sys.executable} -m").replace('"', "")
+            command = [sys.executable if part == "python" else part for part in shlex.split(commands[name])]
             log = (self.data / f"{name}.log").open("ab")
             self.processes[name] = subprocess.Popen(
-                command.split(),
+                command,
                 cwd=ROOT,
                 env=self.env | env,
                 stdin=subprocess.DEVNULL,
