@@ -111,9 +111,14 @@ def test_up_whole(up: Up) -> None:
     with httpx2.Client(trust_env=False) as browser:
         assert browser.get(f"{flower}/").status_code == 401
         assert browser.get(f"{flower}/api/tasks").status_code == 401
-        tasks = until(lambda: browser.get(f"{flower}/api/tasks", auth=("askfolder", password[1])).json())
-    assert {task["name"] for task in tasks.values()} == {"ingest"}
-    assert any("heron.md" in (task["args"] or "") for task in tasks.values())
+        (up.inbox / "second.md").write_text("Flower is surely listening by now.")
+
+        def named() -> list[dict[str, str]]:  # those that came before Flower listened have no name there
+            tasks = browser.get(f"{flower}/api/tasks", auth=("askfolder", password[1])).json()
+            return [task for task in tasks.values() if task["name"] and "second.md" in (task["args"] or "")]
+
+        tasks = until(named)
+    assert {task["name"] for task in tasks} == {"ingest"}
 
     second = up.command("up", ASKFOLDER_PORT=str(free_port()))
     assert second.returncode == 1
