@@ -1,8 +1,12 @@
 """Redis addresses as redis-py and as Celery want them, and a client whose failures are quick."""
 
+from urllib.parse import urlsplit
+
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
+
+from shared.errors import SettingsError, TransientError
 
 
 def client(url: str) -> "redis.Redis":
@@ -22,3 +26,22 @@ def broker_url(url: str) -> str:
         if url.startswith("unix://")
         else url
     )
+
+
+def check(url: str) -> None:
+    """Refuses a Redis that the queue cannot live in, with the reason. Raises TransientError when it is away."""
+    where = urlsplit(url).hostname or "its socket"
+    try:
+        with client(url) as connection:
+            server, memory = connection.info("server"), connection.info("memory")
+    except redis.AuthenticationError:
+        raise SettingsError(f"The Redis at {where} refuses the password of REDIS_URL.") from None
+    except redis.RedisError as error:
+        raise TransientError(f"Redis ({where}) does not answer: {error}") from None
+    version = str(server.get("redis_version", "0"))
+    if "valkey_version" not in server and tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
+        raise SettingsError(f"The Redis at {where} is {version}; askfolder needs 6.2 or newer, or Valkey.")
+    if (policy := memory.get("maxmemory_policy", "noeviction")) != "noeviction" and memory.get("maxmemory"):
+        raise SettingsError(
+            f"The Redis at {where} may throw the queue away (maxmemory-policy {policy}): set it to noeviction, or use another one."
+        )

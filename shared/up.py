@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx2
 
-from shared import access, db, local_model
+from shared import access, db, local_model, queue
 from shared.errors import SettingsError
 from shared.providers import LOCAL_MODEL
 from shared.servers import Servers
@@ -161,6 +161,7 @@ def _environment(settings: Settings, stack: contextlib.ExitStack, say: Say) -> d
         database, redis_url = database or servers.database_url, redis_url or servers.redis_url
     if settings.database_url:
         say(f"Database: {db.describe(database)}, schema askfolder")
+    queue.check(redis_url)
     db.migrate(database)
     return env | {"DATABASE_URL": database, "REDIS_URL": redis_url}
 

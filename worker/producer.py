@@ -19,6 +19,7 @@ from shared.db import Connection
 from shared.errors import AskfolderError, PermanentError, TransientError
 from shared.log import log
 from shared.providers import wanted_embedder
+from shared.queue import check
 from shared.settings import Settings, load
 from worker import index
 from worker.app import queue_of
@@ -237,6 +238,7 @@ def main() -> None:
     settings = load()
     while True:
         try:
+            check(settings.redis_url)
             db.migrate(settings.database_url)
             with db.connect(settings.database_url) as connection:
                 while not documents.serve(connection, "folder", str(settings.inbox)):
