@@ -105,14 +105,18 @@ def known(connection: Connection, source_id: int, below: Iterable[str] | None = 
     return {row.key: row for row in rows}
 
 
-def twins(connection: Connection, source_id: int, revision: str) -> list[Known]:
-    """Documents, deleted ones too, whose live revision is this one: candidates for having been renamed."""
+def twins(connection: Connection, source_id: int, revisions: Iterable[str]) -> dict[str, list[Known]]:
+    """Documents, deleted ones too, by their live revision, where it is one of these: candidates for having been renamed."""
     with connection.cursor(row_factory=class_row(Known)) as cursor:
-        return cursor.execute(
+        rows = cursor.execute(
             "SELECT id, key, state, wanted_revision, live_revision, live_sha256 FROM document "
-            "WHERE source_id = %s AND live_revision = %s AND live_sha256 IS NOT NULL",
-            [source_id, revision],
+            "WHERE source_id = %s AND live_revision = ANY(%s) AND live_sha256 IS NOT NULL",
+            [source_id, list(revisions)],
         ).fetchall()
+    found: dict[str, list[Known]] = {}
+    for row in rows:
+        found.setdefault(row.live_revision or "", []).append(row)
+    return found
 
 
 def want(connection: Connection, source_id: int, found: Iterable[tuple[str, str, int]]) -> None:
@@ -158,11 +162,11 @@ class Due:
     size: int
 
 
-_UNBUILT = """
-    d.state = 'ready' AND EXISTS (
-        SELECT 1 FROM generation g WHERE g.state = 'building' AND NOT EXISTS (
-            SELECT 1 FROM document_generation h
-            WHERE h.document_id = d.id AND h.generation_id = g.id AND h.text_version = d.text_version))
+_BUILDING = "(SELECT id FROM generation WHERE state = 'building')"
+_UNBUILT = f"""
+    d.state = 'ready' AND {_BUILDING} IS NOT NULL AND NOT EXISTS (
+        SELECT 1 FROM document_generation h
+        WHERE h.document_id = d.id AND h.generation_id = {_BUILDING} AND h.text_version = d.text_version)
 """
 
 

@@ -31,9 +31,11 @@ from worker.tasks import ingest_document
 SETTLE_SECONDS = 0.4  # a file is taken when size and mtime have stood still for so long
 SETTLED_AGE = 5.0  # … or at once, when it was last written so long ago
 TICK_SECONDS = 0.1
+SCAN_ALL_ABOVE = 200  # changed keys: beyond that one look at everything costs less than many
 SWEEP_SECONDS = 5.0
-WAITING_FILES, WAITING_BYTES = 24, 64_000  # the window: what may wait in the queue, besides what is being worked on
-LARGE_BYTES = 64_000  # so large that a small document shouldn't have to wait for it
+WAITING_FILES, WAITING_BYTES = 24, 16_000  # the window: what may wait in the queue, besides what is being worked on
+LARGE_BYTES = 16_000  # so large (seconds of embedding) that a small document shouldn't have to wait for it
+TINY_BYTES = 4_000  # … and so small that it may pass by what waits
 
 
 class Producer:
@@ -127,8 +129,9 @@ class Producer:
     def _renamed(self, new: list[Found], missing: set[int], seen: set[str]) -> dict[int, str]:
         """Document id → its new key, for new files that have the revision and the bytes of a document that is gone."""
         renamed: dict[int, str] = {}
+        twins = documents.twins(self.connection, self.source_id, {file.revision for file in new}) if new else {}
         for file in new:
-            for twin in documents.twins(self.connection, self.source_id, file.revision):
+            for twin in twins.get(file.revision, ()):
                 if twin.id in renamed or not (twin.id in missing or (twin.state == "deleted" and twin.key not in seen)):
                     continue
                 with contextlib.suppress(AskfolderError):
@@ -184,7 +187,8 @@ class Producer:
             below = {key for key in self.dirty | set(self.unsettled) if not self.source.ignores(key)}
             self.dirty.clear()
             self.unsettled = {key: value for key, value in self.unsettled.items() if key in below}
-            self.scan(below) if below else None
+            if below:
+                self.scan(below if len(below) <= SCAN_ALL_ABOVE else None)
         if now >= self.next_sweep:
             self.next_sweep = now + SWEEP_SECONDS
             documents.sweep(self.connection)
