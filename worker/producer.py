@@ -167,9 +167,13 @@ class Producer:
         documents.published(self.connection, [document.id for document in chosen])
         for document in chosen:
             ingest_document.apply_async(
-                args=[document.id], argsrepr=f"({document.key!r})", queue=self.queue,
-                retry=True, retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2},
-            )  # fmt: skip
+                args=[document.id],
+                argsrepr=f"({document.key!r})",
+                queue=self.queue,
+                priority=0 if document.size <= TINY_BYTES else 3,  # Redis serves 0 first
+                retry=True,
+                retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2},
+            )
         return len(chosen)
 
     # --- the loop ---
