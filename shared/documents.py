@@ -162,11 +162,11 @@ class Due:
     size: int
 
 
-_BUILDING = "(SELECT id FROM generation WHERE state = 'building')"
-_UNBUILT = f"""
-    d.state = 'ready' AND {_BUILDING} IS NOT NULL AND NOT EXISTS (
+_UNBUILT = """
+    d.state = 'ready' AND (SELECT id FROM generation WHERE state = 'building') IS NOT NULL AND NOT EXISTS (
         SELECT 1 FROM document_generation h
-        WHERE h.document_id = d.id AND h.generation_id = {_BUILDING} AND h.text_version = d.text_version)
+        WHERE h.document_id = d.id AND h.generation_id = (SELECT id FROM generation WHERE state = 'building')
+          AND h.text_version = d.text_version)
 """
 
 

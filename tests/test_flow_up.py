@@ -127,6 +127,7 @@ def test_up_whole(up: Up) -> None:
     family = up.family()
     assert up.stop() < 10
     assert [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+    (up.inbox / "second.md").unlink()
     assert {path.name: path.stat().st_mtime_ns for path in up.inbox.rglob("*")} == before
     assert "Traceback" not in up.out.read_text()
 
@@ -165,7 +166,12 @@ def test_refusals_are_sentences(up: Up, tmp_path: Path) -> None:
         (["up"], {"ASKFOLDER_PORT": "many"}, "ASKFOLDER_PORT"),
         (["up"], {"ASKFOLDER_EMBEDDER": "openai"}, "OPENAI_API_KEY"),
         (["up"], {"ASKFOLDER_ANSWERER": "claude"}, "ANTHROPIC_API_KEY"),
-        (["up"], {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "REDIS_URL": "redis://127.0.0.1:1"}, "PostgreSQL"),
+        (
+            ["up"],
+            {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "REDIS_URL": "redis://127.0.0.1:1"},
+            "Redis (127.0.0.1) does not answer",
+        ),
+        (["up"], {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, "PostgreSQL (x on 127.0.0.1:1) does not answer"),
     ):
         result = up.command(*arguments, **env)
         assert result.returncode == 1, (arguments, env, result.stdout)
