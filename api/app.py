@@ -2,6 +2,7 @@
 
 import functools
 import hmac
+import importlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -86,6 +87,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     def local(sentences: Sequence[str]) -> np.ndarray:
         return embedder("local", "all-MiniLM-L6-v2-int8", "", 384).embed(sentences)
 
+    if settings.answers_with_claude():
+        importlib.import_module("api.claude")  # now, rather than at the first question
     app.extensions["askfolder"] = Asker(settings, pool, QuestionCache(settings.redis_url), embedder_of, local)
     app.extensions["askfolder.key"] = access.key(settings)
     app.extensions["askfolder.hosts"] = allowed_hosts(settings)

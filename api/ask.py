@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from psycopg_pool import ConnectionPool
 
-from api import citations, claude, extractive
+from api import citations, extractive
 from api.retrieval import Filters, retrieve
 from shared import generations
 from shared.cache import QuestionCache
@@ -69,6 +69,8 @@ def ask(asker: Asker, question: str, top_k: int = PASSAGES, filters: Filters | N
     if not found.passages:
         draft = extractive.extract(question, [], asker.local)
     elif with_claude and settings.anthropic_api_key:
+        from api import claude  # the SDK takes two seconds to import: only who uses it waits
+
         draft, usage = claude.answer(
             question, found.passages, api_key=settings.anthropic_api_key.get_secret_value(), model=settings.anthropic_model,
             base_url=settings.anthropic_base_url, seconds=settings.ask_seconds,

@@ -18,12 +18,14 @@ fi
 total=$(grep -c '==' "$lock")
 echo "Installing $total packages into .venv/ (once, about 500 MB) …"
 # --no-deps: the lock is whole, and one package's metadata asks for gigabytes that are not needed (see pyproject.toml).
-if ! .venv/bin/python -m pip install --no-deps --disable-pip-version-check --require-hashes -r "$lock" 2>.venv/pip-errors |
-  awk -v total="$total" '
-    /^(Collecting|Requirement already)/ { n++; name = $1 == "Collecting" ? $2 : $4; sub(/==.*/, "", name); printf "\r  [%d/%d] %-40s", n, total, name; fflush() }
-    /^Installing collected/ { printf "\r  %-52s", "unpacking …"; fflush() }
-    /^Successfully installed/ { done = 1 }
-    END { printf "\r%-60s\r", ""; exit !(done || n >= total) }'; then
+if ! {
+  .venv/bin/python -m pip install --no-deps --disable-pip-version-check --require-hashes -r "$lock" 2>.venv/pip-errors ||
+    echo 'PIP FAILED'
+} | awk -v total="$total" '
+  /^(Collecting|Requirement already)/ { n++; name = $1 == "Collecting" ? $2 : $4; sub(/==.*/, "", name); printf "\r  [%d/%d] %-40s", n, total, name; fflush() }
+  /^Installing collected/ { printf "\r  %-52s", "unpacking …"; fflush() }
+  /^PIP FAILED/ { failed = 1 }
+  END { printf "\r%-60s\r", ""; exit failed }'; then
   grep -v -i '^warning' .venv/pip-errors >&2 || true
   echo "The packages could not be installed (the lines above are from pip). Check the network and any proxy, then run the same command again." >&2
   exit 1
