@@ -118,7 +118,12 @@ def _check_folder(settings: Settings) -> None:
     if settings.inbox == ROOT / "inbox":
         settings.inbox.mkdir(exist_ok=True)
     try:
+        str(settings.inbox).encode()
         os.scandir(settings.inbox).close()
+    except UnicodeEncodeError:
+        raise SettingsError(
+            f"The folder {settings.inbox!r} has a name that is not UTF-8: rename it, or name another."
+        ) from None
     except OSError as error:
         raise SettingsError(
             f"The folder {settings.inbox} cannot be read ({error.strerror}): name another one with --inbox, or mend its permissions."

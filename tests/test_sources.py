@@ -57,3 +57,11 @@ def test_change_while_reading_is_noticed(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(TransientError, match="not there any more"), source.fetch("a.md"):
         pass
+
+
+def test_root_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    (tmp_path / "real" / "sub" / "a.md").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    source = FolderSource(tmp_path / "link")
+    assert keys(source) == keys(source, {""}) == ["sub/a.md"]

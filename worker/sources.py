@@ -63,7 +63,7 @@ class FolderSource:
         while stack:
             path = stack.pop()
             try:
-                status = os.lstat(path)
+                status = os.stat(path) if path == self.root else os.lstat(path)  # only the root itself may be a link
                 if stat.S_ISREG(status.st_mode):
                     found.append(Found(self.key(path), revision(status), status.st_size, status.st_mtime))
                 elif stat.S_ISDIR(status.st_mode):
