@@ -278,8 +278,15 @@ def get_documents() -> Response:
     with _asker().pool.connection() as connection:
         rows = documents.listed(connection, query.limit, query.cursor, query.state, query.q)
         counts, problems = documents.counts(connection), documents.problems(connection)
+        building = generations.building(connection)
     cursor = rows[-1]["id"] if len(rows) == query.limit else None
-    return jsonify(documents=[_document(row) for row in rows], next_cursor=cursor, counts=counts, problems=problems)
+    return jsonify(
+        documents=[_document(row) for row in rows],
+        next_cursor=cursor,
+        counts=counts,
+        problems=problems,
+        building=building,
+    )
 
 
 def get_document(document_id: int) -> Response:

@@ -16,7 +16,7 @@ if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
 fi
 [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || "$python" -m venv --clear .venv
 total=$(grep -c '==' "$lock")
-echo "Installing $total packages into .venv/ (once, about 500 MB) …"
+echo "Installing $total packages into .venv/ (once, about 600 MB) …"
 # --no-deps: the lock is whole, and one package's metadata asks for gigabytes that are not needed (see pyproject.toml).
 if ! {
   .venv/bin/python -m pip install --no-deps --disable-pip-version-check --require-hashes -r "$lock" 2>.venv/pip-errors ||

@@ -111,6 +111,11 @@ def status(everything: bool, as_json: bool) -> None:
         ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
         or "No documents yet: drop files into the folder."
     )
+    if building := listing["building"]:
+        click.echo(
+            f"An index with {building['embedder']} {building['model']} is being built ({building['missing']} documents to go); "
+            "the one before answers meanwhile."
+        )
     for problem in listing["problems"]:
         click.secho(problem, fg="yellow")
     for row in rows[:2000]:

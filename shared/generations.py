@@ -121,6 +121,18 @@ def promote_when_whole(connection: Connection) -> Generation | None:
         return building
 
 
+def building(connection: Connection) -> dict[str, object] | None:
+    """The index that is being built, if one is: its embedder and model, and how many documents it lacks."""
+    for generation in active(connection):
+        if generation.state == "building":
+            return {
+                "embedder": generation.embedder,
+                "model": generation.model,
+                "missing": missing(connection, generation.id),
+            }
+    return None
+
+
 def missing(connection: Connection, generation_id: int) -> int:
     """How many live documents a generation does not hold yet."""
     row = connection.execute(

@@ -174,6 +174,7 @@ def test_generation_is_switched_only_when_it_is_whole(connection: Connection, so
     finish(connection, claim)
     assert generations.want(connection, "openai", *key) == "building"
     assert generations.promote_when_whole(connection) is None
+    assert generations.building(connection) == {"embedder": "openai", "model": "model", "missing": 1}
     (due,) = documents.due(connection, [source], 10)
     again = documents.claim(connection, due.id)
     assert again is not None
