@@ -90,7 +90,7 @@ def search(query: tuple[str, ...], top_k: int, mode: str, as_json: bool) -> None
 
 @cli.command()
 @click.option("--all", "everything", is_flag=True, help="List the ready documents too.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the API's answers as they are, all documents.")
 def status(everything: bool, as_json: bool) -> None:
     """Show what is queued, in work, ready or failed, and why."""
     listing: dict[str, Any] = {}
@@ -126,10 +126,11 @@ def status(everything: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("document", type=int, required=False)
-def retry(document: int | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the API's answer as it is.")
+def retry(document: int | None, as_json: bool) -> None:
     """Queue failed documents again: all, or one by its id."""
     answer = _call("POST", f"/documents/{document}/retry" if document is not None else "/documents/retry")
-    click.echo(f"{answer['queued']} documents are queued again.")
+    click.echo(json.dumps(answer) if as_json else f"{answer['queued']} documents are queued again.")
 
 
 @cli.command(name="open")
