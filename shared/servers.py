@@ -87,11 +87,14 @@ class Servers:
     def __init__(self, data: Path, durable: bool = True, postgres: bool = True, valkey: bool = True) -> None:
         self.data = data
         self.durable = durable
-        self.wanted = [
-            start for start, is_wanted in ((self._start_postgres, postgres), (self._start_valkey, valkey)) if is_wanted
-        ]
+        self.failures = 0
+        self.starts: dict[str, Callable[[], None]] = {}
+        if postgres:
+            self.starts["postgres"] = self._start_postgres
+        if valkey:
+            self.starts["valkey"] = self._start_valkey
         self.sockets = Path()
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._drop: Callable[[], None] | None = None
         self._user: pwd.struct_passwd | None = None
 
@@ -111,17 +114,17 @@ class Servers:
         try:
             if os.geteuid() == 0:
                 self._leave_root()
-            for start in self.wanted:
+            for start in self.starts.values():
                 start()
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        for process in self.processes:
+        for process in self.processes.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)  # PostgreSQL: fast shutdown
-        for process in self.processes:
+        for process in self.processes.values():
             try:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
@@ -130,6 +133,19 @@ class Servers:
         self.processes.clear()
         if self.sockets.name:
             shutil.rmtree(self.sockets, ignore_errors=True)
+
+    def revive(self) -> None:
+        """Starts a server again that ended by itself, at the same address. What a killed one left may need some seconds to go."""
+        for name, process in list(self.processes.items()):
+            if process.poll() is not None:
+                try:
+                    self.starts[name]()
+                    self.failures = 0
+                except SettingsError:
+                    self.failures += 1
+                    if self.failures > 20:
+                        raise
+                    time.sleep(0.5)
 
     def _leave_root(self) -> None:
         self._user = pwd.getpwnam("nobody")
@@ -160,7 +176,7 @@ class Servers:
             os.chown(folder, self._user.pw_uid, self._user.pw_gid)
         return folder
 
-    def _run(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    def _run(self, name: str, command: list[str], log: Path) -> subprocess.Popen[bytes]:
         with log.open("ab") as out:
             process = subprocess.Popen(
                 command,
@@ -171,7 +187,7 @@ class Servers:
                 preexec_fn=self._drop,
                 start_new_session=True,
             )
-        self.processes.append(process)
+        self.processes[name] = process
         return process
 
     def _start_postgres(self) -> None:
@@ -197,7 +213,7 @@ class Servers:
         if not self.durable:
             options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        process = self._run([postgres_binary("postgres"), "-D", str(folder), *flags], log)
+        process = self._run("postgres", [postgres_binary("postgres"), "-D", str(folder), *flags], log)
         url = self.database_url.replace("/askfolder?", "/postgres?")
         connection = _until(
             lambda: psycopg.connect(url, autocommit=True), psycopg.OperationalError, process, "PostgreSQL", log
@@ -212,7 +228,7 @@ class Servers:
         _end_leftover(folder / "valkey.pid", "valkey-server")
         # The queue is a hint and the cache a cache (PostgreSQL is the record), so nothing is written to disk.
         process = self._run(
-            [valkey_binary(), "--port", "0", "--unixsocket", f"{self.sockets}/valkey.sock", "--unixsocketperm", "700", "--dir", str(folder),
+            "valkey", [valkey_binary(), "--port", "0", "--unixsocket", f"{self.sockets}/valkey.sock", "--unixsocketperm", "700", "--dir", str(folder),
              "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction", "--daemonize", "no"], log,
         )  # fmt: skip
         (folder / "valkey.pid").write_text(f"{process.pid}\n")

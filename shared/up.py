@@ -78,7 +78,8 @@ def up(settings: Settings, say: Say) -> None:
         _lock(settings, stack)
         _check_folder(settings)
         _check_ports(settings)
-        env = _environment(settings, stack, say)
+        servers = _servers(settings, stack)
+        env = _environment(settings, servers, say)
         if (
             settings.embedder == "local"
             and not settings.embedding_model
@@ -93,6 +94,7 @@ def up(settings: Settings, say: Say) -> None:
         if _ready(settings, processes, stop):
             say(_screen(settings))
         while not stop.wait(0.2):
+            servers.revive()
             _revive(processes)
         say("\nStopping …")
 
@@ -147,8 +149,17 @@ def _check_ports(settings: Settings) -> None:
                 ) from None
 
 
-def _environment(settings: Settings, stack: contextlib.ExitStack, say: Say) -> dict[str, str]:
-    """Starts the servers that are not given, migrates, and returns what the processes need to know."""
+def _servers(settings: Settings, stack: contextlib.ExitStack) -> Servers:
+    """The embedded servers, started, as far as none are given."""
+    servers = Servers(settings.data, postgres=not settings.database_url, valkey=not settings.redis_url)
+    if servers.starts:
+        stack.callback(servers.stop)
+        servers.start()
+    return servers
+
+
+def _environment(settings: Settings, servers: Servers, say: Say) -> dict[str, str]:
+    """Checks the servers, migrates, and returns what the processes need to know."""
     env = {
         **os.environ, "ASKFOLDER_INBOX": str(settings.inbox), "ASKFOLDER_DATA": str(settings.data), "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
@@ -158,12 +169,7 @@ def _environment(settings: Settings, stack: contextlib.ExitStack, say: Say) -> d
         "FLOWER_PORT": str(settings.flower_port),
     }  # fmt: skip
     access.key(settings)
-    database, redis_url = settings.database_url, settings.redis_url
-    if not database or not redis_url:
-        servers = Servers(settings.data, postgres=not database, valkey=not redis_url)
-        stack.callback(servers.stop)
-        servers.start()
-        database, redis_url = database or servers.database_url, redis_url or servers.redis_url
+    database, redis_url = settings.database_url or servers.database_url, settings.redis_url or servers.redis_url
     if settings.database_url:
         say(f"Database: {db.describe(database)}, schema askfolder")
     queue.check(redis_url)

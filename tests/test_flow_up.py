@@ -140,6 +140,17 @@ def test_up_whole(up: Up) -> None:
     assert (up.data / "key").stat().st_mode & 0o777 == 0o600
 
 
+def test_server_that_dies_is_started_again(up: Up) -> None:
+    (up.inbox / "heron.md").write_text("The grey heron of the boathouse is called Balduin.\n")
+    up.start()
+    until(lambda: "Balduin" in up.command("search", "heron").stdout, 30, pause=0.3)
+    for name in ("postgres", "valkey-server"):
+        next(process for process in up.family() if process.name() == name).kill()
+        until(lambda: "Balduin" in up.command("search", "heron").stdout, 40, pause=0.3)
+    (up.inbox / "stork.md").write_text("The white stork is called Adele.\n")
+    until(lambda: "Adele" in up.command("search", "stork").stdout, 60, pause=0.3)
+
+
 def test_killed_up_leaves_servers_that_the_next_one_ends(up: Up) -> None:
     up.start()
     family = up.family()

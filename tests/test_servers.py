@@ -20,7 +20,7 @@ def test_long_path_with_spaces_below_a_closed_folder(tmp_path: Path) -> None:
             connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
             listens = connection.execute("SHOW listen_addresses").fetchone()
         assert listens == ("",)
-        pids = [process.pid for process in servers.processes]
+        pids = [process.pid for process in servers.processes.values()]
         assert len(pids) == 2
         for pid in pids:
             assert psutil.Process(pid).uids().effective == (os.getuid() or psutil.Process(pid).uids().effective)
