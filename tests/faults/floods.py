@@ -1,0 +1,129 @@
+"""Many files at once while nobody looks, and files that are made to do harm."""
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import psutil
+
+from tests.faults.checks import check, settle
+from tests.faults.folder import SMALL, Folder, Sizes
+from tests.faults.reader import Reader
+from tests.faults.result import Result
+from tests.faults.system import Faulty, wait
+from tests.hostile import write_hostile
+
+WORKER_MB = 480
+NOTE_SECONDS = 5.0
+
+
+def stopped_producer(system: Faulty, files: int, notes: int, seconds: float = 1800) -> Result:
+    """Files made while the producer is stopped: the kernel keeps 16,384 events, the rest must be found by a scan."""
+    result = Result("stopped producer")
+    folder = Folder(system.folder, "flood", 400_000, Sizes(small=(1, 2), middle_every=0, large_every=0))
+    producer = system.processes["producer"]
+    producer.send_signal(signal.SIGSTOP)
+    folder.fill(files)
+    result.say(f"{files} files made; the producer goes on")
+    started = time.monotonic()
+    producer.send_signal(signal.SIGCONT)
+
+    def enqueued() -> bool:
+        return bool(system.rows("SELECT count(*) FROM document WHERE starts_with(key, 'flood/')")[0][0] >= files)
+
+    with Reader(system, [folder], pause=0.5) as reader:
+        dropped = [system.note("flood-notes/first.txt", "heronfirst", 60)]
+        took = time.monotonic() - started if wait(enqueued, 400) else None
+        for number in range(1, notes):
+            dropped.append(system.note(f"flood-notes/note{number}.txt", f"heronlater{number}", 60))
+            result.say(f"note {number} is found after {dropped[-1]} s, {_queued(system)} documents wait")
+        waiting = _queued(system)
+        settled = settle(system, seconds)
+    result.equal("files made while it was stopped", files, files)
+    result.at_most("all of them are in the ledger after", took, 330, " s")
+    worst = None if None in dropped else max(seconds for seconds in dropped if seconds is not None)
+    result.at_most(f"worst of {notes} notes dropped meanwhile is found after", worst, NOTE_SECONDS, " s")
+    result.tell("documents that still waited after the last note", waiting)
+    result.at_most("all are ready after", None if settled is None else time.monotonic() - started, seconds, " s")
+    result.damage(check(system, [folder]))
+    result.reader(reader)
+    return result.finish()
+
+
+def _queued(system: Faulty) -> int:
+    return int(system.rows("SELECT count(*) FROM document WHERE state = 'queued'")[0][0])
+
+
+def hostile(system: Faulty, good: int, most_hostile: int = 1000) -> Result:
+    """Bombs, liars and broken files among good ones. They are removed at the end."""
+    result = Result("hostile")
+    folder = Folder(system.folder, "good", 500_000, SMALL)
+    place = system.folder / "hostile"
+    aside = system.folder.parent / "made"
+    aside.mkdir()
+    phrases = dict(list(write_hostile(aside).items())[:most_hostile])
+    unreadable = {f"hostile/{name}": phrase for name, phrase in phrases.items()}
+    limit = int(system.env.get("ASKFOLDER_PARSE_MEMORY_MB", 2048))
+    with Reader(system, [folder]) as reader, _memory(system) as largest:
+        folder.fill(good // 2)
+        place.mkdir()
+        for name in phrases:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(aside / name, place / name)
+        folder.fill(good - good // 2)
+        settled = settle(system, 600, unreadable)
+    rows = system.rows(
+        "SELECT key, state, error, attempts FROM document WHERE starts_with(key, 'hostile/') AND state <> 'deleted'"
+    )
+    states = Counter(row[1] for row in rows)
+    refused = states["failed"] + states["quarantined"]
+    result.must("hostile files set aside", f"{refused} of {len(unreadable)}", "all", refused == len(unreadable))
+    result.tell("of these", ", ".join(f"{count} {state}" for state, count in states.items()))
+    without = [
+        row[0] for row in rows if row[0] in unreadable and unreadable[row[0]].lower() not in (row[2] or "").lower()
+    ]
+    result.equal("without the reason that is meant", len(without), 0)
+    result.remarks += [f"{row[0]}: {row[2]}" for row in rows if row[0] in without][:8]
+    result.at_most("attempts at most", max((row[3] for row in rows), default=None), 3)
+    ready = system.rows("SELECT count(*) FROM document WHERE starts_with(key, 'good/') AND state = 'ready'")[0][0]
+    result.must("good files ready", f"{ready} of {good}", "all", ready == good)
+    result.at_most("memory of a worker process, at most", largest["worker"], WORKER_MB, " MB")
+    result.at_most("memory of a parser, at most", largest["parser"], limit, " MB")
+    result.settled(settled, 600)
+    result.damage(check(system, [folder], unreadable))
+    result.reader(reader)
+    shutil.rmtree(place)
+    shutil.rmtree(aside)
+    if settle(system, 60) is None:
+        result.must("removed again", "no", "yes", False)
+    return result.finish()
+
+
+@contextlib.contextmanager
+def _memory(system: Faulty) -> Iterator[dict[str, float]]:
+    """The largest resident size that was seen of a pool child and of a process below one, in MB."""
+    largest = {"worker": 0.0, "parser": 0.0}
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.2):
+            for pid in system.children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child = psutil.Process(pid)
+                    largest["worker"] = max(largest["worker"], child.memory_info().rss / 1e6)
+                    for below in child.children(recursive=True):
+                        with contextlib.suppress(psutil.NoSuchProcess):
+                            largest["parser"] = max(largest["parser"], below.memory_info().rss / 1e6)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield largest
+    finally:
+        ended.set()
+        thread.join()

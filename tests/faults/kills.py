@@ -1,0 +1,220 @@
+"""kill -9 of worker processes, workers, the producer and the queue, while documents are added, changed, renamed and deleted."""
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import psutil
+
+from tests.faults.checks import check, settle
+from tests.faults.folder import USUAL, Folder, Sizes
+from tests.faults.reader import Reader
+from tests.faults.result import Result
+from tests.faults.system import Faulty, wait
+
+STAGES = ("parsing", "chunking", "embedding", "storing")
+SHARES = {
+    "worker process": 0.74,
+    "worker, its processes go on": 0.05,
+    "worker with its processes": 0.05,
+    "producer": 0.09,
+    "queue": 0.07,
+}
+PATIENCE = 20.0  # seconds to look for a process that holds a lease
+
+
+class Killer:
+    """Kills one process at a time. `hits`: stage → kills into a lease that was held then; `kinds`: what was killed how often."""
+
+    def __init__(self, system: Faulty, seed: int = 3) -> None:
+        self.system = system
+        self.random = random.Random(seed)
+        self.hits: Counter[str] = Counter()
+        self.kinds: Counter[str] = Counter()
+        self.missed = 0
+
+    def plan(self, kills: int) -> list[str]:
+        kinds = [kind for kind, share in SHARES.items() for _ in range(max(1, round(kills * share)))]
+        self.random.shuffle(kinds)
+        return (kinds + ["worker process"] * kills)[:kills]
+
+    def kill(self, kind: str) -> None:
+        if kind == "worker process":
+            if not self._kill_process():
+                self.missed += 1
+            return
+        if kind == "queue":
+            self.system.servers.processes["valkey"].kill()
+        elif kind == "producer":
+            self._end("producer", group=False)
+        else:
+            self._kill_worker(group=kind == "worker with its processes")
+        self.kinds[kind] += 1
+
+    def _kill_process(self) -> bool:
+        """The process of a worker, stopped for an instant so that what it holds can be read, then killed."""
+        deadline = time.monotonic() + PATIENCE
+        rarest = sorted(STAGES, key=lambda stage: (self.hits[stage], self.random.random()))
+        with self.system.database() as connection:
+            for stage in rarest:
+                until = min(deadline, time.monotonic() + PATIENCE / len(STAGES))
+                while time.monotonic() < until:
+                    held = _held(connection, stage)
+                    children = self.system.children() if held else {}
+                    for document, lease, worker in held:
+                        pid = int(worker.rpartition(":")[2])
+                        if pid in children and _stopped_at(connection, pid, document, lease, stage):
+                            os.kill(pid, signal.SIGKILL)
+                            self.kinds["worker process"] += 1
+                            self._count(connection, [(pid, document, lease, stage)])
+                            return True
+                    time.sleep(0.002)
+        return False
+
+    def _kill_worker(self, group: bool) -> None:
+        name = self.random.choice(self.system.workers)
+        with self.system.database() as connection:
+            pids = [pid for pid, worker in self.system.children().items() if worker == name]
+            held = [
+                (pid, document, lease, stage)
+                for stage in STAGES
+                for document, lease, worker in _held(connection, stage)
+                if (pid := int(worker.rpartition(":")[2])) in pids
+            ]
+            self._end(name, group)
+            if group:
+                self._count(connection, held[:1])  # one kill, one hit
+
+    def _end(self, name: str, group: bool) -> None:
+        if main := self.system.main(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(main.pid, signal.SIGKILL) if group else os.kill(main.pid, signal.SIGKILL)
+
+    def _count(self, connection: Any, held: list[tuple[int, int, Any, str]]) -> None:
+        """A kill counts as a hit when the work was not finished in the database's queue all the same."""
+        for pid, document, lease, stage in held:
+            wait(lambda pid=pid: not psutil.pid_exists(pid) or _status(pid) == psutil.STATUS_ZOMBIE, 2, 0.002)
+            row = connection.execute("SELECT lease, state FROM document WHERE id = %s", [document]).fetchone()
+            if row and (row[0] == lease or row[1] in ("queued", "ingesting")):
+                self.hits[stage] += 1
+
+
+def _held(connection: Any, stage: str) -> list[tuple[int, Any, str]]:
+    """Documents with a lease at a stage. None is hit a third time: that would set it aside, as it is meant to."""
+    rows: list[tuple[int, Any, str]] = connection.execute(
+        "SELECT id, lease, worker FROM document WHERE leased_until > now() AND lease IS NOT NULL AND worker IS NOT NULL "
+        "AND stage = %s AND attempts <= 2",
+        [stage],
+    ).fetchall()
+    return rows
+
+
+def _stopped_at(connection: Any, pid: int, document: int, lease: Any, stage: str) -> bool:
+    """Stops a process; True when it still holds this lease at this stage. Else it goes on."""
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        wait(lambda: _status(pid) == psutil.STATUS_STOPPED, 0.5, 0.001)
+        row = connection.execute("SELECT lease, stage FROM document WHERE id = %s", [document]).fetchone()
+        if row == (lease, stage):
+            return True
+        os.kill(pid, signal.SIGCONT)
+    except ProcessLookupError:
+        pass
+    return False
+
+
+def _status(pid: int) -> str:
+    try:
+        return str(psutil.Process(pid).status())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+class Writer(threading.Thread):
+    """Carries a plan out as far as it is let: adds documents and changes what is there. `done`: operations so far."""
+
+    def __init__(self, folder: Folder, documents: int) -> None:
+        super().__init__(daemon=True)
+        self.folder = folder
+        self.total = documents * 2  # each added document brings one further operation
+        self.documents = documents
+        self.allowed = self.done = 0
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.is_set():
+            if self.done >= self.allowed:
+                time.sleep(0.01)
+                continue
+            behind = self.folder.counts["added"] < self.documents and self.done % 2 == 0
+            self.folder.add() if behind or len(self.folder.documents) < 4 else self.folder.step()
+            self.done += 1
+
+
+def kills(
+    system: Faulty,
+    kills: int,
+    documents: int,
+    sizes: Sizes = USUAL,
+    pause: float = 0.6,
+    slow: tuple[float, float] = (0.05, 0.4),
+) -> Result:
+    """Kills while a writer works; the writer keeps ahead of the killer, and neither runs away from the other."""
+    result = Result("kills")
+    folder = Folder(system.folder, "kills", 100_000, sizes)
+    killer = Killer(system)
+    system.standin.forget()
+    system.standin.slow = slow
+    writer = Writer(folder, documents)
+    with Reader(system, [folder]) as reader:
+        writer.start()
+        writer.allowed = min(writer.total, 60)
+        wait(lambda: _waiting(system), 30)
+        for number, kind in enumerate(killer.plan(kills)):
+            writer.allowed = max(writer.allowed, round(writer.total * (number + 1) / kills))
+            wait(lambda: writer.allowed - writer.done < 30 and _waiting(system) < 80, 60)
+            killer.kill(kind)
+            if (number + 1) % max(1, kills // 20) == 0:
+                result.say(f"{number + 1} kills, hits {dict(killer.hits)}, {_waiting(system)} documents wait")
+            time.sleep(pause * killer.random.uniform(0.3, 1.7))
+        last_kill = time.monotonic()
+        wait(lambda: writer.done >= writer.total, 120)
+        writer.ended.set()
+        writer.join()
+        written = time.monotonic() - last_kill
+        rest = settle(system, 240)
+        settled = None if rest is None else written + rest
+    hits = sum(killer.hits.values())
+    result.must("kills", sum(killer.kinds.values()), f"{kills}", sum(killer.kinds.values()) + killer.missed >= kills)
+    result.tell("of", ", ".join(f"{kind} {count}" for kind, count in killer.kinds.most_common()))
+    result.must("into a held lease", hits, f"≥ {round(kills * 0.6)}", hits >= round(kills * 0.6))
+    for stage in STAGES:
+        result.must(f"while {stage}", killer.hits[stage], "> 0", killer.hits[stage] > 0)
+    result.tell("meanwhile", ", ".join(f"{count} {what}" for what, count in folder.counts.items() if count))
+    result.settled(settled)
+    batch, again = system.standin.largest_batch, system.standin.paid_again()
+    result.must(
+        "embeddings paid twice", f"{again} of {len(system.standin.paid)}", f"≤ kills × {batch} (the largest batch)", again <= kills * batch
+    )  # fmt: skip
+    quarantined = system.rows(
+        "SELECT count(*) FROM document WHERE state = 'quarantined' AND starts_with(key, 'kills/')"
+    )
+    result.equal("quarantined", quarantined[0][0], 0)
+    left = system.left_behind()
+    result.equal("processes left behind", len(left), 0)
+    result.remarks += [
+        f"{' '.join(process.cmdline()[:6])} ({process.status()})" for process in left[:3] if process.is_running()
+    ]
+    result.damage(check(system, [folder]))
+    result.reader(reader)
+    system.standin.slow = (0.0, 0.0)
+    return result.finish()
+
+
+def _waiting(system: Faulty) -> int:
+    return int(system.rows("SELECT count(*) FROM document WHERE state IN ('queued', 'ingesting')")[0][0])

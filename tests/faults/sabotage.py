@@ -1,0 +1,32 @@
+"""The worker with one guard switched off, to show that the campaigns see the damage: `celery --app tests.faults.sabotage worker`.
+
+fence: a worker that lost its lease goes on and stores what it made, over whatever is there.
+"""
+
+import contextlib
+import os
+from typing import Any
+
+from shared import documents
+from shared.db import Connection
+from worker.app import app
+
+
+def _hold(connection: Connection, claim: documents.Claim) -> None:
+    """Takes the lock and asks for no lease."""
+    connection.execute("SELECT 1 FROM document WHERE id = %s FOR UPDATE", [claim.id])
+
+
+def _unfenced(function: Any) -> Any:
+    def call(*arguments: Any, **named: Any) -> Any:
+        with contextlib.suppress(documents.LostClaim):
+            return function(*arguments, **named)
+
+    return call
+
+
+if os.environ.get("FAULTS_SABOTAGE") == "fence":
+    documents.hold = _hold
+    documents.progress = _unfenced(documents.progress)
+
+__all__ = ["app"]

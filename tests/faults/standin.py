@@ -1,0 +1,67 @@
+"""The embedder of the campaigns: counts how often each text is paid for, answers as slowly as asked, and forgets the texts."""
+
+import hashlib
+import random
+import threading
+from collections import Counter
+from typing import Any
+
+from tests.standins import OpenAIStandin
+
+QUESTION = "Question:"  # every question of the campaigns begins so; the rest are documents
+DIMENSIONS = 64
+
+
+class CountingStandin(OpenAIStandin):
+    """OpenAI's stand-in. `slow`: seconds that an answer takes, from and to. Faults that are counted spoil documents only."""
+
+    def __init__(self, slow: tuple[float, float] = (0.0, 0.0)) -> None:
+        self.slow = slow
+        self.paid: Counter[bytes] = Counter()  # SHA-256 of a text → how often it was asked for
+        self.largest_batch = 0
+        self.times: list[float] = []  # of the documents' requests
+        self._counting = threading.Lock()
+        self._random = random.Random(7)
+        super().__init__()
+
+    @property
+    def delay(self) -> float:
+        return self._random.uniform(*self.slow)
+
+    @delay.setter
+    def delay(self, seconds: float) -> None:
+        """The base class sets it; here `slow` decides."""
+
+    def record(self, path: str, headers: dict[str, str], body: Any) -> tuple[str, dict[str, Any]]:
+        texts = body.get("input", []) if isinstance(body, dict) else []
+        if all(text.startswith(QUESTION) for text in texts):
+            return self._always or ("", {})
+        fault = super().record(path, {}, None)
+        with self._counting:
+            self.paid.update(hashlib.sha256(text.encode()).digest() for text in texts)
+            self.largest_batch = max(self.largest_batch, len(texts))
+            self.times.append(self.requests[-1]["time"])
+        return fault
+
+    def forget(self) -> None:
+        """Starts counting anew; what was paid before counts as paid once."""
+        with self._counting:
+            self.paid = Counter(dict.fromkeys(self.paid, 1))
+            self.largest_batch = 0
+            self.times.clear()
+
+    def paid_again(self) -> int:
+        """Texts that were asked for though they had been before."""
+        with self._counting:
+            return sum(times - 1 for times in self.paid.values())
+
+    def fastest(self, start: float, end: float, window: float = 5.0) -> float:
+        """The most requests a second in any window between two times of time.monotonic()."""
+        with self._counting:
+            times = sorted(t for t in self.times if start <= t <= end)
+        most, first = 0, 0
+        for last, time in enumerate(times):
+            while times[first] < time - window:
+                first += 1
+            most = max(most, last - first + 1)
+        return most / window
