@@ -3,6 +3,7 @@
 import functools
 import hmac
 import importlib
+import shutil
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from werkzeug.exceptions import HTTPException
 
 from api import retrieval
 from api.ask import PASSAGES, Asker, ask, search
-from shared import access, db, documents, generations, queue
+from shared import access, db, doctor, documents, generations, queue, sources
 from shared.cache import QuestionCache
 from shared.embedding import Embedder
 from shared.errors import AskfolderError, PermanentError, TransientError
@@ -29,6 +30,7 @@ from shared.settings import ROOT, Settings, load
 COOKIE = "askfolder_key"
 OPEN = {"/healthz", "/readyz"}
 MAX_BODY = 256 * 1024  # bytes
+LEAST_DISK = 50_000_000  # bytes: with less, PostgreSQL is about to fail
 M = TypeVar("M", bound=BaseModel)
 Question = Annotated[
     str,
@@ -60,6 +62,15 @@ class AskBody(_Body):
     top_k: int = Field(PASSAGES, ge=1, le=100)
     collection: str | None = Field(default=None, max_length=200)
     filters: FiltersBody = FiltersBody()
+
+
+class ReconcileBody(_Body):
+    confirm: bool = False
+    rehash: bool = False
+
+
+class DoctorBody(_Body):
+    repair: bool = False
 
 
 class ListQuery(BaseModel):
@@ -222,7 +233,7 @@ def _refuse(error: ValidationError) -> NoReturn:
 
 
 def _example(model: type[BaseModel]) -> str:
-    return '{"query": "…"}' if model is SearchBody else '{"question": "…"}'
+    return {SearchBody: '{"query": "…"}', AskBody: '{"question": "…"}'}.get(model, "{}")
 
 
 # --- routes ----------------------------------------------------------------------------------------------------------
@@ -277,13 +288,14 @@ def get_documents() -> Response:
     query = _valid(ListQuery, request.args.to_dict())
     with _asker().pool.connection() as connection:
         rows = documents.listed(connection, query.limit, query.cursor, query.state, query.q)
-        counts, problems = documents.counts(connection), documents.problems(connection)
+        counts, load, problems = documents.counts(connection), documents.load(connection), sources.problems(connection)
         building = generations.building(connection)
     cursor = rows[-1]["id"] if len(rows) == query.limit else None
     return jsonify(
         documents=[_document(row) for row in rows],
         next_cursor=cursor,
         counts=counts,
+        load=load,
         problems=problems,
         building=building,
     )
@@ -309,12 +321,41 @@ def post_retry(document_id: int | None = None) -> Response:
     return jsonify(queued=count)
 
 
+def get_sources() -> Response:
+    with _asker().pool.connection() as connection:
+        return jsonify(sources=[_source(row) for row in sources.listed(connection)])
+
+
+def _source(row: dict[str, object]) -> dict[str, object]:
+    return {**row, "scanned_at": row["scanned_at"].isoformat() if row["scanned_at"] else None}  # type: ignore[attr-defined]
+
+
+def post_reconcile() -> Response:
+    """Asks for a full scan; `asked_at`: GET /sources shows a later `scanned_at` when it is through."""
+    body = _body(ReconcileBody)
+    with _asker().pool.connection() as connection:
+        ids = sources.ask_scan(connection, body.confirm, body.rehash)
+        row = connection.execute("SELECT now()").fetchone()
+    if not ids:
+        return problem(409, "No producer", "No producer serves a source now, so nothing can be scanned: is it running?")
+    assert row is not None
+    return jsonify(sources=ids, asked_at=row[0].isoformat())
+
+
+def post_doctor() -> Response:
+    body = _body(DoctorBody)
+    with _asker().pool.connection() as connection:
+        findings = doctor.examine(connection)
+        queued = doctor.repair(connection, findings) if body.repair else 0
+    return jsonify(ok=not findings, findings=findings, queued=queued)
+
+
 def healthz() -> Response:
     return jsonify(status="ok")
 
 
 def readyz() -> Response:
-    """503 with what is missing while PostgreSQL or Redis does not answer, or no index is there yet."""
+    """503 with what is missing while PostgreSQL, Redis or room on the disk is, or no index is there yet."""
     missing = {}
     asker = _asker()
     try:
@@ -327,6 +368,10 @@ def readyz() -> Response:
         queue.client(asker.settings.redis_url).ping()
     except Exception:
         missing["redis"] = "Redis does not answer: questions work, ingestion waits"
+    if (free := shutil.disk_usage(asker.settings.data).free) < LEAST_DISK:
+        missing["disk"] = (
+            f"{free / 1e6:.0f} MB are free at {asker.settings.data}: questions work, ingestion waits; make room there"
+        )
     response = jsonify(status="ready" if not missing else "not ready", missing=missing)
     response.status_code = 503 if missing else 200
     return response
@@ -340,6 +385,9 @@ _ROUTES = (
     ("/documents/<int:document_id>", get_document, ["GET"]),
     ("/documents/<int:document_id>/retry", post_retry, ["POST"]),
     ("/documents/retry", post_retry, ["POST"]),
+    ("/sources", get_sources, ["GET"]),
+    ("/reconcile", post_reconcile, ["POST"]),
+    ("/doctor", post_doctor, ["POST"]),
     ("/healthz", healthz, ["GET"]),
     ("/readyz", readyz, ["GET"]),
 )

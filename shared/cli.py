@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from shared.settings import Settings, load
 
 NO_ANSWER_EXIT = 3
 NOT_RUNNING_EXIT = 4
+HELD_EXIT = 5
+FINDINGS_EXIT = 6
+RECONCILE_SECONDS = 600.0
 
 
 class _Group(click.Group):
@@ -116,6 +120,8 @@ def status(everything: bool, as_json: bool) -> None:
             f"An index with {building['embedder']} {building['model']} is being built ({building['missing']} documents to go); "
             "the one before answers meanwhile."
         )
+    if (load := listing["load"])["waiting"]:
+        click.echo(_progress(load))
     for problem in listing["problems"]:
         click.secho(problem, fg="yellow")
     for row in rows[:2000]:
@@ -133,6 +139,57 @@ def retry(document: int | None, as_json: bool) -> None:
     click.echo(json.dumps(answer) if as_json else f"{answer['queued']} documents are queued again.")
 
 
+@cli.command()
+@click.option("--confirm", is_flag=True, help="Remove, too, what the delete guard held back.")
+@click.option("--rehash", is_flag=True, help="Read every file again, those too whose size and time are as they were.")
+@click.option("--json", "as_json", is_flag=True, help="Print the sources as the API gives them.")
+def reconcile(confirm: bool, rehash: bool, as_json: bool) -> None:
+    """Compare the folder with the index now. Exit code 5: the scan was not carried out, and why."""
+    asked = _call("POST", "/reconcile", {"confirm": confirm, "rehash": rehash})
+    deadline = time.monotonic() + RECONCILE_SECONDS
+    while True:
+        rows = [row for row in _call("GET", "/sources")["sources"] if row["id"] in asked["sources"]]
+        if all(row["scanned_at"] and not row["scan_asked"] and row["scanned_at"] > asked["asked_at"] for row in rows):
+            break
+        if time.monotonic() > deadline:
+            click.echo("The scan goes on; ./askfolder status says more.", err=True)
+            sys.exit(1)
+        time.sleep(0.2)
+    if as_json:
+        click.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+    for row in () if as_json else rows:
+        if row["problem"]:
+            click.secho(row["problem"], fg="yellow")
+        if row["held"]:
+            continue
+        scan = row["scan"]
+        click.echo(
+            f"{row['root']}: {scan['files']} files; {scan['changed']} new or changed, {scan['renamed']} renamed, {scan['gone']} gone."
+        )
+    sys.exit(HELD_EXIT if any(row["held"] for row in rows) else 0)
+
+
+@cli.command()
+@click.option("--repair", is_flag=True, help="Mend what can be mended without a loss.")
+@click.option("--json", "as_json", is_flag=True, help="Print the API's answer as it is.")
+def doctor(repair: bool, as_json: bool) -> None:
+    """Check that the whole index is consistent. Exit code 6: it is not."""
+    answer = _call("POST", "/doctor", {"repair": repair})
+    if as_json:
+        click.echo(json.dumps(answer, ensure_ascii=False, indent=2))
+    elif answer["ok"]:
+        click.echo("All is well: texts, chunks, vectors and words agree, and nothing is stuck.")
+    else:
+        for finding in answer["findings"]:
+            click.echo(finding["sentence"])
+        click.echo(
+            f"Mended; {answer['queued']} documents are read again."
+            if repair
+            else "To mend it: askfolder doctor --repair"
+        )
+    sys.exit(0 if answer["ok"] or repair else FINDINGS_EXIT)
+
+
 @cli.command(name="open")
 def open_page() -> None:
     """Open the ask page in the browser, and say its address."""
@@ -140,6 +197,22 @@ def open_page() -> None:
     link = f"{_url(settings)}/?key={_key(settings)}"
     click.echo(link)
     webbrowser.open(link)
+
+
+def _progress(load: dict[str, Any]) -> str:
+    """How long, how fast, how long to go; as far as it is known."""
+    parts = [f"{load['waiting']} to go, the oldest since {_span(load['oldest_seconds'])}"]
+    if load["per_minute"]:
+        parts.append(f"{load['per_minute']:.0f} a minute")
+    if load["eta_seconds"]:
+        parts.append(f"about {_span(load['eta_seconds'])} left")
+    return "; ".join(parts) + "."
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None or seconds < 100:
+        return f"{seconds or 0:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _state(row: dict[str, Any]) -> str:

@@ -27,10 +27,10 @@ def describe(url: str) -> str:
     return f"{parts.get('dbname', '')} on {parts.get('host') or 'localhost'}{':' + str(parts['port']) if parts.get('port') else ''}"
 
 
-def connect(url: str) -> Connection:
-    """One connection, ready for our tables. Raises TransientError when the database is away."""
+def connect(url: str, seconds: int = 10) -> Connection:
+    """One connection, ready for our tables. Raises TransientError when the database does not answer within so many seconds."""
     try:
-        connection = psycopg.connect(url, autocommit=True, connect_timeout=10)
+        connection = psycopg.connect(url, autocommit=True, connect_timeout=seconds)
     except psycopg.OperationalError as error:
         raise TransientError(
             f"PostgreSQL ({describe(url)}) does not answer: {str(error).strip().splitlines()[-1]}"

@@ -5,7 +5,7 @@ A connection is the first argument of every function; each is one statement or o
 
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from psycopg.rows import class_row, dict_row
@@ -18,7 +18,6 @@ HEARTBEAT_SECONDS = 10.0
 MAX_ATTEMPTS = 3
 REPUBLISH_SECONDS = 30.0  # a task that nobody took for so long was lost with the queue
 PURGE_SECONDS = 3600.0
-PRODUCER_LOCK = 0x61736B68  # with the hash of the source's kind and root: held by the one producer that serves it
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +45,6 @@ class LostClaim(Exception):
     """The lease is gone or the wanted revision is another one: what was made is thrown away."""
 
 
-# --- sources ---------------------------------------------------------------------------------------------------------
-
-
-def source(connection: Connection, kind: str, root: str, collection: str = "default") -> int:
-    """The id of a source, made when it is new."""
-    connection.execute("INSERT INTO collection (name) VALUES (%s) ON CONFLICT DO NOTHING", [collection])
-    connection.execute(
-        "INSERT INTO source (collection_id, kind, root) SELECT id, %s, %s FROM collection WHERE name = %s ON CONFLICT DO NOTHING",
-        [kind, root, collection],
-    )
-    row = connection.execute("SELECT id FROM source WHERE kind = %s AND root = %s", [kind, root]).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def serve(connection: Connection, kind: str, root: str) -> bool:
-    """Makes this connection the one producer of a source; False while another one is."""
-    row = connection.execute(
-        "SELECT pg_try_advisory_lock(%s, hashtext(%s))", [PRODUCER_LOCK, f"{kind}:{root}"]
-    ).fetchone()
-    return row == (True,)
-
-
-def scanned(connection: Connection, source_id: int, problem: str | None) -> None:
-    connection.execute("UPDATE source SET scanned_at = now(), problem = %s WHERE id = %s", [problem, source_id])
-
-
 # --- what the producer writes ----------------------------------------------------------------------------------------
 
 
@@ -84,72 +56,107 @@ class Known:
     key: str
     state: str
     wanted_revision: str
+    wanted_size: int
     live_revision: str | None
     live_sha256: bytes | None
 
 
+_KNOWN = "SELECT d.id, d.key, d.state, d.wanted_revision, d.wanted_size, d.live_revision, d.live_sha256 FROM document d"
+
+
 def known(connection: Connection, source_id: int, below: Iterable[str] | None = None) -> dict[str, Known]:
     """The ledger's rows of a source by key; `below`: only these keys and what lies in folders of these names."""
-    columns = (
-        "SELECT id, key, state, wanted_revision, live_revision, live_sha256 FROM document WHERE source_id = %(source)s"
-    )
     with connection.cursor(row_factory=class_row(Known)) as cursor:
         if below is None:
-            rows = cursor.execute(columns, {"source": source_id}).fetchall()
+            rows = cursor.execute(_KNOWN + " WHERE source_id = %s", [source_id]).fetchall()
         else:
             rows = cursor.execute(
-                columns
-                + " AND EXISTS (SELECT 1 FROM unnest(%(below)s::text[]) AS p WHERE key = p OR starts_with(key, p || '/') OR p = '')",
+                f"""
+                SELECT found.* FROM unnest(%(below)s::text[]) AS p, LATERAL (
+                    {_KNOWN} WHERE source_id = %(source)s AND key COLLATE "C" = p
+                    UNION ALL
+                    {_KNOWN} WHERE source_id = %(source)s AND key COLLATE "C" > p || '/' AND key COLLATE "C" < p || '0'
+                ) AS found
+                """,  # '0' comes after '/'
                 {"source": source_id, "below": list(below)},
             ).fetchall()
     return {row.key: row for row in rows}
 
 
-def twins(connection: Connection, source_id: int, revisions: Iterable[str]) -> dict[str, list[Known]]:
-    """Documents, deleted ones too, by their live revision, where it is one of these: candidates for having been renamed."""
+def total(connection: Connection, source_id: int) -> int:
+    """How many documents a source has, deleted ones not counted."""
+    row = connection.execute(
+        "SELECT count(*) FROM document WHERE source_id = %s AND state <> 'deleted'", [source_id]
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def twins(connection: Connection, source_id: int, sizes: Iterable[int]) -> dict[int, list[Known]]:
+    """Documents that are live, deleted ones too, by their size where it is one of these: candidates for having been renamed."""
     with connection.cursor(row_factory=class_row(Known)) as cursor:
         rows = cursor.execute(
-            "SELECT id, key, state, wanted_revision, live_revision, live_sha256 FROM document "
-            "WHERE source_id = %s AND live_revision = ANY(%s) AND live_sha256 IS NOT NULL",
-            [source_id, list(revisions)],
+            _KNOWN + " WHERE source_id = %s AND live_sha256 IS NOT NULL AND wanted_size = ANY(%s)",
+            [source_id, list(sizes)],
         ).fetchall()
-    found: dict[str, list[Known]] = {}
+    found: dict[int, list[Known]] = {}
     for row in rows:
-        found.setdefault(row.live_revision or "", []).append(row)
+        found.setdefault(row.wanted_size, []).append(row)
     return found
 
 
-def want(connection: Connection, source_id: int, found: Iterable[tuple[str, str, int]]) -> None:
-    """Queues new and changed keys: (key, revision, size in bytes). A worker that holds an older revision loses its claim."""
-    with connection.transaction(), connection.cursor() as cursor:
-        cursor.executemany(
-            """
-            INSERT INTO document (source_id, collection_id, key, state, wanted_revision, wanted_size)
-            SELECT id, collection_id, %s, 'queued', %s, %s FROM source WHERE id = %s
-            ON CONFLICT (source_id, key) DO UPDATE SET
-                state = CASE WHEN document.state = 'excluded' THEN 'excluded'
-                             WHEN document.live_revision = excluded.wanted_revision THEN 'ready' ELSE 'queued' END,
-                wanted_revision = excluded.wanted_revision, wanted_size = excluded.wanted_size,
-                attempts = 0, retries = 0, not_before = NULL, published_at = NULL, lease = NULL, leased_until = NULL,
-                stage = NULL, progress_done = NULL, progress_total = NULL, error = NULL, deleted_at = NULL, updated_at = now()
-            """,
-            [(key, revision, size, source_id) for key, revision, size in found],
-        )
+def want(connection: Connection, source_id: int, found: Sequence[tuple[str, str, int]], bulk: bool = False) -> None:
+    """Queues new and changed keys: (key, revision, size in bytes). A worker that holds an older revision loses its claim.
+
+    `bulk`: they came in a crowd, and let pass by what is dropped alone.
+    """
+    connection.execute(
+        """
+        INSERT INTO document (source_id, collection_id, key, state, wanted_revision, wanted_size, bulk, queued_at)
+        SELECT s.id, s.collection_id, f.key, 'queued', f.revision, f.size, %s, now()
+        FROM source s, unnest(%s::text[], %s::text[], %s::bigint[]) AS f(key, revision, size) WHERE s.id = %s
+        ON CONFLICT (source_id, key) DO UPDATE SET
+            state = CASE WHEN document.state = 'excluded' THEN 'excluded'
+                         WHEN document.live_revision = excluded.wanted_revision THEN 'ready' ELSE 'queued' END,
+            wanted_revision = excluded.wanted_revision, wanted_size = excluded.wanted_size, bulk = excluded.bulk, queued_at = now(),
+            attempts = 0, retries = 0, not_before = NULL, published_at = NULL, lease = NULL, leased_until = NULL, worker = NULL,
+            stage = NULL, progress_done = NULL, progress_total = NULL, error = NULL, deleted_at = NULL, updated_at = now()
+        """,
+        [bulk, *([row[column] for row in found] for column in range(3)), source_id],
+    )
 
 
-def move(connection: Connection, document_id: int, key: str) -> None:
+def rebuild(connection: Connection, ids: Iterable[int]) -> int:
+    """Has documents read again as if they were new; what is live of them answers until then. Returns how many."""
+    return connection.execute(
+        """
+        UPDATE document SET state = 'queued', live_sha256 = NULL, attempts = 0, retries = 0, not_before = NULL, published_at = NULL,
+            lease = NULL, leased_until = NULL, worker = NULL, stage = NULL, progress_done = NULL, progress_total = NULL, error = NULL,
+            bulk = true, queued_at = now(), updated_at = now()
+        WHERE id = ANY(%s) AND state NOT IN ('deleted', 'excluded')
+        """,
+        [list(ids)],
+    ).rowcount
+
+
+def move(connection: Connection, document_id: int, key: str, revision: str) -> None:
     """Gives a document its new name; what was embedded stays (the name is in no embedding)."""
     connection.execute(
-        "UPDATE document SET key = %s, state = 'ready', deleted_at = NULL, error = NULL, updated_at = now() WHERE id = %s",
-        [key, document_id],
+        """
+        UPDATE document SET key = %s, wanted_revision = %s, live_revision = %s, state = CASE state WHEN 'excluded' THEN state ELSE 'ready' END,
+            attempts = 0, retries = 0, not_before = NULL, published_at = NULL, lease = NULL, leased_until = NULL, worker = NULL,
+            stage = NULL, progress_done = NULL, progress_total = NULL, error = NULL, deleted_at = NULL, updated_at = now()
+        WHERE id = %s
+        """,
+        [key, revision, revision, document_id],
     )
 
 
 def gone(connection: Connection, ids: Iterable[int]) -> None:
     """Takes documents out of every answer at once; they are purged later."""
     connection.execute(
-        "UPDATE document SET state = 'deleted', deleted_at = now(), lease = NULL, leased_until = NULL, published_at = NULL, stage = NULL, "
-        "error = NULL, updated_at = now() WHERE id = ANY(%s) AND state <> 'deleted'",
+        "UPDATE document SET state = 'deleted', deleted_at = now(), lease = NULL, leased_until = NULL, worker = NULL, published_at = NULL, "
+        "stage = NULL, error = NULL, updated_at = now() WHERE id = ANY(%s) AND state <> 'deleted'",
         [list(ids)],
     )
 
@@ -171,18 +178,33 @@ _UNBUILT = """
 
 
 def due(connection: Connection, source_ids: list[int], limit: int) -> list[Due]:
-    """What to publish next: changed and small documents first, then what a building generation lacks, of any source."""
+    """What to publish next: single drops, changed and small documents first; then what a building generation lacks, of any source."""
     with connection.cursor(row_factory=class_row(Due)) as cursor:
-        return cursor.execute(
-            f"""
+        queued = cursor.execute(
+            """
             SELECT id, source_id, key, wanted_size AS size FROM document d
-            WHERE published_at IS NULL AND (leased_until IS NULL OR leased_until < now())
-              AND (not_before IS NULL OR not_before <= now())
-              AND ((d.state = 'queued' AND source_id = ANY(%s)) OR ({_UNBUILT}))
-            ORDER BY state = 'ready', live_revision IS NULL, wanted_size, id LIMIT %s
+            WHERE state = 'queued' AND published_at IS NULL AND source_id = ANY(%s) AND (not_before IS NULL OR not_before <= now())
+            ORDER BY bulk, live_revision IS NULL, wanted_size, id LIMIT %s
             """,
             [source_ids, limit],
         ).fetchall()
+        if (
+            len(queued) == limit
+            or connection.execute("SELECT 1 FROM generation WHERE state = 'building'").fetchone() is None
+        ):
+            return queued
+        return (
+            queued
+            + cursor.execute(
+                f"""
+            SELECT id, source_id, key, wanted_size AS size FROM document d
+            WHERE {_UNBUILT} AND published_at IS NULL AND (leased_until IS NULL OR leased_until < now())
+              AND (not_before IS NULL OR not_before <= now())
+            ORDER BY wanted_size, id LIMIT %s
+            """,
+                [limit - len(queued)],
+            ).fetchall()
+        )
 
 
 def in_flight(connection: Connection) -> list[tuple[int, bool]]:
@@ -201,37 +223,93 @@ def published(connection: Connection, ids: list[int]) -> None:
     connection.execute("UPDATE document SET published_at = now() WHERE id = ANY(%s)", [ids])
 
 
+def unpublished(connection: Connection, ids: list[int]) -> None:
+    """They could not be sent after all."""
+    connection.execute("UPDATE document SET published_at = NULL WHERE id = ANY(%s)", [ids])
+
+
+_PUT_BACK = """
+    state = CASE state WHEN 'ingesting' THEN 'queued' ELSE state END, lease = NULL, leased_until = NULL, worker = NULL, published_at = NULL,
+    stage = NULL, progress_done = NULL, progress_total = NULL, updated_at = now()
+"""
+_SET_ASIDE = """
+    state = 'quarantined', lease = NULL, leased_until = NULL, worker = NULL, published_at = NULL, stage = NULL, progress_done = NULL,
+    progress_total = NULL, updated_at = now(),
+    error = format('%%s ended the worker that read it %%s times (%%s); it is set aside. Look at the file, then run: askfolder retry',
+                   key, attempts, %(how)s::text)
+"""
+
+
 def sweep(connection: Connection) -> int:
     """Puts back what was lost with the queue or with its worker; quarantines what took its worker down too often.
 
     Returns the number of documents that wait again.
     """
-    connection.execute(
-        """
-        UPDATE document SET state = 'quarantined', lease = NULL, leased_until = NULL, published_at = NULL, stage = NULL, updated_at = now(),
-            error = format('%%s ended the worker that read it %%s times (out of memory, or a crash); it is set aside. '
-                           'Look at the file, then run: askfolder retry', key, attempts)
-        WHERE state = 'ingesting' AND leased_until < now() AND attempts >= %s
-        """,
-        [MAX_ATTEMPTS],
-    )
-    return connection.execute(
-        """
-        UPDATE document SET state = CASE state WHEN 'ingesting' THEN 'queued' ELSE state END,
-            lease = NULL, leased_until = NULL, published_at = NULL, stage = NULL, updated_at = now()
-        WHERE (state IN ('ingesting', 'ready') AND leased_until < now())
-           OR (state IN ('queued', 'ready') AND leased_until IS NULL AND published_at < now() - make_interval(secs => %s))
-        """,
-        [REPUBLISH_SECONDS],
-    ).rowcount
+    with connection.transaction():
+        connection.execute(
+            f"UPDATE document SET {_SET_ASIDE} WHERE state = 'ingesting' AND leased_until < now() AND attempts >= %(most)s",
+            {"most": MAX_ATTEMPTS, "how": "out of memory, or a crash"},
+        )
+        return connection.execute(
+            f"""
+            UPDATE document SET {_PUT_BACK},
+                not_before = CASE WHEN lease IS NULL THEN not_before ELSE now() + make_interval(secs => least(600, 2 ^ attempts)) END
+            WHERE (state IN ('ingesting', 'ready') AND leased_until < now())
+               OR (state IN ('queued', 'ready') AND leased_until IS NULL AND published_at < now() - make_interval(secs => %(lost)s))
+            """,
+            {"lost": REPUBLISH_SECONDS},
+        ).rowcount
+
+
+def hand_back(connection: Connection, workers: Iterable[str], blame: str | None = None) -> int:
+    """Puts back, at once, what processes held that are known to have died. Returns how many documents.
+
+    `blame`: how it died where the document may have done it: the attempt counts, and the third one sets it aside. None: it was
+    ended from outside, and the attempt does not count.
+    """
+    names = list(workers)
+    with connection.transaction():
+        if blame is None:
+            connection.execute(
+                "UPDATE document SET attempts = greatest(attempts - 1, 0) WHERE worker = ANY(%s) AND lease IS NOT NULL",
+                [names],
+            )
+        connection.execute(
+            f"UPDATE document SET {_SET_ASIDE} WHERE worker = ANY(%(names)s) AND state = 'ingesting' AND attempts >= %(most)s",
+            {"most": MAX_ATTEMPTS, "how": blame or "", "names": names},
+        )
+        return connection.execute(
+            f"UPDATE document SET {_PUT_BACK} WHERE worker = ANY(%(names)s) AND lease IS NOT NULL", {"names": names}
+        ).rowcount
 
 
 def purge(connection: Connection) -> int:
-    """Removes what was deleted a while ago. Returns how many documents."""
-    return connection.execute(
-        "DELETE FROM document WHERE state = 'deleted' AND deleted_at < now() - make_interval(secs => %s)",
-        [PURGE_SECONDS],
-    ).rowcount
+    """Removes what was deleted a while ago, with the vectors that nothing else uses. Returns how many documents."""
+    with connection.transaction():
+        ids = [
+            row[0]
+            for row in connection.execute(
+                "SELECT id FROM document WHERE state = 'deleted' AND deleted_at < now() - make_interval(secs => %s) LIMIT 500 FOR UPDATE",
+                [PURGE_SECONDS],
+            )
+        ]
+        if not ids:
+            return 0
+        hashes = connection.execute(
+            "SELECT DISTINCT d.collection_id, c.input_hash FROM chunk c JOIN document d ON d.id = c.document_id WHERE d.id = ANY(%s)",
+            [ids],
+        ).fetchall()
+        connection.execute("DELETE FROM document WHERE id = ANY(%s)", [ids])
+        connection.execute(
+            """
+            DELETE FROM vector_cache v USING unnest(%s::bigint[], %s::bytea[]) AS gone(collection_id, input_hash)
+            WHERE v.collection_id = gone.collection_id AND v.input_hash = gone.input_hash AND NOT EXISTS (
+                SELECT 1 FROM chunk c JOIN document d ON d.id = c.document_id
+                WHERE c.input_hash = v.input_hash AND d.collection_id = v.collection_id)
+            """,
+            [[row[0] for row in hashes], [row[1] for row in hashes]],
+        )
+        return len(ids)
 
 
 def retry(connection: Connection, document_id: int | None = None) -> int:
@@ -239,7 +317,7 @@ def retry(connection: Connection, document_id: int | None = None) -> int:
     return connection.execute(
         """
         UPDATE document SET state = 'queued', attempts = 0, retries = 0, not_before = NULL, published_at = NULL, error = NULL,
-            updated_at = now()
+            queued_at = now(), updated_at = now()
         WHERE (state IN ('failed', 'quarantined') OR (state = 'queued' AND not_before > now()))
           AND (%(id)s::bigint IS NULL OR id = %(id)s)
         """,
@@ -250,14 +328,14 @@ def retry(connection: Connection, document_id: int | None = None) -> int:
 # --- what a worker writes --------------------------------------------------------------------------------------------
 
 
-def claim(connection: Connection, document_id: int) -> Claim | None:
-    """Takes a document; None when there is nothing to do or another worker has it. The attempt counts from here."""
+def claim(connection: Connection, document_id: int, worker: str = "") -> Claim | None:
+    """Takes a document for `worker` (host:pid); None when there is nothing to do or another has it. The attempt counts from here."""
     with connection.cursor(row_factory=class_row(Claim)) as cursor:
         return cursor.execute(
             f"""
             UPDATE document d SET
                 state = CASE d.state WHEN 'ready' THEN 'ready' ELSE 'ingesting' END,
-                attempts = d.attempts + 1, lease = gen_random_uuid(), leased_until = now() + make_interval(secs => %s),
+                attempts = d.attempts + 1, lease = gen_random_uuid(), leased_until = now() + make_interval(secs => %s), worker = %s,
                 published_at = NULL, stage = CASE d.state WHEN 'ready' THEN NULL ELSE 'parsing' END,
                 progress_done = NULL, progress_total = NULL, error = NULL, updated_at = now()
             FROM source s
@@ -267,15 +345,19 @@ def claim(connection: Connection, document_id: int) -> Claim | None:
             RETURNING d.id, d.lease, d.source_id, d.collection_id, s.kind, s.root, d.key, d.state, d.wanted_revision, d.wanted_size,
                       d.live_revision, d.live_sha256, d.text_version, d.attempts, d.retries
             """,
-            [LEASE_SECONDS, document_id],
+            [LEASE_SECONDS, worker or None, document_id],
         ).fetchone()
+
+
+# What is lost of these with the database's last instants is written again by the next one: nobody waits for the disk.
+_QUICK = "(SELECT set_config('synchronous_commit', 'off', true)) AS quick"
 
 
 def heartbeat(connection: Connection, claim: Claim) -> bool:
     """Extends the lease; False when it is no longer ours."""
     return (
         connection.execute(
-            "UPDATE document SET leased_until = now() + make_interval(secs => %s) WHERE id = %s AND lease = %s",
+            f"UPDATE document SET leased_until = now() + make_interval(secs => %s) FROM {_QUICK} WHERE id = %s AND lease = %s",
             [LEASE_SECONDS, claim.id, claim.lease],
         ).rowcount
         == 1
@@ -283,13 +365,24 @@ def heartbeat(connection: Connection, claim: Claim) -> bool:
 
 
 def progress(
-    connection: Connection, claim: Claim, stage: str, done: int | None = None, total: int | None = None
+    connection: Connection,
+    claim: Claim,
+    stage: str,
+    done: int | None = None,
+    total: int | None = None,
+    further: bool = False,
 ) -> None:
-    """Says how far the work is, and extends the lease. Raises LostClaim when it is no longer ours."""
+    """Says how far the work is, and extends the lease. Raises LostClaim when it is no longer ours.
+
+    `further`: something was committed that the next attempt need not do again, so this one does not count against the document.
+    """
     if not connection.execute(
-        "UPDATE document SET stage = %s, progress_done = %s, progress_total = %s, leased_until = now() + make_interval(secs => %s), "
-        "updated_at = now() WHERE id = %s AND lease = %s",
-        [stage, done, total, LEASE_SECONDS, claim.id, claim.lease],
+        f"""
+        UPDATE document SET stage = %s, progress_done = %s, progress_total = %s, leased_until = now() + make_interval(secs => %s),
+            attempts = CASE WHEN %s THEN 0 ELSE attempts END, updated_at = now()
+        FROM {_QUICK} WHERE id = %s AND lease = %s
+        """,
+        [stage, done, total, LEASE_SECONDS, further, claim.id, claim.lease],
     ).rowcount:
         raise LostClaim
 
@@ -357,8 +450,8 @@ def ready(connection: Connection, claim: Claim) -> None:
     """Everything of it can be found: the end of the work."""
     connection.execute(
         """
-        UPDATE document SET state = 'ready', attempts = 0, retries = 0, not_before = NULL, lease = NULL, leased_until = NULL,
-            published_at = NULL, stage = NULL, progress_done = NULL, progress_total = NULL, error = NULL, updated_at = now()
+        UPDATE document SET state = 'ready', attempts = 0, retries = 0, not_before = NULL, lease = NULL, leased_until = NULL, worker = NULL,
+            ready_at = now(), published_at = NULL, stage = NULL, progress_done = NULL, progress_total = NULL, error = NULL, updated_at = now()
         WHERE id = %s AND lease = %s
         """,
         [claim.id, claim.lease],
@@ -375,8 +468,8 @@ def failed(connection: Connection, claim: Claim, reason: str) -> None:
         connection.execute(
             """
             UPDATE document SET state = 'failed', error = %s, live_revision = NULL, live_sha256 = NULL, title = NULL, chunks = 0,
-                lease = NULL, leased_until = NULL, published_at = NULL, stage = NULL, progress_done = NULL, progress_total = NULL,
-                updated_at = now()
+                lease = NULL, leased_until = NULL, worker = NULL, published_at = NULL, stage = NULL, progress_done = NULL,
+                progress_total = NULL, updated_at = now()
             WHERE id = %s
             """,
             [reason, claim.id],
@@ -388,8 +481,8 @@ def wait(connection: Connection, claim: Claim, reason: str, seconds: float) -> N
     connection.execute(
         """
         UPDATE document SET state = CASE state WHEN 'ingesting' THEN 'queued' ELSE state END, error = %s, attempts = greatest(attempts - 1, 0),
-            retries = retries + 1, not_before = now() + make_interval(secs => %s), lease = NULL, leased_until = NULL, published_at = NULL,
-            stage = NULL, progress_done = NULL, progress_total = NULL, updated_at = now()
+            retries = retries + 1, not_before = now() + make_interval(secs => %s), lease = NULL, leased_until = NULL, worker = NULL,
+            published_at = NULL, stage = NULL, progress_done = NULL, progress_total = NULL, updated_at = now()
         WHERE id = %s AND lease = %s
         """,
         [reason, seconds, claim.id, claim.lease],
@@ -401,7 +494,7 @@ def stumbled(connection: Connection, claim: Claim, reason: str) -> None:
     connection.execute(
         """
         UPDATE document SET state = CASE WHEN attempts >= %s THEN 'quarantined' WHEN state = 'ingesting' THEN 'queued' ELSE state END,
-            error = %s, not_before = now() + interval '5 seconds', lease = NULL, leased_until = NULL, published_at = NULL,
+            error = %s, not_before = now() + interval '5 seconds', lease = NULL, leased_until = NULL, worker = NULL, published_at = NULL,
             stage = NULL, progress_done = NULL, progress_total = NULL, updated_at = now()
         WHERE id = %s AND lease = %s
         """,
@@ -414,7 +507,7 @@ def stumbled(connection: Connection, claim: Claim, reason: str) -> None:
 _LISTED = """
     SELECT d.id, d.key AS source, d.title, d.state, d.stage,
            CASE WHEN d.progress_total IS NULL THEN NULL ELSE json_build_object('done', d.progress_done, 'total', d.progress_total) END AS progress,
-           d.error, d.wanted_size AS size, d.chunks, d.format, d.updated_at, s.root AS source_root, d.live_revision IS NOT NULL AS answers
+           d.error, d.attempts, d.wanted_size AS size, d.chunks, d.format, d.updated_at, s.root AS source_root, d.live_revision IS NOT NULL AS answers
     FROM document d JOIN source s ON s.id = d.source_id
 """
 
@@ -449,20 +542,25 @@ def counts(connection: Connection) -> dict[str, int]:
     }
 
 
-def problems(connection: Connection) -> list[str]:
-    """What is wrong with the sources, a sentence each."""
-    rows = connection.execute(
+def load(connection: Connection) -> dict[str, float | int | None]:
+    """What waits and how fast it goes: documents waiting, seconds that the oldest waits, documents a minute, seconds to go.
+
+    The rate is that of the last two minutes; the seconds to go are by bytes, None while there is no rate.
+    """
+    row = connection.execute(
         """
-        SELECT s.root, s.problem, count(d.id) FILTER (WHERE d.state = 'queued'),
-               EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = %s
-                       AND l.objid::bigint = hashtext(s.kind || ':' || s.root)::bigint & 4294967295) AS served
-        FROM source s LEFT JOIN document d ON d.source_id = s.id GROUP BY s.id ORDER BY s.id
-        """,
-        [PRODUCER_LOCK],
-    ).fetchall()
-    waiting = [
-        f"{queued} queued documents wait, because no producer serves {root} now: start it with --inbox {root} to go on."
-        for root, _, queued, served in rows
-        if queued and not served
-    ]
-    return [problem for _, problem, _, served in rows if problem and served] + waiting
+        WITH waiting AS (
+            SELECT count(*) AS n, coalesce(sum(wanted_size), 0)::float8 AS bytes, extract(epoch FROM now() - min(queued_at))::float8 AS oldest
+            FROM document WHERE state IN ('queued', 'ingesting')
+        ), done AS (
+            SELECT count(*) AS n, sum(wanted_size)::float8 AS bytes, greatest(extract(epoch FROM now() - min(ready_at))::float8, 1) AS seconds
+            FROM document WHERE ready_at > now() - interval '2 minutes'
+        )
+        SELECT waiting.n, waiting.oldest, done.n / done.seconds * 60,
+               CASE WHEN waiting.n = 0 THEN 0 WHEN done.bytes > 0 THEN waiting.bytes / done.bytes * done.seconds END
+        FROM waiting, done
+        """
+    ).fetchone()
+    assert row is not None
+    rounded = [None if value is None else round(value, 1) for value in row[1:]]
+    return {"waiting": row[0], "oldest_seconds": rounded[0], "per_minute": rounded[1], "eta_seconds": rounded[2]}

@@ -16,7 +16,6 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +44,6 @@ class Embedder(ABC):
     max_tokens: int  # of one text, as `count` counts
     batch_inputs: int  # texts in one request
     batch_tokens: int  # tokens in one request, as `count` counts
-    concurrency: int = 1  # requests in flight
 
     @abstractmethod
     def count(self, texts: Sequence[str]) -> list[int]:
@@ -112,38 +110,13 @@ def batches(embedder: Embedder, token_counts: Sequence[int]) -> Iterator[list[in
 
 
 def embed_all(embedder: Embedder, texts: Sequence[str], on_batch: Callable[[list[int], Vectors], None]) -> None:
-    """Embed all texts, `embedder.concurrency` requests at a time, and hand over each batch as it arrives.
+    """Embed all texts and hand over each batch as it arrives: `on_batch(indexes, vectors)`.
 
-    `on_batch(indexes, vectors)` runs in the caller's thread. When a batch fails no other is started, those in flight
-    are awaited and handed over, and then its error is raised. When `on_batch` raises, that is raised at once.
+    One request at a time: what a process that dies in the middle has paid for in vain is one batch at most. Many documents
+    are embedded side by side by as many processes.
     """
-    pending = batches(embedder, embedder.count(texts))
-    if embedder.concurrency == 1:
-        for batch in pending:
-            on_batch(batch, embedder.embed([texts[index] for index in batch]))
-        return
-    failure: AskfolderError | None = None
-    in_flight: dict[Future[Vectors], list[int]] = {}
-    pool = ThreadPoolExecutor(embedder.concurrency, thread_name_prefix="embed")
-    try:
-        while True:
-            if failure is None:
-                for batch in itertools.islice(pending, embedder.concurrency - len(in_flight)):
-                    in_flight[pool.submit(embedder.embed, [texts[index] for index in batch])] = batch
-            if not in_flight:
-                break
-            for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
-                batch = in_flight.pop(future)
-                try:
-                    vectors = future.result()
-                except AskfolderError as error:
-                    failure = failure or error
-                else:
-                    on_batch(batch, vectors)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    if failure is not None:
-        raise failure
+    for batch in batches(embedder, embedder.count(texts)):
+        on_batch(batch, embedder.embed([texts[index] for index in batch]))
 
 
 # --- on this machine
@@ -366,7 +339,6 @@ class RemoteEmbedder(Embedder):
     default_url: str
     known_dimensions: Mapping[str, int]
     batch_inputs = 128
-    concurrency = 4
 
     def __init__(
         self, api_key: str | None, model: str, dimensions: int | None, base_url: str | None, timeout: float

@@ -47,6 +47,12 @@ def active(connection: Connection) -> list[Generation]:
         return cursor.execute(query).fetchall()
 
 
+def stored(connection: Connection) -> list[Generation]:
+    """All generations, those too that were left and may come back."""
+    with connection.cursor(row_factory=class_row(Generation)) as cursor:
+        return cursor.execute(sql.SQL("SELECT {} FROM generation ORDER BY id").format(_COLUMNS)).fetchall()
+
+
 def live(connection: Connection) -> Generation | None:
     return next((generation for generation in active(connection) if generation.state == "live"), None)
 

@@ -88,6 +88,7 @@ class Servers:
         self.data = data
         self.durable = durable
         self.failures = 0
+        self.next_try = 0.0  # of starting a server that ended again
         self.starts: dict[str, Callable[[], None]] = {}
         if postgres:
             self.starts["postgres"] = self._start_postgres
@@ -134,18 +135,21 @@ class Servers:
         if self.sockets.name:
             shutil.rmtree(self.sockets, ignore_errors=True)
 
-    def revive(self) -> None:
-        """Starts a server again that ended by itself, at the same address. What a killed one left may need some seconds to go."""
+    def revive(self) -> str | None:
+        """Starts a server again that ended by itself, at the same address. Returns why it could not, while it can't.
+
+        What a killed one left may need some seconds to go, and a full disk as long as it takes: it is tried again and again.
+        """
         for name, process in list(self.processes.items()):
-            if process.poll() is not None:
+            if process.poll() is not None and time.monotonic() >= self.next_try:
                 try:
                     self.starts[name]()
                     self.failures = 0
-                except SettingsError:
+                except (SettingsError, OSError) as error:
                     self.failures += 1
-                    if self.failures > 20:
-                        raise
-                    time.sleep(0.5)
+                    self.next_try = time.monotonic() + min(0.5 * self.failures, 5.0)
+                    return str(error)
+        return None
 
     def _leave_root(self) -> None:
         self._user = pwd.getpwnam("nobody")

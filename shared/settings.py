@@ -65,6 +65,13 @@ class Settings(BaseSettings):
     )
     rescan_seconds: float = _env("ASKFOLDER_RESCAN_SECONDS", 300.0, "time between full scans of the folder", ge=1)
     watch: Literal["auto", "poll"] = _env("ASKFOLDER_WATCH", "auto", "poll: for network drives and bind mounts")
+    guard_percent: int = _env(
+        "ASKFOLDER_GUARD_PERCENT",
+        50,
+        "a scan that would remove more than this share of 20 or more documents (in %) stops until `askfolder reconcile --confirm`",
+        ge=0,
+        le=100,
+    )
     parse_seconds: float = _env("ASKFOLDER_PARSE_SECONDS", 120.0, "the time that reading one file may take", gt=0)
     parse_memory_mb: int = _env("ASKFOLDER_PARSE_MEMORY_MB", 2048, "the memory that reading one file may take", ge=256)
     max_file_mb: int = _env("ASKFOLDER_MAX_FILE_MB", 200, "larger files are refused", ge=1)
@@ -90,8 +97,11 @@ class Settings(BaseSettings):
         return self.answerer == "claude" or (self.answerer == "auto" and self.anthropic_api_key is not None)
 
     def workers(self) -> int:
-        """Documents worked on at once: one more than there are cores, so that a small file never waits for large ones."""
-        return self.concurrency or min(os.cpu_count() or 2, 8) + 1
+        """Documents worked on at once: one more than there are cores, so that a small file never waits for large ones.
+
+        Twice as many with a provider's embedder: they wait for its answers, one request each.
+        """
+        return self.concurrency or min(os.cpu_count() or 2, 8) * (1 if self.embedder == "local" else 2) + 1
 
 
 def names() -> dict[str, str]:

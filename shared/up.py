@@ -93,8 +93,12 @@ def up(settings: Settings, say: Say) -> None:
             process.start()
         if _ready(settings, processes, stop):
             say(_screen(settings))
+        said = ""
         while not stop.wait(0.2):
-            servers.revive()
+            problem = servers.revive() or ""
+            if problem and servers.failures > 4 and problem != said:
+                say(f"{problem}\nIt is tried again until it starts; questions and documents wait.")
+                said = problem
             _revive(processes)
         say("\nStopping …")
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from shared import documents, generations
+from shared import documents, generations, sources
 from shared.db import Connection
 from shared.documents import Claim, LostClaim
 from shared.models import Parsed
@@ -14,7 +14,7 @@ PARSED = Parsed("Some text.", "text", "text")
 
 @pytest.fixture
 def source(connection: Connection) -> int:
-    return documents.source(connection, "folder", "/somewhere")
+    return sources.source(connection, "folder", "/somewhere")
 
 
 def only(connection: Connection) -> dict[str, object]:
@@ -135,7 +135,7 @@ def test_changed_and_small_documents_first_and_only_of_these_sources(connection:
     documents.want(
         connection, source, [("big.txt", "1-900", 900), ("small.txt", "1-1", 1), ("changed.txt", "2-800", 800)]
     )
-    other = documents.source(connection, "folder", "/elsewhere")
+    other = sources.source(connection, "folder", "/elsewhere")
     documents.want(connection, other, [("foreign.txt", "1-1", 1)])
     assert [d.key for d in documents.due(connection, [source], 10)] == ["changed.txt", "small.txt", "big.txt"]
 

@@ -339,7 +339,7 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path: Path, model: Path) ->
 
 
 class Scripted(Embedder):
-    """Embeds a text that is a number as (number, 1, 0); "x" fails. Records how many requests run at once."""
+    """Embeds a text that is a number as (number, 1, 0); "x" fails."""
 
     name = "scripted"
     model = "scripted"
@@ -348,23 +348,14 @@ class Scripted(Embedder):
     batch_inputs = 3
     batch_tokens = 100
 
-    def __init__(self, concurrency: int) -> None:
-        self.concurrency = concurrency
+    def __init__(self) -> None:
         self.calls: list[list[str]] = []
-        self.at_once = self.most_at_once = 0
-        self.lock = threading.Lock()
 
     def count(self, texts: Sequence[str]) -> list[int]:
         return [1] * len(texts)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        with self.lock:
-            self.calls.append(list(texts))
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
-        time.sleep(0 if "x" in texts else 0.03)
-        with self.lock:
-            self.at_once -= 1
+        self.calls.append(list(texts))
         if "x" in texts:
             raise TransientError("as told")
         return np.array([[float(text), 1, 0] for text in texts], np.float32)
@@ -377,7 +368,7 @@ class Scripted(Embedder):
 
 
 def test_batches_keep_the_limits_and_lose_nothing() -> None:
-    embedder = Scripted(1)
+    embedder = Scripted()
     counts = [60, 1, 50, 50, 2, 100, 3, 4, 30, 0, 500]
     found = list(batches(embedder, counts))
     assert sorted(index for batch in found for index in batch) == list(range(len(counts)))
@@ -388,37 +379,34 @@ def test_batches_keep_the_limits_and_lose_nothing() -> None:
     assert list(batches(embedder, [])) == []
 
 
-@pytest.mark.parametrize("concurrency", [1, 4])
-def test_every_batch_is_handed_over_in_the_callers_thread(concurrency: int) -> None:
-    embedder = Scripted(concurrency)
+def test_every_batch_is_handed_over_before_the_next_is_paid_for() -> None:
+    embedder = Scripted()
     got: dict[int, float] = {}
 
     def on_batch(indexes: list[int], vectors: Vectors) -> None:
-        assert threading.current_thread() is threading.main_thread()
         got.update(zip(indexes, vectors[:, 0].tolist(), strict=True))
+        assert len(got) == sum(map(len, embedder.calls)), "what a dying process has paid for in vain is one batch"
 
     embed_all(embedder, [str(number) for number in range(40)], on_batch)
     assert got == {number: float(number) for number in range(40)}
-    assert min(2, concurrency) <= embedder.most_at_once <= concurrency
     embed_all(embedder, [], on_batch)
 
 
-@pytest.mark.parametrize("concurrency", [1, 4])
-def test_a_failing_batch_stops_the_rest_and_keeps_what_is_in_flight(concurrency: int) -> None:
-    embedder = Scripted(concurrency)
+def test_a_failing_batch_stops_the_rest() -> None:
+    embedder = Scripted()
     got: list[int] = []
     texts = [*map(str, range(6)), "x", *map(str, range(7, 60))]  # the third batch of twenty fails
     with pytest.raises(TransientError, match="as told"):
         embed_all(embedder, texts, lambda indexes, _: got.extend(indexes))
-    assert len(embedder.calls) <= 2 + 2 * concurrency  # of twenty
-    assert len(got) == 3 * (len(embedder.calls) - 1)  # all that was paid for
+    assert len(embedder.calls) == 3
+    assert got == list(range(6))
 
 
 def test_an_error_of_the_caller_stops_at_once() -> None:
-    embedder = Scripted(4)
+    embedder = Scripted()
     with pytest.raises(ZeroDivisionError):
         embed_all(embedder, [str(number) for number in range(60)], lambda *_: 1 // 0)  # type: ignore[arg-type]
-    assert len(embedder.calls) <= 8
+    assert len(embedder.calls) == 1
 
 
 # --- providers
@@ -492,7 +480,7 @@ def test_requests_say_what_the_provider_needs() -> None:
     assert voyage.requests[2]["body"]["output_dimension"] == 512
 
 
-def test_a_thousand_chunks_take_at_most_twelve_requests_four_at_a_time(provider: Provider) -> None:
+def test_a_thousand_chunks_take_at_most_twelve_requests(provider: Provider) -> None:
     standin, make = provider
     standin.delay = 0.05
     embedder = make()
@@ -502,7 +490,6 @@ def test_a_thousand_chunks_take_at_most_twelve_requests_four_at_a_time(provider:
     assert sorted(got) == list(range(1000))
     assert got[617] == pytest.approx(np.array(bag_of_words(texts[617], embedder.dimensions)), abs=1e-6)
     assert len(standin.requests) <= 12
-    assert 2 <= standin.most_in_flight <= 4
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,9 @@ app.conf.update(
     accept_content=["json"],
     task_ignore_result=True,
     task_acks_late=True,
-    task_reject_on_worker_lost=True,
-    task_time_limit=VISIBILITY_SECONDS // 2,
+    task_reject_on_worker_lost=False,  # the ledger sends it again, and counts how often: worker/leases.py
+    task_soft_time_limit=VISIBILITY_SECONDS // 2,
+    task_time_limit=VISIBILITY_SECONDS // 2 + 300,
     worker_prefetch_multiplier=1,
     worker_concurrency=settings.workers(),
     worker_max_memory_per_child=480_000,  # KiB
@@ -41,16 +42,18 @@ app.conf.update(
     task_send_sent_event=True,
     worker_soft_shutdown_timeout=3.0,
     worker_enable_soft_shutdown_on_idle=False,
-    worker_cancel_long_running_tasks_on_connection_loss=True,
+    # A document is finished without Redis: its end stands in PostgreSQL, and a task that comes again finds nothing to do.
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    worker_enable_prefetch_count_reduction=False,
     worker_hijack_root_logger=True,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     broker_transport_options={
         "visibility_timeout": VISIBILITY_SECONDS,
-        "socket_timeout": 10,
+        "socket_timeout": 5,
         "socket_connect_timeout": 5,
         "socket_keepalive": True,
-        "health_check_interval": 10,
+        "health_check_interval": 5,
     },
     visibility_timeout=VISIBILITY_SECONDS,
     result_backend_transport_options={"visibility_timeout": VISIBILITY_SECONDS},

@@ -80,12 +80,21 @@ def replace(
     """
     held: dict[tuple[str, bytes], list[tuple[int, tuple[object, ...]]]] = defaultdict(list)
     rows = connection.execute(
-        "SELECT id, content, input_hash, ordinal, heading_path, page, char_start, char_end FROM chunk "
-        "WHERE generation_id = %s AND document_id = %s ORDER BY ordinal DESC",
+        sql.SQL(
+            """
+            SELECT c.id, content, input_hash, v.chunk_id IS NOT NULL AND l.chunk_id IS NOT NULL, ordinal, heading_path, page, char_start, char_end
+            FROM chunk c LEFT JOIN {vectors} v ON v.chunk_id = c.id LEFT JOIN {lexical} l ON l.chunk_id = c.id
+            WHERE generation_id = %s AND document_id = %s ORDER BY ordinal DESC
+            """
+        ).format(vectors=generation.vectors, lexical=generation.lexical),
         [generation.id, document_id],
     )
-    for number, content, input_hash, ordinal, path, page, start, end in rows:
-        held[content, input_hash].append((number, (ordinal, list(path), page, start, end)))
+    gone = []
+    for number, content, input_hash, whole, ordinal, path, page, start, end in rows:
+        if whole:
+            held[content, input_hash].append((number, (ordinal, list(path), page, start, end)))
+        else:  # damaged: it is made again
+            gone.append(number)
     new, shifted, stale_words = [], [], []
     for chunk, input_hash in inputs:
         place = (chunk.ordinal, list(chunk.heading_path), chunk.page, chunk.char_start, chunk.char_end)
@@ -100,7 +109,7 @@ def replace(
             new.append(
                 {**dict(zip(names, place, strict=True)), "content": chunk.content, "input_hash": input_hash.hex()}
             )
-    gone = [number for rows_left in held.values() for number, _ in rows_left]
+    gone += [number for rows_left in held.values() for number, _ in rows_left]
     if gone:
         connection.execute("DELETE FROM chunk WHERE id = ANY(%s)", [gone])
     if shifted:

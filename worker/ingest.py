@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import psycopg
+from billiard.exceptions import SoftTimeLimitExceeded
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from shared import documents, embedding, generations
@@ -29,10 +30,19 @@ FIRST_WAIT, LONGEST_WAIT = 2.0, 600.0  # seconds before a passing failure is tri
 Pool = ConnectionPool[Connection]
 
 
-def ingest(pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embedder], document_id: int) -> str:
-    """Brings one document to what its source holds. Returns what came of it, in a word. Raises nothing that a retry could mend."""
-    with pool.connection() as connection:
-        claim = documents.claim(connection, document_id)
+def ingest(
+    pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embedder], document_id: int, worker: str = ""
+) -> str:
+    """Brings one document to what its source holds. Returns what came of it, in a word. Raises nothing that a retry could mend.
+
+    `worker`: host:pid of this process, written beside the lease, so that its main process can tell whose leases died with it.
+    """
+    try:
+        with pool.connection() as connection:
+            claim = documents.claim(connection, document_id, worker)
+    except (psycopg.OperationalError, PoolTimeout) as error:
+        log.warning(f"The database does not take work: {error}", action="ingest.no_database", document=document_id)
+        return "no database"  # the ledger still has it as published, and sends it again later
     if claim is None:
         return "nothing to do"
     try:
@@ -46,8 +56,11 @@ def ingest(pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embed
     except (TransientError, PermanentError, psycopg.OperationalError, PoolTimeout) as error:
         # A wrong key or model (PermanentError) is not the document's fault either: it waits until somebody mends it.
         seconds = max(getattr(error, "retry_after", None) or 0.0, min(FIRST_WAIT * 2**claim.retries, LONGEST_WAIT))
-        reason = "The database was away; it is tried again." if isinstance(error, psycopg.Error) else str(error)
+        reason = _database_reason(error) if isinstance(error, psycopg.Error) else str(error)
         return _end(pool, claim, lambda connection: documents.wait(connection, claim, reason, seconds), "waits", reason)
+    except SoftTimeLimitExceeded:  # what was embedded is kept: the next turn goes on from there
+        reason = f"{claim.key} took a worker's longest turn; it goes on from where it was."
+        return _end(pool, claim, lambda connection: documents.wait(connection, claim, reason, 1), "waits", reason)
     except Exception:
         log.exception("A document could not be ingested", action="ingest.error", document=claim.id, source=claim.key)
         reason = f"{claim.key} met an error in askfolder itself (document {claim.id}, see worker.log); it is tried up to three times."
@@ -60,6 +73,8 @@ def _ingest(pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embe
         active = generations.active(connection)
     for generation in active:  # the live one first: it answers
         inputs = _embedded(pool, embedder_of(generation), generation, claim, parsed)
+        with pool.connection() as connection:
+            documents.progress(connection, claim, "storing")
         with pool.connection() as connection, connection.transaction():
             documents.hold(connection, claim)
             if store_text is not None:
@@ -94,6 +109,8 @@ def _embedded(
     pool: Pool, embedder: Embedder, generation: Generation, claim: Claim, parsed: Parsed
 ) -> list[index.Input]:
     """The chunks, each with the hash of an input that has a vector; the vectors are committed batch by batch."""
+    with pool.connection() as connection:
+        documents.progress(connection, claim, "chunking")
     max_tokens, overlap = chunk_sizes(embedder)
     chunks = chunk(parsed, embedder.count, max_tokens, overlap)
     headers = _headers(embedder, parsed.title, chunks)
@@ -113,7 +130,7 @@ def _embedded(
         done += len(batch)
         with pool.connection() as connection:
             index.cache(connection, generation, claim.collection_id, [new[i] for i in batch], vectors)
-            documents.progress(connection, claim, "embedding", done, total)
+            documents.progress(connection, claim, "embedding", done, total, further=True)
 
     with pool.connection() as connection:
         documents.progress(connection, claim, "embedding", done, total)
@@ -160,10 +177,16 @@ def _kept_alive(pool: Pool, claim: Claim) -> Iterator[None]:
         thread.join()
 
 
+def _database_reason(error: psycopg.Error) -> str:
+    if isinstance(error, psycopg.errors.DiskFull):
+        return "The database's disk is full: make room there; it is tried again by itself."
+    return "The database was away; it is tried again."
+
+
 def _end(pool: Pool, claim: Claim, write: Callable[[Connection], None], word: str, reason: str) -> str:
     """Writes how it ended; waits for the database when it is away (the lease runs out if it stays so)."""
     log.warning(reason, action=f"ingest.{word}", document=claim.id, source=claim.key)
-    for pause in (0.5, 1, 2, 4, 8, 16):
+    for pause in (0.5, 1, 2, 4, 8, 16, 16, 16):
         try:
             with pool.connection() as connection:
                 write(connection)

@@ -1,21 +1,17 @@
 """Watches the folder, compares it with the ledger, publishes what is due. The scan is the truth, events only make it faster."""
 
 import contextlib
-import queue
 import signal
 import sys
 import time
-from pathlib import Path
 
 import psycopg
+import redis
 from kombu.exceptions import OperationalError as BrokerError
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
-from watchdog.observers.polling import PollingObserver
 
-from shared import db, documents, generations
+from shared import db, documents, generations, sources
 from shared.db import Connection
+from shared.documents import Known
 from shared.errors import AskfolderError, PermanentError, TransientError
 from shared.log import log
 from shared.providers import wanted_embedder
@@ -27,15 +23,29 @@ from worker.chunking import CHUNKER_VERSION
 from worker.ingest import chunk_sizes
 from worker.sources import FolderSource, Found
 from worker.tasks import ingest_document
+from worker.watching import Watch
 
-SETTLE_SECONDS = 0.4  # a file is taken when size and mtime have stood still for so long
-SETTLED_AGE = 5.0  # … or at once, when it was last written so long ago
 TICK_SECONDS = 0.1
+SETTLE_SECONDS = 0.4  # a file is taken when size and mtime have stood still for so long …
+UNSURE_SECONDS = 1.5  # … or for so long, where it cannot be told whether somebody has it open for writing
+SETTLED_AGE = 5.0  # … or at once, when it was last written so long ago
+HELD_OPEN_SECONDS = 60.0  # a file that a program keeps open, and leaves as it is for so long, is taken all the same
 SCAN_ALL_ABOVE = 200  # changed keys: beyond that one look at everything costs less than many
+HELD_SECONDS = 2.0  # between scans that ask whether a folder is back as it was
+BLIND_SECONDS = 30.0  # between scans, where not everything can be watched
 SWEEP_SECONDS = 5.0
+NO_REDIS_SECONDS = 2.0
+REUNION_SECONDS = 15.0  # after the database was away, workers may first say that they still hold what they held
+CROWD = 50  # so many new files at once let a single one pass by
+GUARDED_FILES = 20  # so many removals at once are looked at twice, and their share is judged
+SECOND_LOOK_SECONDS = 1.0
 WAITING_FILES, WAITING_BYTES = 24, 16_000  # the window: what may wait in the queue, besides what is being worked on
 LARGE_BYTES = 16_000  # so large (seconds of embedding) that a small document shouldn't have to wait for it
 TINY_BYTES = 4_000  # … and so small that it may pass by what waits
+
+
+class Held(Exception):
+    """A scan that must not be carried out until somebody confirms it; the message says why."""
 
 
 class Producer:
@@ -45,118 +55,176 @@ class Producer:
         self.settings = settings
         self.connection = connection
         self.source = FolderSource(settings.inbox)
-        self.source_id = documents.source(connection, "folder", str(settings.inbox))
+        self.source_id = sources.source(connection, "folder", str(settings.inbox))
         self.queue = queue_of("folder", str(settings.inbox))
-        self.events: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.watch = Watch(self.source, settings.watch)
         self.dirty: set[str] = set()
         self.unsettled: dict[str, tuple[str, float]] = {}  # key → (revision, since when it has it)
-        self.next_scan = self.next_sweep = 0.0
+        self.removals: tuple[int, float] = (0, 0.0)  # how many, since when
+        self.held = False  # the last full scan stopped: single events must not do what it would not
+        self.next_scan = self.next_question = self.next_publish = self.last_scan = 0.0
+        self.next_sweep = time.monotonic() + REUNION_SECONDS
         self.idle = False
-
-    # --- watching ---
-
-    def watch(self) -> BaseObserver | None:
-        """Starts the watcher; without one (no watches left, no such folder) the timer's scans find everything, later."""
-        observer: BaseObserver = PollingObserver(timeout=1) if self.settings.watch == "poll" else Observer()
-        try:
-            observer.schedule(_Events(self), str(self.source.root), recursive=True)
-            observer.start()
-        except OSError as error:
-            log.warning(
-                f"The folder {self.source.root} cannot be watched ({error.strerror or error}); it is scanned every "
-                f"{self.settings.rescan_seconds:.0f} s instead.", action="watch.failed",
-            )  # fmt: skip
-            return None
-        return observer
 
     # --- comparing ---
 
-    def scan(self, below: set[str] | None = None) -> None:
-        """Compares the source, or what lies at and below some keys, with the ledger: new, changed, renamed, gone."""
+    def scan(self, below: set[str] | None = None, confirmed: bool = False, rehash: bool = False) -> None:
+        """Compares the source, or what lies at and below some keys, with the ledger: new, changed, renamed, gone.
+
+        `confirmed`: the delete guard lets it pass. `rehash`: files whose size and time stand are read too.
+        """
         try:
-            found, closed = self.source.discover(below)
+            listing = self.source.discover(below)
+            identity = self.source._identity()
         except PermanentError as error:
-            if below is None:
-                log.error(str(error), action="scan.failed")
-                documents.scanned(self.connection, self.source_id, str(error))
+            self._stop(str(error))
             return
         ledger = documents.known(self.connection, self.source_id, below)
-        seen = {file.key for file in found}
+        found = {file.key: file for file in listing.found}
+        self.unsettled = {key: value for key, value in self.unsettled.items() if key in found}
         missing = [
             row for key, row in ledger.items()
-            if key not in seen and row.state != "deleted" and not any(key == c or key.startswith(f"{c}/") for c in closed)
+            if key not in found and row.state != "deleted" and not any(key == c or key.startswith(f"{c}/") for c in listing.closed)
         ]  # fmt: skip
-        moved = {row.live_revision for row in missing}  # a renamed file keeps its times: there is nothing to wait for
-        settled = [file for file in found if file.revision in moved or self._settled(file, ledger)]
         changed = [
-            f
-            for f in settled
-            if f.key not in ledger or ledger[f.key].state == "deleted" or ledger[f.key].wanted_revision != f.revision
+            file
+            for key, file in found.items()
+            if (row := ledger.get(key)) is None or row.state == "deleted" or row.wanted_revision != file.revision
         ]
-        renamed = self._renamed([f for f in changed if f.key not in ledger], {row.id for row in missing}, seen)
-        documents.want(
-            self.connection,
-            self.source_id,
-            [(f.key, f.revision, f.size) for f in changed if f.key not in renamed.values()],
-        )
-        documents.gone(self.connection, [row.id for row in missing if row.id not in renamed])
-        if below is None:
-            problem = (
-                f"Some folders cannot be read and were left as they are: {', '.join(closed[:5])}" if closed else None
+        renamed = self._renamed([file for file in changed if file.key not in ledger], missing, found)
+        gone = [row for row in missing if row.id not in renamed]
+        if not confirmed:
+            if self._looks_again(gone):
+                self.dirty |= below or {""}
+                return
+            try:
+                self._guard(gone, len(found), identity, below is None)
+            except Held as held:
+                self._stop(str(held))
+                return
+        for document_id, file in renamed.items():
+            with self.connection.transaction():
+                documents.move(self.connection, document_id, file.key, file.revision)
+                index.rename(self.connection, generations.active(self.connection), document_id)
+        taken = {file.key for file in renamed.values()}
+        new = [(f.key, f.revision, f.size) for f in changed if f.key not in taken and self._settled(f)]
+        documents.want(self.connection, self.source_id, new, bulk=len(new) > CROWD)
+        documents.gone(self.connection, [row.id for row in gone])
+        if rehash:
+            documents.rebuild(
+                self.connection, [row.id for key, row in ledger.items() if self._altered(found.get(key), row)]
             )
-            documents.scanned(self.connection, self.source_id, problem)
-        if changed or missing:
-            gone = sum(row.id not in renamed for row in missing)
+        counts = {"files": len(found), "changed": len(new), "renamed": len(renamed), "gone": len(gone)}
+        if below is None:
+            self._scanned(identity, listing.closed, listing.folders, counts)
+        if new or renamed or gone:
             log.info(
-                f"{len(changed) - len(renamed)} new or changed, {len(renamed)} renamed, {gone} gone", action="scan.done"
+                f"{len(new)} new or changed, {len(renamed)} renamed, {len(gone)} gone", action="scan.done", **counts
             )
 
-    def _settled(self, file: Found, ledger: dict[str, documents.Known]) -> bool:
-        row = ledger.get(file.key)
-        if row and row.wanted_revision == file.revision and row.state != "deleted":
-            self.unsettled.pop(file.key, None)
-            return True
+    def _settled(self, file: Found) -> bool:
+        """Whether a new or changed file is whole, as far as can be told."""
         now = time.monotonic()
         was, since = self.unsettled.get(file.key, ("", now))
         if was != file.revision:
             since = now
-        if now - since >= SETTLE_SECONDS or time.time() - file.modified > SETTLED_AGE:
+        written = self.source.being_written(file.key)
+        needed = {True: HELD_OPEN_SECONDS, False: SETTLE_SECONDS, None: UNSURE_SECONDS}[written]
+        if now - since >= needed or (not written and time.time() - file.modified > SETTLED_AGE):
             self.unsettled.pop(file.key, None)
             return True
         self.unsettled[file.key] = (file.revision, since)
         return False
 
-    def _renamed(self, new: list[Found], missing: set[int], seen: set[str]) -> dict[int, str]:
-        """Document id → its new key, for new files that have the revision and the bytes of a document that is gone."""
-        renamed: dict[int, str] = {}
-        twins = documents.twins(self.connection, self.source_id, {file.revision for file in new}) if new else {}
+    def _altered(self, file: Found | None, row: Known) -> bool:
+        """Whether a file that looks as it did (size and time) holds other bytes."""
+        with contextlib.suppress(AskfolderError):
+            return (
+                file is not None
+                and file.revision == row.live_revision
+                and row.live_sha256 is not None
+                and self.source.hash(file.key) != row.live_sha256
+            )
+        return False
+
+    def _renamed(self, new: list[Found], missing: list[Known], found: dict[str, Found]) -> dict[int, Found]:
+        """Document id → the new file that has the bytes of a document that is gone."""
+        renamed: dict[int, Found] = {}
+        gone = {row.id for row in missing}
+        twins = documents.twins(self.connection, self.source_id, {file.size for file in new}) if new else {}
         for file in new:
-            for twin in twins.get(file.revision, ()):
-                if twin.id in renamed or not (twin.id in missing or (twin.state == "deleted" and twin.key not in seen)):
-                    continue
-                with contextlib.suppress(AskfolderError):
-                    with self.source.fetch(file.key) as fetched:
-                        same = fetched.sha256 == twin.live_sha256
-                    if same:
-                        with self.connection.transaction():
-                            documents.move(self.connection, twin.id, file.key)
-                            index.rename(self.connection, generations.active(self.connection), twin.id)
-                        renamed[twin.id] = file.key
-                        break
+            candidates = [
+                twin
+                for twin in twins.get(file.size, ())
+                if twin.id not in renamed and (twin.id in gone or (twin.state == "deleted" and twin.key not in found))
+            ]
+            with contextlib.suppress(AskfolderError):
+                digest = self.source.hash(file.key) if candidates else b""
+                if twin := next((twin for twin in candidates if twin.live_sha256 == digest), None):
+                    renamed[twin.id] = file
         return renamed
+
+    # --- the delete guard ---
+
+    def _guard(self, gone: list[Known], files: int, identity: str, whole: bool) -> None:
+        """Raises Held when so much would be removed that something else than a person's tidying may be behind it."""
+        lost = [row for row in gone if not self.source.ignores(row.key)]  # an ignore rule is a person's will
+        if not lost:
+            return
+        total = documents.total(self.connection, self.source_id)
+        go_on = "Nothing was changed. If that is right, run: askfolder reconcile --confirm"
+        known = sources.identity(self.connection, self.source_id)
+        if whole and len(lost) == total and known not in (None, identity):
+            raise Held(
+                f"The folder {self.source.root} is another one than before (unmounted, or replaced), and none of its {total} documents "
+                f"is in it. {go_on}"
+            )
+        if len(lost) >= GUARDED_FILES and len(lost) * 100 > total * self.settings.guard_percent:
+            raise Held(
+                f"{len(lost)} of the {total} documents of {self.source.root} are gone, more than {self.settings.guard_percent} % "
+                f"(ASKFOLDER_GUARD_PERCENT); {files} files are there. {go_on}"
+            )
+
+    def _looks_again(self, gone: list[Known]) -> bool:
+        """Many removals at once are carried out only when they stand still: they may be the beginning of more."""
+        now, (count, since) = time.monotonic(), self.removals
+        if len(gone) < GUARDED_FILES:
+            self.removals = (0, now)
+            return False
+        if count != len(gone):
+            self.removals = (len(gone), now)
+            return True
+        return now - since < SECOND_LOOK_SECONDS
+
+    def _stop(self, problem: str) -> None:
+        if not self.held:
+            log.error(problem, action="scan.stopped")
+        self.held = True
+        sources.stopped(self.connection, self.source_id, problem)
+
+    def _scanned(self, identity: str, closed: list[str], folders: int, counts: dict[str, int]) -> None:
+        self.held = False
+        problems = [self.watch.problem(folders)]
+        if closed:
+            problems.append(f"Some folders cannot be read and were left as they are: {', '.join(closed[:5])}")
+        if problems[0]:
+            self.next_scan = min(self.next_scan, time.monotonic() + BLIND_SECONDS)
+        problem = " ".join(problem for problem in problems if problem) or None
+        sources.scanned(self.connection, self.source_id, identity, problem, counts)
 
     # --- publishing ---
 
     def publish(self) -> int:
         """Sends what is due, up to the window: a small file never waits behind a backlog or for large ones. Returns how many."""
         flying = documents.in_flight(self.connection)
+        at_once = sources.capacity(self.connection, str(self.settings.inbox)) or self.settings.workers()
         large = sum(1 for size, _ in flying if size > LARGE_BYTES)
         waiting = [size for size, taken in flying if not taken]
         files, room = WAITING_FILES - len(waiting), WAITING_BYTES - sum(waiting)
         chosen = []
-        for document in documents.due(self.connection, [self.source_id], WAITING_FILES + self.settings.workers()):
+        for document in documents.due(self.connection, [self.source_id], WAITING_FILES + at_once):
             if document.size > LARGE_BYTES:
-                if large >= max(self.settings.workers() - 1, 1):
+                if large >= max(at_once - 1, 1):
                     continue
                 large += 1
             elif files <= 0 or room <= 0:
@@ -165,68 +233,72 @@ class Producer:
                 files, room = files - 1, room - document.size
             chosen.append(document)
         documents.published(self.connection, [document.id for document in chosen])
-        for document in chosen:
-            ingest_document.apply_async(
-                args=[document.id],
-                argsrepr=f"({document.key!r})",
-                queue=self.queue,
-                priority=0 if document.size <= TINY_BYTES else 3,  # Redis serves 0 first
-                retry=True,
-                retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2},
-            )
+        for sent, document in enumerate(chosen):
+            try:
+                ingest_document.apply_async(
+                    args=[document.id],
+                    argsrepr=f"({document.key!r})",
+                    queue=self.queue,
+                    priority=0 if document.size <= TINY_BYTES else 3,  # Redis serves 0 first
+                    retry=True,
+                    retry_policy={"max_retries": 1, "interval_start": 0.1},
+                )
+            except (
+                BrokerError,
+                redis.RedisError,
+                OSError,
+            ) as error:  # scans go on meanwhile: what is deleted leaves answers
+                documents.unpublished(self.connection, [document.id for document in chosen[sent:]])
+                log.error(f"Redis does not take work, it is tried again: {error}", action="producer.no_redis")
+                self.next_publish = time.monotonic() + NO_REDIS_SECONDS
+                return sent
         return len(chosen)
 
     # --- the loop ---
 
     def tick(self) -> None:
+        self.dirty |= self.watch.changed(TICK_SECONDS * (5 if self.idle and not self.dirty else 0))
         now = time.monotonic()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self.dirty.add(self.events.get(timeout=0 if self.dirty or not self.idle else TICK_SECONDS * 5))
-        if now >= self.next_scan:
-            self.next_scan = now + self.settings.rescan_seconds
+        asked = None
+        if now >= self.next_question:
+            self.next_question = now + 0.5
+            asked = sources.asked_scan(self.connection, self.source_id)
+        if self.held:  # single events don't count now, but they may be the folder's return
+            if self.dirty:
+                self.next_scan = min(self.next_scan, self.last_scan + HELD_SECONDS)
             self.dirty.clear()
-            self.scan()
-        elif self.dirty or self.unsettled:
+        if (
+            now >= self.next_scan
+            or asked
+            or self.watch.take_lost()
+            or "" in self.dirty
+            or len(self.dirty) > SCAN_ALL_ABOVE
+        ):
+            self.last_scan, self.next_scan = now, now + self.settings.rescan_seconds
+            self.dirty.clear()
+            self.scan(None, *(asked or ()))
+        elif (self.dirty or self.unsettled) and not self.held:
             below = {key for key in self.dirty | set(self.unsettled) if not self.source.ignores(key)}
             self.dirty.clear()
-            self.unsettled = {key: value for key, value in self.unsettled.items() if key in below}
             if below:
-                self.scan(below if len(below) <= SCAN_ALL_ABOVE else None)
+                self.scan(below)
         if now >= self.next_sweep:
             self.next_sweep = now + SWEEP_SECONDS
             documents.sweep(self.connection)
             documents.purge(self.connection)
             if promoted := generations.promote_when_whole(self.connection):
                 log.info(f"Now answering with {promoted.embedder} {promoted.model}", action="generation.switched")
-        self.idle = self.publish() == 0 and not documents.in_flight(self.connection)
+        sent = self.publish() if now >= self.next_publish else 0
+        self.idle = sent == 0 and not documents.in_flight(self.connection)
 
     def run(self) -> None:
-        observer = self.watch()
+        self.watch.start()
         try:
             while True:
                 self.tick()
                 time.sleep(TICK_SECONDS)
-                if observer and not observer.is_alive():
-                    observer = self.watch()
-                    self.next_scan = 0
         finally:
-            if observer:
-                observer.stop()
-
-
-class _Events(FileSystemEventHandler):
-    def __init__(self, producer: Producer) -> None:
-        self.producer = producer
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type in ("opened", "closed_no_write") or (event.is_directory and event.event_type == "modified"):
-            return
-        for path in {event.src_path, getattr(event, "dest_path", "") or event.src_path}:
-            with contextlib.suppress(ValueError):
-                key = self.producer.source.key(Path(path if isinstance(path, str) else path.decode()))
-                if not key.startswith(".."):
-                    self.producer.events.put(key)
+            self.watch.stop()
 
 
 def want_generation(settings: Settings, connection: Connection) -> None:
@@ -244,17 +316,26 @@ def want_generation(settings: Settings, connection: Connection) -> None:
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = load()
+    standing_by = False
     while True:
         try:
-            check(settings.redis_url)
+            with contextlib.suppress(TransientError):  # without Redis there is still what was deleted
+                check(settings.redis_url)
             db.migrate(settings.database_url)
             with db.connect(settings.database_url) as connection:
-                while not documents.serve(connection, "folder", str(settings.inbox)):
-                    time.sleep(1)  # another producer of this source is at work: stand by
+                while not sources.serve(connection, "folder", str(settings.inbox)):
+                    if not standing_by:
+                        log.info(
+                            f"Another producer serves {settings.inbox}; this one stands by", action="producer.stands_by"
+                        )
+                    standing_by = True
+                    time.sleep(1)
+                standing_by = False
                 want_generation(settings, connection)
+                log.info(f"Serving {settings.inbox}", action="producer.serves")
                 Producer(settings, connection).run()
-        except (TransientError, psycopg.OperationalError, BrokerError) as error:
-            log.error(f"The producer waits for its servers: {error}", action="producer.waits")
+        except (TransientError, psycopg.OperationalError) as error:
+            log.error(f"The producer waits for the database: {error}", action="producer.waits")
             time.sleep(1)
         except AskfolderError as error:
             log.error(str(error), action="producer.stopped")

@@ -1,13 +1,18 @@
 """The one task: a document by its id. What a worker process needs is opened after the fork."""
 
 import functools
+import os
+import sys
+from typing import Any
 
 from celery import signals
 
-from shared import db
+from shared import db, queue
 from shared.embedding import Embedder
+from shared.errors import SettingsError, TransientError
 from shared.generations import Generation
 from shared.providers import embedder_for
+from worker import leases
 from worker.app import app, settings
 from worker.ingest import Pool, ingest
 from worker.parsing import Parser
@@ -35,9 +40,22 @@ def _embedder_of(generation: Generation) -> Embedder:
     return _embedder(generation.embedder, generation.model, generation.model_path, generation.dimensions)
 
 
-@app.task(name="ingest")
+@app.task(name="ingest", Request=leases.IngestRequest)
 def ingest_document(document_id: int) -> str:
-    return ingest(_pool(), _parser(), _embedder_of, document_id)
+    if not leases.readable(settings.inbox):
+        return "its source is away"  # the worker stops taking its documents, and the ledger sends this one again
+    return ingest(_pool(), _parser(), _embedder_of, document_id, leases.name_of(os.getpid()))
+
+
+@signals.celeryd_init.connect
+def _check(**_: Any) -> None:
+    """A Redis that may throw the queue away stops the worker; one that is away is waited for."""
+    try:
+        queue.check(settings.redis_url)
+    except SettingsError as error:
+        sys.exit(str(error))
+    except TransientError:
+        pass
 
 
 @signals.worker_process_init.connect
@@ -49,3 +67,8 @@ def _open(**_: object) -> None:
 def _close(**_: object) -> None:
     _parser().close()
     _pool().close(timeout=1)
+
+
+@signals.worker_shutdown.connect
+def _left(**_: object) -> None:
+    leases.left()
