@@ -75,7 +75,7 @@ class Producer:
         """
         try:
             listing = self.source.discover(below)
-            identity = self.source._identity()
+            identity = self.source.identity()
         except PermanentError as error:
             self._stop(str(error))
             return
