@@ -1,0 +1,378 @@
+"""The scan against the ledger: what is taken, what is moved, what is held back; one producer at a time. Without Celery."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shared import documents, generations, sources
+from shared.db import Connection, connect
+from shared.models import Parsed
+from shared.settings import Settings
+from worker import producer as module
+from worker.producer import Producer
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def producer(connection: Connection, inbox: Path, tmp_path: Path) -> Iterator[Producer]:
+    generations.want(connection, "local", "model", "", 8, "1/200/28", "1")
+    producer = Producer(Settings(inbox=inbox, data=tmp_path / "data"), connection)
+    yield producer
+    producer.watch.stop()
+
+
+def write(path: Path, text: str, age: float = 60.0) -> None:
+    """A file that was last written so many seconds ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def ingest_all(connection: Connection, producer: Producer) -> None:
+    """What the workers would do, without chunks."""
+    for due in documents.due(connection, [producer.source_id], 10_000):
+        claim = documents.claim(connection, due.id)
+        assert claim
+        with producer.source.fetch(claim.key) as file, connection.transaction():
+            documents.hold(connection, claim)
+            parsed = Parsed(file.path.read_text(), "text", "text")
+            documents.set_text(connection, claim, parsed, file.revision, file.sha256)
+            documents.ready(connection, claim)
+
+
+def states(connection: Connection) -> dict[str, str]:
+    return {row.key: row.state for source in (1,) for row in documents.known(connection, source).values()}
+
+
+def problem(connection: Connection) -> tuple[str | None, bool]:
+    (row,) = sources.listed(connection)
+    return row["problem"], row["held"]  # type: ignore[return-value]
+
+
+def settle(producer: Producer, **options: bool) -> None:
+    """A full scan that has looked twice."""
+    producer.scan(**options)
+    time.sleep(module.SECOND_LOOK_SECONDS + 0.05)
+    producer.scan(**options)
+
+
+def filled(connection: Connection, producer: Producer, inbox: Path, count: int) -> None:
+    for n in range(count):
+        write(inbox / f"{n:03}.txt", f"text {n}")
+    producer.scan()
+    ingest_all(connection, producer)
+
+
+# --- what is taken ---
+
+
+def test_new_changed_touched_gone_and_back(producer: Producer, connection: Connection, inbox: Path) -> None:
+    write(inbox / "a.txt", "one")
+    producer.scan()
+    assert states(connection) == {"a.txt": "queued"}
+    ingest_all(connection, producer)
+    producer.scan()
+    assert states(connection) == {"a.txt": "ready"}, "nothing is done twice"
+    write(inbox / "a.txt", "two", 30)
+    producer.scan()
+    assert states(connection) == {"a.txt": "queued"}
+    ingest_all(connection, producer)
+    (inbox / "a.txt").unlink()
+    producer.scan()
+    assert states(connection) == {"a.txt": "deleted"}
+    write(inbox / "a.txt", "three", 20)
+    producer.scan({"a.txt"})
+    assert states(connection) == {"a.txt": "queued"}
+
+
+def test_file_that_is_being_written_waits(producer: Producer, connection: Connection, inbox: Path) -> None:
+    path = inbox / "slow.txt"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", "import sys, time\nf = open(sys.argv[1], 'w')\nfor n in range(4):\n"
+         "    f.write(f'part {n}\\n'); f.flush(); time.sleep(0.7)\n", str(path)],
+    )  # fmt: skip
+    while not path.exists():
+        time.sleep(0.01)
+    while writer.poll() is None:  # it pauses for longer than a file usually has to stand still
+        producer.scan()
+        time.sleep(0.1)
+        if writer.poll() is None:
+            assert states(connection) == {}, path.read_text()
+    producer.scan()
+    time.sleep(module.SETTLE_SECONDS + 0.05)
+    producer.scan()
+    assert states(connection) == {"slow.txt": "queued"}
+    assert producer.unsettled == {}
+
+
+def test_file_that_is_kept_open_is_taken_in_the_end(
+    producer: Producer, connection: Connection, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HELD_OPEN_SECONDS", 0.2)
+    with (inbox / "log.txt").open("w") as log:
+        log.write("a line\n")
+        log.flush()
+        producer.scan()
+        assert states(connection) == {}
+        time.sleep(0.25)
+        producer.scan()
+        assert states(connection) == {"log.txt": "queued"}
+
+
+def test_crowd_lets_a_single_drop_pass(producer: Producer, connection: Connection, inbox: Path) -> None:
+    for n in range(module.CROWD + 1):
+        write(inbox / f"{n}.txt", "x")
+    producer.scan()
+    write(inbox / "note.txt", "a longer note " * 50)
+    producer.scan({"note.txt"})
+    assert documents.due(connection, [producer.source_id], 1)[0].key == "note.txt"
+
+
+# --- what is moved ---
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_renamed_file_keeps_its_document(
+    producer: Producer, connection: Connection, inbox: Path, touched: bool
+) -> None:
+    write(inbox / "a.txt", "the same")
+    write(inbox / "b.txt", "of a size")
+    producer.scan()
+    ingest_all(connection, producer)
+    before = documents.known(connection, producer.source_id)["a.txt"].id
+    (inbox / "sub").mkdir()
+    (inbox / "a.txt").rename(inbox / "sub" / "c.txt")
+    if touched:
+        os.utime(inbox / "sub" / "c.txt")
+    producer.scan({"a.txt", "sub"})
+    known = documents.known(connection, producer.source_id)
+    assert {key: row.state for key, row in known.items()} == {"sub/c.txt": "ready", "b.txt": "ready"}
+    assert known["sub/c.txt"].id == before
+    producer.scan()
+    assert documents.due(connection, [producer.source_id], 10) == []
+
+
+def test_move_takes_the_lease_and_what_was_wanted(producer: Producer, connection: Connection, inbox: Path) -> None:
+    write(inbox / "a.txt", "first")
+    producer.scan()
+    ingest_all(connection, producer)
+    write(inbox / "a.txt", "secon", 50)
+    producer.scan()
+    (due,) = documents.due(connection, [producer.source_id], 10)
+    claim = documents.claim(connection, due.id)
+    assert claim
+    (inbox / "a.txt").unlink()
+    write(inbox / "b.txt", "first", 40)  # its old bytes under another name
+    producer.scan()
+    assert states(connection) == {"b.txt": "ready"}
+    with pytest.raises(documents.LostClaim):
+        documents.progress(connection, claim, "embedding")
+
+
+def test_folder_moved_in_and_out(producer: Producer, connection: Connection, inbox: Path, tmp_path: Path) -> None:
+    for n in range(3):
+        write(tmp_path / "elsewhere" / f"{n}.txt", f"text {n}")
+    (tmp_path / "elsewhere").rename(inbox / "sub")
+    producer.scan({"sub"})
+    ingest_all(connection, producer)
+    assert states(connection) == dict.fromkeys(("sub/0.txt", "sub/1.txt", "sub/2.txt"), "ready")
+    (inbox / "sub").rename(tmp_path / "elsewhere")
+    producer.scan({"sub"})
+    assert set(states(connection).values()) == {"deleted"}
+
+
+def test_same_size_and_time_but_other_bytes(producer: Producer, connection: Connection, inbox: Path) -> None:
+    write(inbox / "a.txt", "one")
+    write(inbox / "b.txt", "six")
+    producer.scan()
+    ingest_all(connection, producer)
+    status = (inbox / "a.txt").stat()
+    (inbox / "a.txt").write_text("two")
+    os.utime(inbox / "a.txt", ns=(status.st_atime_ns, status.st_mtime_ns))
+    producer.scan()
+    assert states(connection) == {"a.txt": "ready", "b.txt": "ready"}, "nobody can see that"
+    producer.scan(rehash=True)
+    assert states(connection) == {"a.txt": "queued", "b.txt": "ready"}
+    ingest_all(connection, producer)
+    assert documents.text(connection, documents.known(connection, 1)["a.txt"].id)[1].text == "two"  # type: ignore[index]
+
+
+# --- what is held back ---
+
+
+def test_large_share_is_held_until_confirmed(producer: Producer, connection: Connection, inbox: Path) -> None:
+    filled(connection, producer, inbox, 50)
+    for n in range(30):
+        (inbox / f"{n:03}.txt").unlink()
+    write(inbox / "new.txt", "new")
+    settle(producer)
+    assert set(states(connection).values()) == {"ready"}
+    assert len(states(connection)) == 50, "what is new is not taken either"
+    said, held = problem(connection)
+    assert held
+    assert "30 of the 50 documents" in str(said)
+    assert "askfolder reconcile --confirm" in str(said)
+    assert producer.held
+    producer.scan(confirmed=True)
+    assert sorted(states(connection).values()) == ["deleted"] * 30 + ["queued"] + ["ready"] * 20
+    assert problem(connection) == (None, False)
+
+
+def test_held_scan_goes_on_by_itself_when_the_files_are_back(
+    producer: Producer, connection: Connection, inbox: Path, tmp_path: Path
+) -> None:
+    filled(connection, producer, inbox, 40)
+    inbox.rename(tmp_path / "away")
+    producer.scan()
+    assert "cannot be read" in str(problem(connection)[0])
+    inbox.mkdir()
+    settle(producer)
+    said, held = problem(connection)
+    assert held
+    assert "another one than before" in str(said)
+    inbox.rmdir()
+    (tmp_path / "away").rename(inbox)
+    producer.scan()
+    assert problem(connection) == (None, False)
+    assert set(states(connection).values()) == {"ready"}
+
+
+def test_another_small_folder_in_its_place_is_noticed(
+    producer: Producer, connection: Connection, inbox: Path, tmp_path: Path
+) -> None:
+    filled(connection, producer, inbox, 2)
+    inbox.rename(tmp_path / "old")
+    inbox.mkdir()
+    write(inbox / "other.txt", "other")
+    producer.scan()
+    assert "another one than before" in str(problem(connection)[0])
+    assert states(connection) == {"000.txt": "ready", "001.txt": "ready"}
+
+
+def test_small_numbers_and_small_shares_are_removed_at_once(
+    producer: Producer, connection: Connection, inbox: Path
+) -> None:
+    filled(connection, producer, inbox, 60)
+    for n in range(19):
+        (inbox / f"{n:03}.txt").unlink()
+    producer.scan()
+    assert sorted(set(states(connection).values())) == ["deleted", "ready"]
+    for n in range(19, 39):
+        (inbox / f"{n:03}.txt").unlink()
+    producer.scan()
+    assert list(states(connection).values()).count("deleted") == 19, "many at once are looked at twice"
+    time.sleep(module.SECOND_LOOK_SECONDS + 0.05)
+    producer.scan()
+    assert list(states(connection).values()).count("deleted") == 39
+
+
+def test_removal_that_goes_on_is_judged_as_a_whole(producer: Producer, connection: Connection, inbox: Path) -> None:
+    """`rm -r` of a large folder: each look sees a little more, and none may act before it stands still."""
+    filled(connection, producer, inbox, 100)
+    for n in range(80):
+        (inbox / f"{n:03}.txt").unlink()
+        if n % 10 == 9 and n > 20:
+            producer.scan({f"{k:03}.txt" for k in range(n + 1)})
+            time.sleep(0.2)
+    time.sleep(module.SECOND_LOOK_SECONDS + 0.05)
+    producer.scan()
+    assert set(states(connection).values()) == {"ready"}
+    assert "80 of the 100" in str(problem(connection)[0])
+
+
+def test_what_an_ignore_rule_takes_away_is_a_persons_will(
+    producer: Producer, connection: Connection, inbox: Path
+) -> None:
+    filled(connection, producer, inbox, 40)
+    (inbox / ".askfolderignore").write_text("*.txt\n")
+    settle(producer)
+    assert set(states(connection).values()) == {"deleted"}
+    assert problem(connection) == (None, False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_unmounted_folder_changes_nothing(producer: Producer, connection: Connection, inbox: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "none", str(inbox)], capture_output=True).returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    try:
+        filled(connection, producer, inbox, 3)
+    finally:
+        subprocess.run(["umount", str(inbox)], check=True)
+    producer.scan()
+    assert "unmounted" in str(problem(connection)[0])
+    assert set(states(connection).values()) == {"ready"}
+
+
+def test_closed_folder_keeps_its_documents(producer: Producer, connection: Connection, inbox: Path) -> None:
+    write(inbox / "sub" / "a.txt", "one")
+    write(inbox / "b.txt", "two")
+    producer.scan()
+    ingest_all(connection, producer)
+    producer.source.discover = lambda below=None: closed(type(producer.source).discover(producer.source, below))  # type: ignore[method-assign]
+
+    def closed(listing: object) -> object:
+        from dataclasses import replace
+
+        return replace(listing, found=[f for f in listing.found if f.key == "b.txt"], closed=["sub"])  # type: ignore[attr-defined,type-var]
+
+    producer.scan()
+    assert set(states(connection).values()) == {"ready"}
+    assert "sub" in str(problem(connection)[0])
+
+
+# --- one at a time ---
+
+
+def test_second_producer_stands_by_and_takes_over(database_url: str, connection: Connection) -> None:
+    with connect(database_url) as first, connect(database_url) as second:
+        assert sources.serve(first, "folder", "/somewhere")
+        assert not sources.serve(second, "folder", "/somewhere")
+        assert sources.serve(second, "folder", "/elsewhere"), "another folder is another's"
+        connection.execute("SELECT pg_terminate_backend(%s)", [first.info.backend_pid])
+        deadline = time.monotonic() + 5
+        while not sources.serve(second, "folder", "/somewhere"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_scan_is_asked_for_only_of_who_serves(database_url: str, connection: Connection, producer: Producer) -> None:
+    assert sources.ask_scan(connection, True, False) == []
+    with connect(database_url) as serving:
+        sources.serve(serving, "folder", str(producer.settings.inbox))
+        assert sources.ask_scan(connection, True, False) == [producer.source_id]
+        assert sources.asked_scan(connection, producer.source_id) == (True, False)
+        assert sources.asked_scan(connection, producer.source_id) is None
+
+
+# --- at scale ---
+
+
+def test_twenty_thousand_files_are_queued_by_one_scan(
+    producer: Producer, connection: Connection, inbox: Path, record_property: Callable[[str, object], None]
+) -> None:
+    for folder in range(20):
+        (inbox / str(folder)).mkdir()
+        for n in range(1000):
+            (inbox / str(folder) / f"{n}.txt").touch()
+    past = time.time() - 60
+    for path in inbox.rglob("*.txt"):
+        os.utime(path, (past, past))
+    started = time.perf_counter()
+    producer.scan()
+    record_property("seconds", time.perf_counter() - started)
+    assert len(states(connection)) == 20_000
+    shutil.move(inbox / "3", inbox / "three")
+    producer.scan()
+    assert not producer.held
