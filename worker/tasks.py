@@ -1,5 +1,6 @@
 """The one task: a document by its id. What a worker process needs is opened after the fork."""
 
+import atexit
 import functools
 import os
 import sys
@@ -69,6 +70,6 @@ def _close(**_: object) -> None:
     _pool().close(timeout=1)
 
 
-@signals.worker_shutdown.connect
-def _left(**_: object) -> None:
-    leases.left()
+@signals.worker_ready.connect
+def _ready(**_: object) -> None:
+    atexit.register(leases.left)  # Celery's own signal for the end is not sent when tasks had to be ended

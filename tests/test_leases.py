@@ -1,0 +1,149 @@
+"""What becomes of the lease of a process that is lost, and whom it is blamed on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psycopg
+import pytest
+from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+
+from shared import documents, sources
+from shared.db import Connection
+from tests.conftest import System, until
+from worker.leases import blame, name_of
+
+
+@pytest.mark.parametrize(
+    ("error", "out_of_memory", "said"),
+    [
+        (WorkerLostError("Worker exited prematurely: signal 9 (SIGKILL) Job: 1."), False, None),
+        (WorkerLostError("Worker exited prematurely: signal 15 (SIGTERM) Job: 1."), False, None),
+        (WorkerLostError("Worker exited prematurely: signal 9 (SIGKILL) Job: 1."), True, "out of memory"),
+        (WorkerLostError("Worker exited prematurely: signal 11 (SIGSEGV) Job: 1."), False, "a crash, signal 11"),
+        (WorkerLostError("Worker exited prematurely: exitcode 1 Job: 1."), False, "it ended without a word"),
+        (TimeLimitExceeded(3600), False, "it never came to an end"),
+        (Terminated(15), False, None),
+        (SystemExit(), False, None),
+    ],
+)
+def test_blame(error: BaseException, out_of_memory: bool, said: str | None) -> None:
+    assert blame(error, out_of_memory) == said
+
+
+def leased(connection: Connection, worker: str, attempts: int) -> int:
+    source = sources.source(connection, "folder", "/somewhere")
+    documents.want(connection, source, [("a.txt", "1-5", 5)])
+    (due,) = documents.due(connection, [source], 1)
+    connection.execute("UPDATE document SET attempts = %s WHERE id = %s", [attempts - 1, due.id])
+    assert documents.claim(connection, due.id, worker)
+    return due.id
+
+
+@pytest.mark.parametrize(
+    ("reason", "attempts", "after"),
+    [
+        (None, 1, ("queued", 0)),
+        (None, 3, ("queued", 2)),
+        ("a crash", 1, ("queued", 1)),
+        ("a crash", 3, ("quarantined", 3)),
+    ],
+)
+def test_handed_back(connection: Connection, reason: str | None, attempts: int, after: tuple[str, int]) -> None:
+    number = leased(connection, "here:1", attempts)
+    assert documents.hand_back(connection, ["here:2"], reason) == 0
+    assert documents.claim(connection, number, "here:3") is None
+    documents.hand_back(connection, ["here:1"], reason)
+    row = connection.execute("SELECT state, attempts, lease, worker FROM document").fetchone()
+    assert row == (*after, None, None)
+    if after[0] == "quarantined":
+        error = documents.one(connection, number)["error"]  # type: ignore[index]
+        assert "a.txt ended the worker that read it 3 times (a crash)" in error
+        assert "askfolder retry" in error
+
+
+def test_step_forward_clears_the_attempts(connection: Connection) -> None:
+    leased(connection, "here:1", 3)
+    (number,) = connection.execute("SELECT id FROM document").fetchone()  # type: ignore[misc]
+    connection.execute("UPDATE document SET lease = NULL, leased_until = NULL, state = 'queued', attempts = 2")
+    claim = documents.claim(connection, number, "here:1")
+    assert claim
+    assert claim.attempts == 3
+    documents.progress(connection, claim, "embedding", 1, 2, further=True)
+    connection.execute("UPDATE document SET leased_until = now() - interval '1 second'")
+    documents.sweep(connection)
+    assert documents.one(connection, number)["state"] == "queued"  # type: ignore[index]
+
+
+def test_killed_process_gives_back_at_once_and_uncounted(system: System, database_url: str) -> None:
+    """Five times in a row: more than three attempts, and no blame on a document that others take down."""
+    (system.folder / "big.txt").write_text(
+        "\n".join(f"Line {n} tells of heron number {n * 7919}." for n in range(6000))
+    )
+    system.start("web", "worker", "producer")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        seen: set[str] = set()
+        for _ in range(5):
+            worker = until(
+                lambda: (
+                    (
+                        row := connection.execute(
+                            "SELECT worker FROM askfolder.document WHERE lease IS NOT NULL AND NOT worker = ANY(%s)",
+                            [list(seen)],
+                        ).fetchone()
+                    )
+                    and row[0]
+                ),
+                20,
+                pause=0.01,
+            )  # far sooner than the lease's 45 s
+            seen.add(worker)
+            os.kill(int(worker.partition(":")[2]), signal.SIGKILL)
+    assert system.settled(1, 120)["big.txt"]["state"] == "ready"
+    assert "ended from outside" in system.log("worker")
+
+
+def test_worker_that_is_told_to_end_hands_back(system: System, database_url: str) -> None:
+    (system.folder / "big.txt").write_text(
+        "\n".join(f"Line {n} tells of heron number {n * 7919}." for n in range(9000))
+    )
+    system.start("web", "worker", "producer")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        until(lambda: connection.execute("SELECT 1 FROM askfolder.document WHERE stage = 'embedding'").fetchone())
+        started = time.monotonic()
+        system.stop("worker")
+        row = connection.execute("SELECT state, lease, attempts FROM askfolder.document").fetchone()
+        assert time.monotonic() - started < 8
+        assert row == ("queued", None, 0)
+        assert connection.execute("SELECT count(*) FROM askfolder.worker").fetchone() == (0,)
+
+
+def test_dead_process_of_a_dead_worker(connection: Connection) -> None:
+    from worker.leases import _hand_back_dead
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    number = leased(connection, name_of(gone.pid), 1)
+    _hand_back_dead(connection)
+    assert documents.one(connection, number)["state"] == "queued"  # type: ignore[index]
+    connection.execute("UPDATE document SET not_before = NULL")
+    assert documents.claim(connection, number, name_of(os.getpid()))
+    _hand_back_dead(connection)
+    assert documents.one(connection, number)["state"] == "ingesting", "a living process keeps what it has"  # type: ignore[index]
+
+
+def test_folder_that_a_worker_cannot_read_is_left_to_others(system: System, database_url: str) -> None:
+    (system.folder / "a.txt").write_text("The heron stands still.")
+    system.start("web", "worker", "producer")
+    until(lambda: system.search("heron"))
+    away = system.folder.with_name("away")
+    system.folder.rename(away)
+    until(lambda: "its documents wait" in system.log("worker"))
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        until(lambda: connection.execute("SELECT roots FROM askfolder.worker").fetchone() == ([],))
+    away.rename(system.folder)
+    until(lambda: "are taken again" in system.log("worker"))
+    (system.folder / "b.txt").write_text("The stork stands still.")
+    until(lambda: system.search("stork") and [r for r in system.search("stork") if r["source"] == "b.txt"])
