@@ -545,7 +545,7 @@ def counts(connection: Connection) -> dict[str, int]:
 def load(connection: Connection) -> dict[str, float | int | None]:
     """What waits and how fast it goes: documents waiting, seconds that the oldest waits, documents a minute, seconds to go.
 
-    The rate is that of the last two minutes; the seconds to go are by bytes, None while there is no rate.
+    The rate is that of the last two minutes; the seconds to go are by bytes, None while too few are through to tell.
     """
     row = connection.execute(
         """
@@ -557,7 +557,7 @@ def load(connection: Connection) -> dict[str, float | int | None]:
             FROM document WHERE ready_at > now() - interval '2 minutes'
         )
         SELECT waiting.n, waiting.oldest, done.n / done.seconds * 60,
-               CASE WHEN waiting.n = 0 THEN 0 WHEN done.bytes > 0 THEN waiting.bytes / done.bytes * done.seconds END
+               CASE WHEN waiting.n = 0 THEN 0 WHEN done.n > 4 AND done.bytes > 0 THEN waiting.bytes / done.bytes * done.seconds END
         FROM waiting, done
         """
     ).fetchone()

@@ -63,6 +63,7 @@ class Process:
         handler = logging.handlers.RotatingFileHandler(
             self.log, maxBytes=5_000_000, backupCount=2, encoding="utf-8", errors="replace"
         )
+        handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk loses log lines, not the screen
         with contextlib.closing(handler), popen.stdout or contextlib.nullcontext() as lines:
             for line in lines or ():
                 text = line.decode("utf-8", "replace").rstrip("\n")
