@@ -2,25 +2,31 @@
 
 import csv
 import io
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shared.errors import TransientError, UnreadableError
 from shared.models import Parsed
+from tests.hostile import write_hostile, write_odd
 from worker.formats_detect import detect
 from worker.formats_html import parse_html
 from worker.formats_text import markdown_headings, parse_text, rst_headings
 from worker.parsing import Parser
 
+ROOT = Path(__file__).parents[1]
 DOCUMENTS = Path(__file__).parents[2] / "shared" / "documents"
 W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
 S = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
@@ -448,7 +454,263 @@ def test_limits_on_size(tmp_path: Path) -> None:
         assert "limit of 1,000 characters" in refusal(parser, tmp_path, "long.xlsx", xlsx(rows))
 
 
+# Files made to do harm
+
+
+def test_hostile_files_end_with_a_reason(tmp_path: Path) -> None:
+    expected = write_hostile(tmp_path)
+    assert len(expected) >= 24
+    limit = 1 << 30
+    wrong, slow, peak = [], {}, 0
+    with Parser(memory_bytes=limit) as parser:
+        for name, phrase in expected.items():
+            began = time.monotonic()
+            try:
+                message = f"read as {parser.parse(tmp_path / name, name).text[:50]!r}"
+            except UnreadableError as error:
+                message = str(error)
+            if time.monotonic() - began > 20:  # seconds, on a busy machine; alone the slowest takes 3
+                slow[name] = time.monotonic() - began
+            peak = max(peak, parser._peak)
+            plain = (
+                message.startswith(name) and message.endswith(".") and not {"\n", "Traceback"} & set(message.split())
+            )
+            if not plain or phrase not in message.lower() or "crash" in message:
+                wrong.append((message, phrase))
+    assert wrong == []
+    assert slow == {}
+    assert limit < peak < 1.3 * limit  # some do reach it
+
+
+def test_odd_files_are_read(tmp_path: Path) -> None:
+    with Parser() as parser:
+        for name in write_odd(tmp_path):
+            began = time.monotonic()
+            assert parser.parse(tmp_path / name, name).text.strip()
+            assert time.monotonic() - began < 10, name
+
+
+def test_pdf_of_more_pages_than_a_library_reads_by_itself(parser: Parser, tmp_path: Path) -> None:
+    parsed = parse(parser, tmp_path, "long.pdf", pdf(*(f"Page {number} of the book." for number in range(1, 1203))))
+    assert len(parsed.pages) == 1202
+    assert parsed.text.rstrip().endswith("Page 1202 of the book.")
+
+
+def test_too_many_headings_lose_their_lowest_levels(parser: Parser, tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_bytes(b"# Part\n" * 60_000 + b"## Chapter\n" * 50_000)
+    parsed = parser.parse(tmp_path / "a.md", "a.md")
+    assert [len(parsed.headings), {heading.level for heading in parsed.headings}] == [60_000, {1}]
+
+
+def test_an_office_file_may_name_its_main_part(parser: Parser, tmp_path: Path) -> None:
+    body = f"<w:document {W}><w:body>{word_paragraph('words')}</w:body></w:document>"
+    parts = {"_rels/.rels": relations({"d": ("officeDocument", "word/document2.xml")}), "word/document2.xml": body}
+    assert parse(parser, tmp_path, "a.docx", archive(parts)).text == "words\n"
+
+
 # The wall
+
+OBEY = "#!obey\n"
+# A child that finds this on its path runs a text file that begins with OBEY; the text is what it assigns to `said`.
+OBEYING = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from dataclasses import replace
+from worker import formats_text
+parse_text = formats_text.parse_text
+def obey(data, name, format):
+    parsed = parse_text(data, name, format)
+    if parsed.text.startswith({OBEY!r}):
+        scope = {{"said": "done"}}
+        exec(parsed.text, scope)
+        return replace(parsed, text=str(scope["said"]), headings=scope.get("headings", ()))
+    return parsed
+formats_text.parse_text = obey
+"""
+
+
+@dataclass(frozen=True)
+class Obeying:
+    """A folder for files whose code the child runs."""
+
+    folder: Path
+
+    def run(self, parser: Parser, code: str) -> str:
+        (self.folder / "code.txt").write_text(OBEY + code)
+        return parser.parse(self.folder / "code.txt", "code.txt").text
+
+    def refused(self, parser: Parser, code: str) -> str:
+        with pytest.raises(UnreadableError) as caught:
+            self.run(parser, code)
+        (self.folder / "next.txt").write_text("words")
+        assert parser.parse(self.folder / "next.txt", "next.txt").text == "words"  # only that document was lost
+        message = str(caught.value)
+        assert message.startswith("code.txt ")
+        assert message.endswith(".")
+        return message
+
+
+@pytest.fixture
+def obeying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Obeying:
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(OBEYING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    return Obeying(tmp_path)
+
+
+TRIES = """
+def tries(act):
+    try:
+        act()
+        return "did"
+    except OSError as error:
+        return error.strerror
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        ("import ctypes; ctypes.string_at(0)", "SIGSEGV"),
+        ("import os; os.abort()", "SIGABRT"),
+        ("import os; os._exit(3)", "exit 3"),
+        ("import os; os._exit(0)", "exit 0"),
+        ("import os; os.closerange(3, 20); import time; time.sleep(60)", "it closed its pipe"),
+        ("import os; os.write(3, b'\\0' * 7 + b'\\2]')", "makes no sense"),
+    ],
+)
+def test_a_reader_that_crashes_costs_one_document(obeying: Obeying, code: str, how: str) -> None:
+    with Parser(seconds=20) as parser:
+        began = time.monotonic()
+        message = obeying.refused(parser, code)
+        assert time.monotonic() - began < 5
+    assert "made its reader crash (" in message
+    assert how in message
+
+
+def test_a_reader_that_hangs_costs_one_document(obeying: Obeying) -> None:
+    with Parser(seconds=1) as parser:
+        for code in ("import time; time.sleep(60)", "while True: pass"):
+            began = time.monotonic()
+            assert "longer than 1 s to read; it was given up. Split it, or raise ASKFOLDER_PARSE_SECONDS." in (
+                obeying.refused(parser, code)
+            )
+            assert time.monotonic() - began < 5
+
+
+def test_an_alarm_stands_by_for_a_parent_that_is_stopped(obeying: Obeying) -> None:
+    with Parser(seconds=70) as parser:
+        left = obeying.run(parser, "import signal; said = signal.getitimer(signal.ITIMER_REAL)[0]")
+    assert 90 < float(left) <= 100
+
+
+def test_a_reply_that_trickles_in_is_a_hang_too(obeying: Obeying) -> None:
+    trickle = (
+        "import os, time\nos.write(3, (9999).to_bytes(8, 'big'))\n"
+        "for _ in range(1000):\n    os.write(3, b' ')\n    time.sleep(0.01)"
+    )
+    with Parser(seconds=1) as parser:
+        began = time.monotonic()
+        assert "longer than 1 s" in obeying.refused(parser, trickle)
+        assert time.monotonic() - began < 5
+
+
+def test_processor_time_is_limited_by_the_kernel(obeying: Obeying) -> None:
+    """Also when nobody watches: the parent is stopped, or gone."""
+    path = obeying.folder / "burn.txt"
+    path.write_text(OBEY + "while True: pass")
+    quick = obeying.folder / "quick.txt"
+    quick.write_text(OBEY + "import time\nend = time.process_time() + 0.8\nwhile time.process_time() < end: pass")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "worker.formats", str(1 << 30), str(os.getpid())],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
+    )  # fmt: skip
+    assert child.stdin is not None
+    assert child.stdout is not None
+    for name in (quick, quick, quick, path):  # what was used for earlier documents does not count
+        request = {"path": str(name), "name": name.name, "max_text_chars": 1000, "seconds": 0.9}
+        message = json.dumps(request).encode()
+        child.stdin.write(len(message).to_bytes(8, "big") + message)
+        child.stdin.flush()
+        if name is quick:
+            assert b"done" in child.stdout.read(int.from_bytes(child.stdout.read(8), "big"))
+    assert child.wait(timeout=15) == -signal.SIGXCPU
+    child.stdin.close()
+    child.stdout.close()
+    with Parser() as parser:
+        limit = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 99))\nwhile True: pass"
+        assert "raise ASKFOLDER_PARSE_SECONDS." in obeying.refused(parser, limit)
+
+
+def test_a_reply_has_a_length_that_is_read(obeying: Obeying) -> None:
+    with Parser(max_text_chars=1000) as parser:
+        many = "import worker.formats_text as t; headings = (t.Heading(0, 1, 'x' * 100_000_000),)"
+        message = obeying.refused(parser, many)
+        assert "answer with 100 MB" in message
+        assert "raise ASKFOLDER_MAX_TEXT_MB." in message
+        # Six bytes in JSON for each of them is no reason to refuse a text within the limit.
+        assert obeying.run(parser, "said = '\\x1b' * 1000") == "\x1b" * 1000
+
+
+def test_the_child_opens_no_socket(obeying: Obeying, tmp_path: Path) -> None:
+    if sys.platform != "linux" or os.uname().machine not in ("x86_64", "aarch64"):
+        pytest.skip("only where the kernel has a filter for calls")
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as local, Parser() as parser:
+        local.bind(str(tmp_path / "socket"))
+        local.listen()
+        address, port = str(tmp_path / "socket"), server.getsockname()[1]
+        code = (
+            f"{TRIES}import socket, subprocess\n"
+            f"said = (tries(lambda: socket.create_connection(('127.0.0.1', {port}), 2)),"
+            f" tries(lambda: socket.socket(socket.AF_UNIX).connect({address!r})),"
+            " tries(lambda: subprocess.run(['true'])))"
+        )
+        assert obeying.run(parser, code) == str(("Operation not permitted",) * 3)
+        pdf_path = tmp_path / "a.pdf"
+        pdf_path.write_bytes(pdf("words"))  # tokio and PDFium do without them
+        assert parser.parse(pdf_path, "a.pdf").text == "words\n"
+
+
+def test_the_child_writes_nothing_and_opens_few_files(obeying: Obeying, tmp_path: Path) -> None:
+    code = (
+        f"{TRIES}import os, resource\n"
+        f"said = (tries(lambda: os.write(os.open({str(tmp_path / 'out')!r}, os.O_CREAT | os.O_WRONLY), b'x')),"
+        " tries(lambda: [os.open('/dev/null', 0) for _ in range(70)]), resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    with Parser() as parser:
+        assert obeying.run(parser, code) == str(("File too large", "Too many open files", (0, 0)))
+
+
+def test_the_kernel_limits_memory_too(obeying: Obeying) -> None:
+    """What is never touched is not resident: the parent does not see it."""
+    if sys.platform != "linux":
+        pytest.skip("macOS has no limit on addresses")
+    with Parser(memory_bytes=200 << 20) as parser:
+        message = obeying.refused(parser, "x = bytes(3 << 30)")
+        assert "needs more than 200 MB of memory to read; it was given up." in message
+        assert "raise ASKFOLDER_PARSE_MEMORY_MB." in message
+        assert "needs more than 200 MB" in obeying.refused(parser, "import mmap; mmap.mmap(-1, 3 << 30)")
+
+
+def test_what_a_reader_starts_ends_with_it(obeying: Obeying, tmp_path: Path) -> None:
+    fork = f"import os, time\npid = os.fork()\nif not pid: time.sleep(60)\nopen({str(tmp_path / 'pid')!r}, 'x')\n"
+    note = fork.replace("open(", "os.symlink(str(pid), ").replace(", 'x')", ")")  # a file could not be written
+    for number, end in enumerate(("time.sleep(60)", "os.closerange(3, 20); os._exit(3)")):
+        with Parser(seconds=1) as parser:
+            obeying.refused(parser, note.replace("/pid'", f"/pid{number}'") + end)
+        assert gone_within(2, int(os.readlink(tmp_path / f"pid{number}")))
+
+
+def test_the_child_inherits_nothing_but_its_pipes(obeying: Obeying) -> None:
+    if sys.platform != "linux":
+        pytest.skip("looks into /proc")
+    with socket.create_server(("127.0.0.1", 0)) as server, Parser() as parser:
+        os.set_inheritable(server.fileno(), True)
+        code = (
+            "import os; links = [f'/proc/self/fd/{n}' for n in os.listdir('/proc/self/fd')]\n"
+            "said = sorted({os.readlink(link).partition(':')[0] for link in links if os.path.lexists(link)})"
+        )
+        assert obeying.run(parser, code) == "['/dev/null', 'pipe']"
 
 
 def test_vanished_and_irregular_files(parser: Parser, tmp_path: Path) -> None:
@@ -540,23 +802,65 @@ def end_while_reading(parser: Parser, path: Path, number: signal.Signals) -> Par
         timer.join()
 
 
+def test_the_child_ends_when_its_parent_is_killed_in_a_document(obeying: Obeying) -> None:
+    """Without a pipe that anybody looks at, as in a C library that hangs."""
+    path = obeying.folder / "endless.txt"
+    path.write_text(OBEY + "import signal; signal.alarm(0)\nwhile True: pass")
+    script = (
+        "import sys, threading, time; from pathlib import Path; from worker.parsing import Parser; p = Parser()\n"
+        "threading.Timer(0.5, lambda: print(p._child.pid, flush=True)).start()\n"
+        "p.parse(Path(sys.argv[1]), 'endless.txt')"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert alive(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    if sys.platform == "linux":
+        assert gone_within(2, child)
+    else:
+        os.kill(child, signal.SIGKILL)
+
+
 def test_the_child_ends_when_its_parent_dies(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"words")
     script = (
         "import os; from pathlib import Path; from worker.parsing import Parser; p = Parser();"
         f"p.parse(Path({str(tmp_path / 'a.txt')!r}), 'a.txt'); print(p._child.pid, flush=True); os._exit(9)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    pid = int(done.stdout)
-    for _ in range(100):
-        try:
-            os.kill(pid, 0)
-            if Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
-                return
-        except ProcessLookupError:
-            return
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert gone_within(2, int(done.stdout))
+
+
+def test_a_child_whose_thread_has_ended_is_replaced(tmp_path: Path) -> None:
+    """On Linux the child dies with the thread that started it; in Celery that is the main thread of a worker."""
+    (tmp_path / "a.txt").write_bytes(b"words")
+    with Parser() as parser:
+        thread = threading.Thread(target=parser.parse, args=(tmp_path / "a.txt", "a.txt"))
+        thread.start()
+        thread.join()
+        assert parser.parse(tmp_path / "a.txt", "a.txt").text == "words"
+        time.sleep(0.2)
+        assert parser.parse(tmp_path / "a.txt", "a.txt").text == "words"
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def gone_within(seconds: float, pid: int) -> bool:
+    end = time.monotonic() + seconds
+    while alive(pid):
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+            return False
         time.sleep(0.02)
-    pytest.fail("the child outlived its parent")
+    return True
 
 
 def test_a_forked_process_gets_a_child_of_its_own(tmp_path: Path) -> None:
@@ -581,7 +885,7 @@ def test_a_forked_process_gets_a_child_of_its_own(tmp_path: Path) -> None:
 
 def test_the_parent_loads_no_parsing_library_and_the_child_gets_no_keys(tmp_path: Path) -> None:
     script = "import sys, worker.parsing; print([m for m in ('lxml', 'liteparse', 'filetype') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "[]\n"
     if sys.platform != "linux":
         return

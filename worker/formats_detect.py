@@ -72,7 +72,9 @@ LATER = {
 OPENDOCUMENT = {"text": "odt", "spreadsheet": "ods", "presentation": "odp", "graphics": "odg"}
 OFFICE = {"docx": "Word", "docm": "Word", "pptx": "PowerPoint", "pptm": "PowerPoint", "xlsx": "Excel", "xlsm": "Excel"}
 HTML_START = re.compile(
-    r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)[\s>]", re.I | re.S
+    # Atomic: a row of comments could be cut up in 2^n ways.
+    r"\s*(?:<\?xml[^>]*>\s*)?(?>(?:<!--.*?-->\s*)*)<(?:!doctype\s+html|html|head|body)[\s>]",
+    re.I | re.S,
 )
 MAIL_HEADER = re.compile(r"^(?:MIME-Version|Received|Return-Path|Message-ID|Delivered-To):", re.I | re.M)
 

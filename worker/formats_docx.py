@@ -26,7 +26,10 @@ class Document:
         parts = {kind: part for kind, part in archive.relations(main).values()}
         self.styles = read_styles(archive.optional(parts.get("styles", "word/styles.xml")))
         self.numbering = Numbering(archive.optional(parts.get("numbering", "word/numbering.xml")))
-        self.notes = {kind: archive.optional(parts.get(kind, "")) for kind in ("footnotes", "endnotes")}
+        self.notes = {
+            kind: {attribute(note, "id"): note for note in archive.optional(parts.get(kind, ""))}
+            for kind in ("footnotes", "endnotes")
+        }
         self.note_numbers: dict[tuple[str, str], int] = {}
         self.title: str | None = None
 
@@ -104,11 +107,10 @@ class Document:
 
     def write_notes(self) -> None:
         for (kind, identity), number in list(self.note_numbers.items()):
-            for note in self.notes[kind]:
-                if attribute(note, "id") == identity:
-                    text = " ".join(cell_text(self.text(part)[0]) for part in inside(note, "p"))
-                    if text.strip():
-                        self.writer.block(f"{str(number).translate(SUPERSCRIPT)} {text.strip()}")
+            note = self.notes[kind].get(identity)
+            text = " ".join(cell_text(self.text(part)[0]) for part in inside(note, "p")) if note is not None else ""
+            if text.strip():
+                self.writer.block(f"{str(number).translate(SUPERSCRIPT)} {text.strip()}")
 
     def table(self, element: Any) -> None:
         rows: list[list[str]] = []

@@ -5,7 +5,6 @@ summaries) that no option turns off and that cannot be told from the page's own 
 """
 
 import codecs
-import html
 import re
 from collections.abc import Callable
 from typing import Any
@@ -57,8 +56,8 @@ def parse_html(data: bytes, name: str) -> Parsed:
             f"{name} has no text in it, only markup, scripts or pictures; "
             "open it in a browser, save it as PDF and drop that instead."
         )
-    found = re.search(r"<title[^>]*>(.*?)</title", text, re.I | re.S)
-    title = first_title(tuple(writer.headings)) or clean_title(html.unescape(found[1]) if found else None)
+    found = root.find(".//title")
+    title = first_title(tuple(writer.headings)) or clean_title(found.text if found is not None else None)
     return Parsed(writer.text(), "html", "markdown", title, tuple(writer.headings))
 
 
@@ -202,7 +201,7 @@ class Page:
         if self.menus and not self.writer.headings and is_menu(element):
             return
         start = element.get("start") or "1"
-        number = int(start) if start.lstrip("-").isdigit() else 1
+        number = int(start) if re.fullmatch(r"-?\d{1,9}", start) else 1
         if element.text:
             self.words.append(element.text)
         for child in element:
@@ -278,7 +277,7 @@ class Page:
             texts: list[str] = []
             for cell in row:
                 span = cell.get("colspan") or "1"
-                blanks = min(int(span), 50) - 1 if span.isdigit() else 0
+                blanks = min(int(span), 50) - 1 if re.fullmatch(r"\d{1,9}", span) else 0
                 texts += [self.plain(cell)] + [""] * blanks
             if any(texts):
                 written.append(texts)

@@ -41,6 +41,7 @@ class Archive:
             if member.file_size > BIG and member.file_size > MAX_RATIO * max(1, member.compress_size):
                 raise self.bomb(f"{member.filename} alone to {member.file_size / 1e6:,.0f} MB")
         self.names = {member.filename for member in members}
+        self.unpacked = 0
 
     def bomb(self, what: str) -> UnreadableError:
         return UnreadableError(
@@ -55,8 +56,23 @@ class Archive:
             "open it in the program that made it, save it again and drop it again."
         )
 
+    def entities(self) -> UnreadableError:
+        return UnreadableError(
+            f"{self.name} declares XML entities, as no {KIND[self.format]} does, so it was not read; "
+            "open it in the program that made it, save it again and drop it again."
+        )
+
+    def invalid(self, error: etree.XMLSyntaxError) -> UnreadableError:
+        if "depth" in str(error).lower():
+            return UnreadableError(f"{self.name} is nested too deeply to be read; save it again in a simpler form.")
+        return self.damaged()
+
     def open(self, part: str) -> io.BytesIO:
         try:
+            # Counted at each reading: a presentation may show the same slide a million times.
+            self.unpacked += self.zip.getinfo(part).file_size
+            if self.unpacked > MAX_BYTES:
+                raise self.bomb(f"more than {MAX_BYTES / 1e6:,.0f} MB")
             data = self.zip.read(part)
         except RuntimeError as error:  # how zipfile says that a member is encrypted
             raise UnreadableError(
@@ -66,22 +82,22 @@ class Archive:
             raise self.damaged() from error
         head = data[:65536].replace(b"\0", b"")  # UTF-16 too
         if b"<!DOCTYPE" in head or b"<!ENTITY" in head:
-            raise UnreadableError(
-                f"{self.name} declares XML entities, as no {KIND[self.format]} does, so it was not read; "
-                "open it in the program that made it, save it again and drop it again."
-            )
+            raise self.entities()
         return io.BytesIO(data)
 
     def xml(self, part: str) -> Any:
         parser = etree.XMLParser(remove_comments=True, remove_pis=True, **XML_LIMITS)
         try:
-            return etree.parse(self.open(part), parser).getroot()
+            root = etree.parse(self.open(part), parser).getroot()
         except etree.XMLSyntaxError as error:
-            if "depth" in str(error).lower():
-                raise UnreadableError(
-                    f"{self.name} is nested too deeply to be read; save it again in a simpler form."
-                ) from error
-            raise self.damaged() from error
+            raise self.invalid(error) from error
+        self.refuse_entities(root)
+        return root
+
+    def refuse_entities(self, element: Any) -> None:
+        """Such a declaration may also stand behind a long comment."""
+        if element.getroottree().docinfo.doctype:
+            raise self.entities()
 
     def optional(self, part: str) -> Any:
         return self.xml(part) if part in self.names else etree.Element("none")
@@ -90,7 +106,7 @@ class Archive:
         """Relation id: (kind, part) of what `part` refers to inside the archive."""
         folder, file = posixpath.split(part)
         found = {}
-        for relation in self.optional(f"{folder}/_rels/{file}.rels"):
+        for relation in self.optional(posixpath.join(folder, "_rels", f"{file}.rels")):
             if local(relation) == "Relationship" and relation.get("TargetMode") != "External":
                 target = posixpath.normpath(posixpath.join("/", folder, relation.get("Target") or ""))
                 found[relation.get("Id") or ""] = ((relation.get("Type") or "").rpartition("/")[2], target.lstrip("/"))

@@ -9,7 +9,7 @@ from typing import Any
 from shared.errors import UnreadableError
 from shared.models import Parsed
 from worker.formats_text import clean_title, first_title
-from worker.formats_write import Writer
+from worker.formats_write import MAX_PAGES, Writer, refuse_pages
 
 CODE_SPAN = re.compile(r"(?<![\\`])(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.S)
 ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
@@ -54,6 +54,7 @@ def parse_pdf(data: bytes, name: str, max_text_chars: int) -> Parsed:
         image_mode="off",
         continue_on_page_error=True,
         extract_document_metadata=True,
+        max_pages=MAX_PAGES,  # else it stops after 1,000 pages without a word
     )
     try:
         result = reader.parse(data[data.index(b"%PDF-") :])
@@ -65,6 +66,7 @@ def parse_pdf(data: bytes, name: str, max_text_chars: int) -> Parsed:
         raise UnreadableError(
             f"{name} is a PDF that is damaged or cut off; copy it again, or print it to a new PDF and drop that."
         ) from error
+    refuse_pages(result.total_pages, name)
     writer = write(tame([block for page in result.pages for block in page_blocks(page)]))
     text = writer.text()
     if not any(character.isalnum() for character in text):
@@ -72,7 +74,7 @@ def parse_pdf(data: bytes, name: str, max_text_chars: int) -> Parsed:
         raise UnreadableError(
             f"{name} has no text in it ({pages}); run OCR on it first (for example ocrmypdf) and drop it again."
         )
-    xmp = XMP_TITLE.search(result.doc_meta.xmp or "") if result.doc_meta else None
+    xmp = XMP_TITLE.search((result.doc_meta.xmp or "")[:20_000]) if result.doc_meta else None
     title = first_title(tuple(writer.headings)) or clean_title(xmp[1] if xmp else None)
     return Parsed(text, "pdf", "markdown", title, tuple(writer.headings), tuple(writer.pages))
 

@@ -24,9 +24,10 @@ SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*$")
 # Lines above a row of dashes that are no heading: lists, quotes, table rows, HTML, indented code.
 NOT_SETEXT = re.compile(r"[ \t]*$|    |\t| {0,3}(?:[-*+>|<]|\d{1,9}[.)] |#)")
 FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(.*?\n)??\1[ \t]*(?:\n|\Z)", re.S)
-FRONT_TITLE = re.compile(r"^title[ \t]*[:=][ \t]*(.+?)[ \t]*$", re.M)
+FRONT_TITLE = re.compile(r"^title[ \t]*[:=](.+)$", re.M)
 RST_LINE = re.compile(r"([!-/:-@\[-`{-~])\1+[ \t]*$")
 RST_ROLE = re.compile(r":[\w.+:-]+:`([^`<]*?)(?:\s*<[^`]*>)?`|``(.+?)``|`([^`<]+?)(?:\s*<[^`]*>)?`_{0,2}")
+LONGEST_HEADING = 1000  # longer lines are prose, and the patterns below would take minutes over them
 MARKDOWN_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 
 
@@ -135,7 +136,7 @@ def first_title(headings: tuple[Heading, ...]) -> str | None:
 def front_matter_title(text: str) -> str | None:
     front = FRONT_MATTER.match(text)
     title = FRONT_TITLE.search(front[2] or "") if front else None
-    return clean_title(title[1].strip("\"'")) if title else None
+    return clean_title(title[1].strip().strip("\"'")) if title else None
 
 
 def lines_of(text: str) -> list[tuple[int, str]]:
@@ -170,9 +171,16 @@ def markdown_headings(text: str) -> tuple[Heading, ...]:
             fence, line = opening[1], ""
         elif line.lstrip().startswith("<!--") and "-->" not in line:
             in_comment, line = True, ""
+        elif len(line) > LONGEST_HEADING:
+            pass
         elif (atx := ATX.match(line)) and atx[2]:
             headings.append(Heading(start, len(atx[1]), markdown_plain(atx[2])))
-        elif (underline := SETEXT.match(line)) and not NOT_SETEXT.match(before) and not before_that.strip():
+        elif (
+            len(before) <= LONGEST_HEADING
+            and (underline := SETEXT.match(line))
+            and not NOT_SETEXT.match(before)
+            and not before_that.strip()
+        ):
             headings.append(Heading(before_start, 1 if underline[1][0] == "=" else 2, markdown_plain(before)))
         before, before_start, before_that = line, start, before
     return tuple(heading for heading in headings if heading.title)
@@ -195,7 +203,7 @@ def rst_headings(text: str) -> tuple[Heading, ...]:
         start, title = lines[index - 1]
         line = lines[index][1].rstrip()
         above = lines[index - 2][1].rstrip() if index > 1 else ""
-        if not RST_LINE.match(line) or not title.strip() or RST_LINE.match(title):
+        if len(title) > LONGEST_HEADING or not RST_LINE.match(line) or not title.strip() or RST_LINE.match(title):
             continue
         over = above == line and len(line) >= len(title.strip())
         if not over and (title[0].isspace() or above.strip() or len(line) < min(len(title.rstrip()), 4)):

@@ -2,10 +2,17 @@
 
 import re
 
+from shared.errors import UnreadableError
 from shared.models import Heading
-from worker.formats_text import storable
+from worker.formats_text import LONGEST_HEADING, storable
 
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
+MAX_PAGES = 20_000
+
+
+def refuse_pages(count: int, name: str) -> None:
+    if count > MAX_PAGES:
+        raise UnreadableError(f"{name} has {count:,} pages, the limit is {MAX_PAGES:,}; split it.")
 
 
 class Writer:
@@ -47,7 +54,9 @@ class Writer:
 
     def heading(self, level: int, title: str) -> None:
         title = " ".join(CONTROL.sub("", storable(title)).split())
-        if title:
+        if len(title) > LONGEST_HEADING:
+            self.block(title)
+        elif title:
             level = max(1, min(level, 6))
             start = self.block("#" * level + " " + title)
             self.headings.append(Heading(start, level, title))

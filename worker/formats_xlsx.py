@@ -40,7 +40,7 @@ def read_xlsx(archive: Archive, writer: Writer, main: str, max_text_chars: int) 
 def write_sheet(archive: Archive, writer: Writer, name: str, part: str, values: "Values", max_text_chars: int) -> None:
     rows: list[Row] = []
     last, titled = 0, False
-    for number, row in read_rows(archive, part, values):
+    for number, row in read_rows(archive, part, values, 2 * max_text_chars):
         if not titled:
             writer.heading(1, name)
             titled = True
@@ -49,12 +49,6 @@ def write_sheet(archive: Archive, writer: Writer, name: str, part: str, values: 
             rows = []
         last = number
         rows.append(row)
-        values.chars += sum(map(len, row.values()))
-        if values.chars + writer.length > 2 * max_text_chars:
-            raise UnreadableError(
-                f"{archive.name} holds more than the limit of {max_text_chars:,} characters of text; "
-                "split it, or raise ASKFOLDER_MAX_TEXT_MB."
-            )
     write_rows(writer, rows)
 
 
@@ -150,13 +144,14 @@ def number_format(identity: int, code: str | None) -> tuple[str, int]:
     return ("date" if re.search(r"[yd]", bare) or ("h" not in bare and "s" not in bare) else "time"), 0
 
 
-def read_rows(archive: Archive, part: str, values: Values) -> Any:
+def read_rows(archive: Archive, part: str, values: Values, max_chars: int) -> Any:
     """(row number, column number: text) of the rows with any text, from the cells that are there."""
     row_number = 0
     try:
         for _, element in etree.iterparse(archive.open(part), remove_comments=True, remove_pis=True, **XML_LIMITS):
             name = local(element)
             if name == "row":
+                archive.refuse_entities(element)
                 given = element.get("r") or ""
                 row_number = int(given) if given.isdigit() else row_number + 1
                 row: Row = {}
@@ -167,6 +162,12 @@ def read_rows(archive: Archive, part: str, values: Values) -> Any:
                         text = cell_text(values.text(cell))
                         if text:
                             row[column] = text
+                            values.chars += len(text)
+                        if values.chars > max_chars:
+                            raise UnreadableError(
+                                f"{archive.name} holds more than the limit of {max_chars // 2:,} characters of text; "
+                                "split it, or raise ASKFOLDER_MAX_TEXT_MB."
+                            )
                 if row:
                     yield row_number, row
             if name not in ("c", "v", "is", "t", "r", "f"):
@@ -174,7 +175,7 @@ def read_rows(archive: Archive, part: str, values: Values) -> Any:
                 while element.getprevious() is not None:
                     del element.getparent()[0]
     except etree.XMLSyntaxError as error:
-        raise archive.damaged() from error
+        raise archive.invalid(error) from error
 
 
 def column_of(reference: str | None) -> int:

@@ -22,6 +22,8 @@ from shared.models import Heading, Parsed
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
+REPLY_SPARE = 16 << 20  # bytes of a reply beside its text: 100,000 headings and 20,000 pages
+NONSENSE = "its answer makes no sense"
 ROOT = Path(__file__).resolve().parents[1]
 # Documents are other people's: the child gets no keys and no database address.
 CHILD_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH")
@@ -30,7 +32,11 @@ OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Died(Exception):
-    """The child ended before its reply was whole."""
+    """The child ended before its reply was whole, or its reply is none."""
+
+
+class _TooLong(Exception):
+    """The child announces a reply that no document within the limits can have."""
 
 
 class Parser:
@@ -69,7 +75,12 @@ class Parser:
         """
         name = _printable(name)
         self._check_size(path, name)
-        request = {"path": str(path.absolute()), "name": name, "max_text_chars": self.max_text_chars}
+        request = {
+            "path": str(path.absolute()),
+            "name": name,
+            "max_text_chars": self.max_text_chars,
+            "seconds": self.seconds,
+        }
         with self._lock:
             try:
                 reply = self._ask(request, name)
@@ -111,11 +122,13 @@ class Parser:
             ) from error
         except MemoryError as error:
             raise UnreadableError(_too_much_memory(name, self.memory_bytes)) from error
-        except _Died as error:
+        except _TooLong as error:
             raise UnreadableError(
-                f"{name} made its reader crash ({error}); "
-                "open it in the program that made it, save it again and drop it again."
+                f"{name} made its reader answer with {error}, far more than its text may take; it was given up. "
+                "Split it, or raise ASKFOLDER_MAX_TEXT_MB."
             ) from error
+        except _Died as error:
+            raise UnreadableError(_crashed(name, str(error))) from error
 
     def _exchange(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
         """Send a request and return the reply, None if the child was ended from outside."""
@@ -123,40 +136,57 @@ class Parser:
         self._peak = 0
         try:
             _send(child, request)
-            reply: dict[str, Any] = json.loads(self._receive(child, deadline))
+            received = self._receive(child, deadline)
         except (_Died, BrokenPipeError) as error:
-            code = child.wait()
+            try:
+                code = child.wait(POLL_SECONDS * 20)
+            except subprocess.TimeoutExpired:
+                raise _Died("it closed its pipe") from error
             self._stop()
+            if -code == signal.SIGXCPU:
+                raise TimeoutError from error
             if isinstance(error, BrokenPipeError) or -code in OUTSIDE_SIGNALS:
                 return None
             if -code == signal.SIGABRT and self._peak > self.memory_bytes // 2:
                 raise MemoryError from error  # how libraries end that are refused more memory
             raise _Died(_exit_reason(code)) from error
+        try:
+            reply = json.loads(received)
+        except (ValueError, RecursionError) as error:
+            raise _Died(NONSENSE) from error
+        if not isinstance(reply, dict):
+            raise _Died(NONSENSE)
         return reply
 
-    def _receive(self, child: subprocess.Popen[bytes], deadline: float) -> bytes:
+    def _receive(self, child: subprocess.Popen[bytes], deadline: float) -> bytearray:
         length = int.from_bytes(self._read_exactly(child, 8, deadline), "big")
+        # In JSON a character takes up to six bytes, and it may stand in the text and in a heading.
+        if length > 12 * self.max_text_chars + REPLY_SPARE:
+            raise _TooLong(f"{length / 1e6:,.0f} MB")
         return self._read_exactly(child, length, deadline)
 
-    def _read_exactly(self, child: subprocess.Popen[bytes], count: int, deadline: float) -> bytes:
+    def _read_exactly(self, child: subprocess.Popen[bytes], count: int, deadline: float) -> bytearray:
         assert child.stdout is not None
         descriptor = child.stdout.fileno()
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         received = bytearray()
+        look = time.monotonic() + POLL_SECONDS
         while len(received) < count:
             if poll.poll(POLL_SECONDS * 1000):
                 part = os.read(descriptor, min(count - len(received), 1 << 20))
                 if not part:
                     raise _Died
                 received += part
-            elif time.monotonic() > deadline:
-                raise TimeoutError
-            else:
+            # Also while it answers: a reply that trickles in must not hold the worker.
+            if (now := time.monotonic()) >= look:
+                look = now + POLL_SECONDS
                 self._peak = max(self._peak, self._resident())
                 if self._peak > self.memory_bytes:
                     raise MemoryError
-        return bytes(received)
+                if now > deadline:
+                    raise TimeoutError
+        return received
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is not None and (self._owner != os.getpid() or self._child.poll() is not None):
@@ -164,7 +194,7 @@ class Parser:
         if self._child is None:
             self._owner = os.getpid()
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "worker.formats", str(self.memory_bytes), str(self.seconds)],
+                [sys.executable, "-m", "worker.formats", str(self.memory_bytes), str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -186,10 +216,10 @@ class Parser:
         if self._owner != os.getpid():  # inherited over a fork: it is the parent's, and not ours to end or wait for
             child.returncode = 0
             return
-        if child.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+        # What it started lives in its group, also when the child itself has ended. macOS refuses a group of the dead.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
     def _resident(self) -> int:
         """Bytes of memory that the child holds, 0 where that cannot be told."""
@@ -221,14 +251,17 @@ def _result(reply: dict[str, Any], name: str, memory_bytes: int) -> Parsed:
         log.info("reading %s failed: %s", name, reply["detail"])
     match reply.get("error"):
         case None:
-            return Parsed(
-                text=reply["text"],
-                format=reply["format"],
-                kind=reply["kind"],
-                title=reply["title"],
-                headings=tuple(Heading(**heading) for heading in reply["headings"]),
-                pages=tuple((start, number) for start, number in reply["pages"]),
-            )
+            try:
+                return Parsed(
+                    text=reply["text"],
+                    format=reply["format"],
+                    kind=reply["kind"],
+                    title=reply["title"],
+                    headings=tuple(Heading(*heading) for heading in reply["headings"]),
+                    pages=tuple((start, number) for start, number in reply["pages"]),
+                )
+            except (KeyError, TypeError, ValueError) as error:
+                raise UnreadableError(_crashed(name, NONSENSE)) from error
         case "unreadable":
             raise UnreadableError(reply["message"])
         case "permission":
@@ -251,6 +284,12 @@ def _no_permission(name: str) -> str:
 
 def _vanished(name: str, reason: object) -> str:
     return f"{name} could not be opened or went away while it was read ({reason}); it is looked for again later."
+
+
+def _crashed(name: str, how: str) -> str:
+    return (
+        f"{name} made its reader crash ({how}); open it in the program that made it, save it again and drop it again."
+    )
 
 
 def _too_much_memory(name: str, memory_bytes: int) -> str:
