@@ -127,11 +127,11 @@ CASES: list[dict[str, str]] = [{"": rules} for rules in (
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 @pytest.mark.skipif(not LINUX, reason="names that differ in case only")
 def test_rules_are_those_of_git(tmp_path: Path) -> None:
-    for command in ("init -q", "config core.excludesFile /dev/null"):
-        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    for setup in ("init -q", "config core.excludesFile /dev/null"):
+        subprocess.run(["git", *setup.split()], cwd=tmp_path, check=True)
     source = fill(tmp_path, *(name for name in NAMES if name != "a"), "sp ace.md", "trail ")
     entries = [os.path.relpath(e, tmp_path) for e in tmp_path.rglob("*") if ".git" not in e.parts]
-    wrong = []
+    wrong: list[tuple[object, ...]] = []
     for case in CASES:
         files = [(tmp_path / folder / name) for folder in case for name in (RULES, ".gitignore")]
         for path in files:

@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -232,16 +234,25 @@ def test_nothing_is_left_behind(root: Path) -> None:
     assert kernel_watches() == 0
 
 
+Told = Callable[[], list[object]]
+
+
 @contextlib.contextmanager
-def child(root: Path, *prefix: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[], list[object]]]]:
-    command = [*prefix, sys.executable, "-c", CHILD, str(root)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout
+def child(root: Path, *prefix: str, code: str = CHILD) -> Iterator[tuple[subprocess.Popen[str], Told]]:
+    """A process that watches, and what it tells next: keys, lost, problem. Fails the test when it tells nothing for long."""
+    command = [*prefix, sys.executable, "-c", code, str(root)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    reader = threading.Thread(target=lambda: deque(map(lines.put, process.stdout or ()), maxlen=0))
+    reader.start()
     try:
-        yield process, lambda: list(json.loads(process.stdout.readline() or '["ended"]'))  # type: ignore[union-attr]
+        yield process, lambda: list(json.loads(lines.get(timeout=10)))
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        reader.join()
+        assert process.stdout
+        process.stdout.close()
 
 
 @linux
@@ -300,11 +311,8 @@ def test_no_watch_at_all(root: Path, name: str, limit: str) -> None:
 def test_a_raised_limit_is_taken_up(root: Path) -> None:
     code = CHILD.replace("while True:", "Path('/proc/sys/user/max_inotify_watches').write_text('100')\nwhile True:")
     code = code.replace("keys = ", "print(json.dumps(['', watch.lost, watch.problem(2)]), flush=True); keys = ")
-    command = [*limited("watches", 1), sys.executable, "-c", code, str(root)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        told = [json.loads(process.stdout.readline()) for _ in range(3)]
-        process.kill()
-    assert "1 of 12 folders" in told[0][2]
-    assert told[1] == ["", False, None] or told[1] == ["", True, None]
+    with child(root, *limited("watches", 1), code=code) as (_, next_told):
+        told = [next_told() for _ in range(3)]
+    assert "1 of 12 folders" in str(told[0][2])
+    assert told[1][2] is None
     assert told[2][1:] == [True, None]

@@ -235,6 +235,18 @@ class FolderSource:
         except OSError:
             return False  # it is not known; a look says so
 
+    def entries(self, key: str) -> Iterator["os.DirEntry[str]"]:
+        """What lies in a folder and is not ignored, and its rules. Raises OSError when it cannot be looked into."""
+        chain = self._chain(key)
+        if chain is not None:
+            names = self._names(key)
+            chain = self._rules(names) + chain
+            with os.scandir(self._full(names)) as scan:
+                for entry in scan:
+                    is_dir = entry.is_dir(follow_symlinks=False)
+                    if entry.name == RULES or not _ignored(_join(names, entry.name), entry.name, is_dir, chain):
+                        yield entry
+
     def _chain(self, key: str) -> _Chain | None:
         """The rules that hold in the folder of this key; None when it is ignored. Raises OSError when rules cannot be read."""
         chain: _Chain = ()

@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -94,10 +93,7 @@ class Watch:
         with self._news:
             self._news.wait_for(lambda: self._keys or self._lost or self._rules_changed, wait)
             keys, self._keys = self._keys, set()
-        moved_out = any(time.monotonic() - since > MOVE_SECONDS for since in self._left.copy().values())
-        if (
-            self._rules_changed or moved_out
-        ):  # other folders are to be watched now; watchdog keeps those that left, and trips over them
+        if self._rules_changed or self._moved_out():  # other folders are to be watched now
             self._restart()
         return keys
 
@@ -159,6 +155,10 @@ class Watch:
             start + "Check that it exists and may be read by this user; if that does not help set ASKFOLDER_WATCH=poll."
         )
 
+    def _moved_out(self) -> bool:
+        """Whether a folder left the root: watchdog goes on watching it, and trips when another takes its name or it comes back."""
+        return any(time.monotonic() - since > MOVE_SECONDS for since in self._left.copy().values())
+
     def _restart(self) -> None:
         self.stop()
         self.start()
@@ -168,17 +168,14 @@ class Watch:
 
     def _new_observer(self) -> BaseObserver:
         if self.mode == "poll":
-            return PollingObserverVFS(stat=os.lstat, listdir=self._listed, polling_interval=POLL_SECONDS)
+            return PollingObserverVFS(
+                stat=os.lstat,
+                listdir=lambda folder: self.source.entries(self.key(folder or "") or ""),
+                polling_interval=POLL_SECONDS,
+            )
         if sys.platform == "linux":
             return _Inotify(self)
         return Observer()
-
-    def _listed(self, folder: str | None) -> Iterator["os.DirEntry[str]"]:
-        """A folder's entries for the polling, without what is ignored."""
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name == RULES or not self.ignores(entry.path):
-                    yield entry
 
     # --- called by the observer's threads ---
 
