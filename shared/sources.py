@@ -24,6 +24,8 @@ def source(connection: Connection, kind: str, root: str, collection: str = "defa
 
 def serve(connection: Connection, kind: str, root: str) -> bool:
     """Makes this connection the one producer of a source; False while another one is."""
+    # PostgreSQL, too, must notice within half a minute that a producer's machine is gone, so that another can take over.
+    connection.execute("SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3")
     row = connection.execute(
         "SELECT pg_try_advisory_lock(%s, hashtext(%s))", [PRODUCER_LOCK, f"{kind}:{root}"]
     ).fetchone()

@@ -94,9 +94,12 @@ class System:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, *names: str, **env: str) -> None:
+        """Starts processes of the Procfile; "worker:2" is another worker."""
         commands = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
         for name in names:
-            command = [sys.executable if part == "python" else part for part in shlex.split(commands[name])]
+            kind, _, number = name.partition(":")
+            command = [sys.executable if part == "python" else part for part in shlex.split(commands[kind])]
+            command += ["--hostname", f"{kind}{number}@%h"] if number and kind == "worker" else []
             log = (self.data / f"{name}.log").open("ab")
             self.processes[name] = subprocess.Popen(
                 command,

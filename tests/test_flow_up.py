@@ -106,6 +106,13 @@ def test_up_whole(up: Up) -> None:
     refused = up.command("ask", "Who won the football world cup of 1998?")
     assert (refused.returncode, refused.stdout.strip()) == (3, "I don't have information on that.")
     assert "1 ready" in up.command("status").stdout
+    compared = up.command("reconcile")
+    assert (compared.returncode, compared.stdout) == (
+        0,
+        f"{up.inbox}: 1 files; 0 new or changed, 0 renamed, 0 gone.\n",
+    )
+    examined = up.command("doctor")
+    assert (examined.returncode, examined.stdout.partition(":")[0]) == (0, "All is well")
 
     flower = f"http://127.0.0.1:{up.flower_port}"
     with httpx2.Client(trust_env=False) as browser:
