@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help up test lint bench docs clean
+.PHONY: help up test lint bench faults docs clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,9 @@ lint: .venv/.installed-dev  ## Lint, format and type checks
 bench: .venv/.installed-dev  ## Small drops, and a folder against bare parsing and embedding in one run: make bench DIR=folder
 	@$(BIN)/python -m bench.drop
 	@test -z "$(DIR)" || $(BIN)/python -m bench.ingest "$(DIR)"
+
+faults: .venv/.installed-dev  ## Kill, cut and flood it, and count what is lost: make faults [ONLY="kills redis"] [SIZE=0.1]
+	@$(BIN)/python -m tests.faults $(ONLY) --size $(or $(SIZE),1) --report docs/reliability.md
 
 docs: .venv/.installed-dev  ## Write the tables of settings and commands again
 	@$(BIN)/python -m scripts.docs
