@@ -24,7 +24,6 @@ def source_away(system: Faulty, documents: int, still: float = 3.0) -> Result:
         return result.finish()
     count = len(files(system.folder))
     system.standin.forget()
-    paid = sum(system.standin.paid.values())
 
     place = Place(system.folder)
     place.hide()
@@ -32,7 +31,7 @@ def source_away(system: Faulty, documents: int, still: float = 3.0) -> Result:
     place.show()
     _goes_on(system, result, "mounted again", "heronback")
 
-    aside = system.folder.with_name("aside")
+    aside = system.folder / ".aside"  # hidden, and so ignored
     aside.mkdir()
     there = sorted(files(system.folder))
     for number, key in enumerate(there[: len(there) * 6 // 10]):
@@ -43,7 +42,7 @@ def source_away(system: Faulty, documents: int, still: float = 3.0) -> Result:
         (aside / str(number)).rename(system.folder / key)
     aside.rmdir()
     _goes_on(system, result, "the files are back", "heronagain")
-    result.at_most("embeddings paid again for what came back", sum(system.standin.paid.values()) - paid, 2)
+    result.equal("texts embedded again when they came back", system.standin.paid_again(), 0)
 
     count = len(files(system.folder))
     place.hide()
@@ -97,7 +96,7 @@ def _held(system: Faulty, result: Result, what: str, count: int, still: float, n
         f"{what}: a sentence", f"after {time.monotonic() - began:.1f} s" if said else "none", "there is one", bool(said)
     )
     if said:
-        result.remarks.append(f"{what}: “{said[0]}”")
+        result.remarks.append(f"{what}: “{said[0].replace(str(system.folder), '…')}”")
     if new:
         (system.folder / new).write_text("heronunwanted stands here.\n")
     ready = []

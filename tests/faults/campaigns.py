@@ -63,7 +63,7 @@ CAMPAIGNS = {
     ),
     "away": Campaign(
         "The source unmounted, most of its files removed, another one in its place",
-        source_away, {"documents": 500}, {"documents": 30}, mounted=True,
+        source_away, {"documents": 500}, {"documents": 40}, mounted=True,
     ),
 }  # fmt: skip
 

@@ -99,8 +99,8 @@ def hostile(system: Faulty, good: int, most_hostile: int = 1000) -> Result:
     result.reader(reader)
     shutil.rmtree(place)
     shutil.rmtree(aside)
-    if settle(system, 60) is None:
-        result.must("removed again", "no", "yes", False)
+    system.reconcile(confirm=True)  # among few good files they are more than the delete guard lets go
+    result.at_most("removed again, and forgotten, after", settle(system, 60), 60, " s")
     return result.finish()
 
 

@@ -3,6 +3,8 @@
 import random
 import signal
 import time
+from collections import Counter
+from typing import Any
 
 from tests.faults.checks import check, settle
 from tests.faults.folder import USUAL, Folder, Sizes
@@ -12,12 +14,13 @@ from tests.faults.system import Faulty, wait
 
 
 def postgres(
-    system: Faulty, stops: int, documents: int, sizes: Sizes = USUAL, down: tuple[float, float] = (0.5, 6.0), up: tuple[float, float] = (4, 10)
+    system: Faulty, stops: int, documents: int, sizes: Sizes = USUAL, down: tuple[float, float] = (0.5, 5.0), up: tuple[float, float] = (3, 8)
 ) -> Result:  # fmt: skip
     """An immediate shutdown is what a crash leaves behind: no checkpoint, connections gone in the middle of a statement."""
     result = Result("postgres")
     folder = Folder(system.folder, "postgres", 200_000, sizes)
     chance = random.Random(5)
+    busy: list[list[tuple[Any, ...]]] = []
     system.standin.forget()
     system.standin.slow = (0.05, 0.4)
     with Reader(system, [folder]) as reader:
@@ -26,7 +29,9 @@ def postgres(
                 folder.add()
             for _ in range(documents // stops // 2):
                 folder.step()
-            time.sleep(chance.uniform(*up) / 2)
+            wait(lambda: system.rows("SELECT 1 FROM document WHERE lease IS NOT NULL"), 5, 0.01)
+            time.sleep(chance.uniform(0.0, 0.8))
+            busy.append(system.rows("SELECT stage FROM document WHERE lease IS NOT NULL"))
             process = system.servers.processes["postgres"]
             with reader.outage():
                 system.held_back.add("postgres")
@@ -38,9 +43,14 @@ def postgres(
             if not back:
                 result.say("PostgreSQL did not come back")
             result.say(f"stopped {number + 1} times")
-            time.sleep(chance.uniform(*up) / 2)
+            time.sleep(chance.uniform(*up))
         settled = settle(system, 240)
     result.equal("stopped with SIGQUIT", stops, stops)
+    stages = Counter(str(stage) for rows in busy for (stage,) in rows)
+    result.must(
+        "of these with leases held", sum(map(bool, busy)), f"≥ {stops // 2}", sum(map(bool, busy)) >= stops // 2
+    )
+    result.tell("leases held then, by stage", ", ".join(f"{count} {stage}" for stage, count in stages.items()))
     result.tell("meanwhile", ", ".join(f"{count} {what}" for what, count in folder.counts.items() if count))
     result.settled(settled)
     batch, again = system.standin.largest_batch, system.standin.paid_again()

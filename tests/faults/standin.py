@@ -13,7 +13,7 @@ DIMENSIONS = 64
 
 
 class CountingStandin(OpenAIStandin):
-    """OpenAI's stand-in. `slow`: seconds that an answer takes, from and to. Faults that are counted spoil documents only."""
+    """OpenAI's stand-in. `slow`: seconds that an answer takes, from and to, mostly short. Faults that are counted spoil documents only."""
 
     def __init__(self, slow: tuple[float, float] = (0.0, 0.0)) -> None:
         self.slow = slow
@@ -26,7 +26,8 @@ class CountingStandin(OpenAIStandin):
 
     @property
     def delay(self) -> float:
-        return self._random.uniform(*self.slow)
+        shortest, longest = self.slow
+        return shortest + (longest - shortest) * self._random.random() ** 3
 
     @delay.setter
     def delay(self, seconds: float) -> None:

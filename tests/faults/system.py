@@ -215,7 +215,8 @@ def running(
         stack.enter_context(supervised(system))
         system.start("producer", *system.workers, "web")
         if wait(lambda: (system.call("GET", "/readyz", quiet=True) or {}).get("status") == "ready", 60) is None:
-            raise RuntimeError(f"The system did not start; see {system.data}.")
+            words = "\n".join(system.log(name).strip()[-300:] for name in system.processes)
+            raise RuntimeError(f"The system did not start; its last words are:\n{words}")
         yield system
 
 
