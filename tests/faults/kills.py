@@ -18,7 +18,7 @@ from tests.faults.result import Result
 from tests.faults.system import Faulty, wait
 
 STAGES = ("parsing", "chunking", "embedding", "storing")
-SHARES = {
+SHARES: dict[str, float] = {
     "worker process": 0.74,
     "worker, its processes go on": 0.05,
     "worker with its processes": 0.05,
@@ -32,14 +32,14 @@ PATIENCE = 10.0  # seconds to look for a process that holds a lease
 class Killer:
     """Kills one process at a time. `hits`: stage → kills into a lease that was held then; `kinds`: what was killed how often."""
 
-    def __init__(self, system: Faulty, seed: int = 3) -> None:
-        self.system = system
+    def __init__(self, system: Faulty, shares: dict[str, float], seed: int = 3) -> None:
+        self.system, self.shares = system, shares
         self.random = random.Random(seed)
         self.hits: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
 
     def plan(self, kills: int) -> list[str]:
-        kinds = [kind for kind, share in SHARES.items() for _ in range(max(1, round(kills * share)))]
+        kinds = [kind for kind, share in self.shares.items() for _ in range(max(1, round(kills * share)))]
         self.random.shuffle(kinds)
         return (kinds + ["worker process"] * kills)[:kills]
 
@@ -165,12 +165,13 @@ def kills(
     documents: int,
     sizes: Sizes = USUAL,
     pause: float = 0.6,
-    slow: tuple[float, float] = (0.05, 0.4),
+    slow: tuple[float, float] = (0.05, 0.6),
+    shares: dict[str, float] = SHARES,
 ) -> Result:
     """Kills while a writer works; the writer keeps ahead of the killer, and neither runs away from the other."""
     result = Result("kills")
     folder = Folder(system.folder, "kills", 100_000, sizes)
-    killer = Killer(system)
+    killer = Killer(system, shares)
     system.standin.forget()
     system.standin.slow = slow
     writer = Writer(folder, documents)

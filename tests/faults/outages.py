@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.faults.checks import check, settle
 from tests.faults.folder import USUAL, Folder, Sizes
+from tests.faults.kills import STAGES
 from tests.faults.reader import Reader
 from tests.faults.result import Result
 from tests.faults.system import Faulty, wait
@@ -23,15 +24,19 @@ def postgres(
     busy: list[list[tuple[Any, ...]]] = []
     system.standin.forget()
     system.standin.slow = (0.05, 0.4)
+
+    def held(stage: str | None) -> list[tuple[Any, ...]]:
+        return system.rows("SELECT stage FROM document WHERE lease IS NOT NULL AND stage = coalesce(%s, stage)", stage)
+
     with Reader(system, [folder]) as reader:
         for number in range(stops):
             for _ in range(documents // stops):
                 folder.add()
             for _ in range(documents // stops // 2):
                 folder.step()
-            wait(lambda: system.rows("SELECT 1 FROM document WHERE lease IS NOT NULL"), 5, 0.01)
-            time.sleep(chance.uniform(0.0, 0.8))
-            busy.append(system.rows("SELECT stage FROM document WHERE lease IS NOT NULL"))
+            stage = STAGES[number % len(STAGES)]
+            wait(lambda stage=stage: held(stage), 4, 0.002)
+            busy.append(held(stage) or held(None))
             process = system.servers.processes["postgres"]
             with reader.outage():
                 system.held_back.add("postgres")
@@ -76,6 +81,7 @@ def redis(
     chance.shuffle(events)
     seconds: dict[str, list[float | None]] = {"flush": [], "cut": [], "black hole": []}
     backlog: list[float | None] = []
+    lost = 0
     with Reader(system, [folder]) as reader:
         for number, event in enumerate(events):
             new = [folder.add() for _ in range(max(1, documents // len(events)))]
@@ -83,6 +89,8 @@ def redis(
                 folder.step()
             time.sleep(chance.uniform(0.5, 1.0))  # the producer has published some of them
             if event == "flush":
+                wait(lambda: _published(system), 5, 0.01)
+                lost += _published(system)
                 system.redis().flushall()
             elif event == "cut":
                 system.proxy.cut(chance.choice((1.0, 0.5)))
@@ -100,6 +108,7 @@ def redis(
         if times:
             worst = None if None in times else max(t for t in times if t is not None)
             result.at_most(f"{len(times)} × {event}: consuming again within", worst, 60, " s")
+    result.tell("tasks that the flushes took", lost)
     if backlog:
         worst = None if None in backlog else max(t for t in backlog if t is not None)
         result.at_most("what a flush took with it is ingested within", worst, 60, " s")
@@ -109,6 +118,10 @@ def redis(
     result.reader(reader)
     system.standin.slow = (0.0, 0.0)
     return result.finish()
+
+
+def _published(system: Faulty) -> int:
+    return int(system.rows("SELECT count(*) FROM document WHERE published_at IS NOT NULL AND lease IS NULL")[0][0])
 
 
 def _rest(system: Faulty, seconds: float, before: float) -> float | None:

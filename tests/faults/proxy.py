@@ -59,10 +59,11 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            server = socket.socket(socket.AF_UNIX) if isinstance(self.upstream, Path) else socket.socket()
             try:
-                server = socket.socket(socket.AF_UNIX) if isinstance(self.upstream, Path) else socket.socket()
                 server.connect(str(self.upstream) if isinstance(self.upstream, Path) else self.upstream)
             except OSError:
+                server.close()
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 client.close()
                 continue
