@@ -167,6 +167,28 @@ def test_purge_waits(connection: Connection, source: int) -> None:
     assert connection.execute("SELECT count(*) FROM document_text").fetchone() == (0,)
 
 
+def test_purge_takes_the_vectors_that_nothing_else_uses(connection: Connection, source: int) -> None:
+    generations.want(connection, "local", "model", "", 3, "1/200/28", "1")
+    for key in ("a.txt", "b.txt"):
+        claim = taken(connection, source, key)
+        finish(connection, claim)
+        for ordinal, digest in enumerate((b"shared", key.encode())):
+            connection.execute(
+                "INSERT INTO chunk (generation_id, document_id, ordinal, content, heading_path, char_start, char_end, input_hash) "
+                "VALUES (1, %s, %s, 'x', '{}', 0, 1, %s)",
+                [claim.id, ordinal, digest],
+            )
+            connection.execute(
+                "INSERT INTO vector_cache VALUES (%s, 'model', 3, %s, '[1,0,0]') ON CONFLICT DO NOTHING",
+                [claim.collection_id, digest],
+            )
+    documents.gone(connection, [claim.id])
+    connection.execute("UPDATE document SET deleted_at = deleted_at - interval '1 day'")
+    assert documents.purge(connection) == 1
+    left = {bytes(row[0]) for row in connection.execute("SELECT input_hash FROM vector_cache")}
+    assert left == {b"shared", b"a.txt"}
+
+
 def test_generation_is_switched_only_when_it_is_whole(connection: Connection, source: int) -> None:
     key = ("model", "", 8, "1/200/28", "1")
     assert generations.want(connection, "local", *key) == "live"

@@ -102,7 +102,7 @@ def test_database_that_goes_away_in_the_middle_costs_no_attempt(
             name = database_url.partition("?")[0].rpartition("/")[2]
             admin = servers.database_url.replace("/askfolder?", "/postgres?")
             with psycopg.connect(admin, autocommit=True) as connection:
-                while not ended.wait(0.7):
+                while not ended.wait(1.5):
                     connection.execute(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
                     )
@@ -110,7 +110,7 @@ def test_database_that_goes_away_in_the_middle_costs_no_attempt(
         cutting = threading.Thread(target=cut)
         until(lambda: any(d["stage"] == "embedding" for d in system.documents().values()))
         cutting.start()
-        time.sleep(3)
+        time.sleep(4)
         ended.set()
         cutting.join()
         rows = system.settled(8, 90)

@@ -188,7 +188,7 @@ def test_killed_worker_pays_little_twice(system: System, paid: OpenAIStandin, da
 
     def nearly_done() -> bool:
         with psycopg.connect(database_url) as connection:
-            row = connection.execute("SELECT progress_done >= 0.9 * progress_total FROM askfolder.document").fetchone()
+            row = connection.execute("SELECT progress_done >= 0.7 * progress_total FROM askfolder.document").fetchone()
             return bool(row and row[0])
 
     until(nearly_done, 30, pause=0.01)

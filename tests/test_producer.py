@@ -131,6 +131,15 @@ def test_file_that_is_kept_open_is_taken_in_the_end(
         assert states(connection) == {"log.txt": "queued"}
 
 
+def test_file_that_vanishes_before_it_is_whole_is_forgotten(producer: Producer, inbox: Path) -> None:
+    (inbox / "a.txt").write_text("half")
+    producer.scan()
+    assert set(producer.unsettled) == {"a.txt"}
+    (inbox / "a.txt").unlink()
+    producer.scan({"a.txt"})
+    assert producer.unsettled == {}
+
+
 def test_crowd_lets_a_single_drop_pass(producer: Producer, connection: Connection, inbox: Path) -> None:
     for n in range(module.CROWD + 1):
         write(inbox / f"{n}.txt", "x")
@@ -271,8 +280,11 @@ def test_small_numbers_and_small_shares_are_removed_at_once(
     assert sorted(set(states(connection).values())) == ["deleted", "ready"]
     for n in range(19, 39):
         (inbox / f"{n:03}.txt").unlink()
-    producer.scan()
-    assert list(states(connection).values()).count("deleted") == 19, "many at once are looked at twice"
+    for _ in range(2):
+        producer.scan()
+        assert list(states(connection).values()).count("deleted") == 19, (
+            "many at once are looked at twice, a second apart"
+        )
     time.sleep(module.SECOND_LOOK_SECONDS + 0.05)
     producer.scan()
     assert list(states(connection).values()).count("deleted") == 39
