@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -19,11 +20,11 @@ from tests.faults.system import Faulty, wait
 
 STAGES = ("parsing", "chunking", "embedding", "storing")
 SHARES: dict[str, float] = {
-    "worker process": 0.74,
+    "worker process": 0.77,
     "worker, its processes go on": 0.05,
     "worker with its processes": 0.05,
     "producer": 0.09,
-    "queue": 0.07,
+    "queue": 0.04,
 }
 BACKLOG = 16  # documents that should wait, so that there is always one in work
 PATIENCE = 10.0  # seconds to look for a process that holds a lease
@@ -35,6 +36,8 @@ class Killer:
     def __init__(self, system: Faulty, shares: dict[str, float], seed: int = 3) -> None:
         self.system, self.shares = system, shares
         self.random = random.Random(seed)
+        self.feed: Callable[[], None] = lambda: None  # called when there is too little work to hit
+        self.fed = 0.0
         self.hits: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
 
@@ -66,6 +69,9 @@ class Killer:
                 until = min(deadline, time.monotonic() + PATIENCE / len(STAGES))
                 while time.monotonic() < until:
                     held = _held(connection, stage)
+                    if not held and time.monotonic() > self.fed + 0.5 and _waiting(self.system) < BACKLOG:
+                        self.fed = time.monotonic()
+                        self.feed()
                     children = self.system.children() if held else {}
                     for document, lease, worker in held:
                         pid = int(worker.rpartition(":")[2])
@@ -73,7 +79,7 @@ class Killer:
                             os.kill(pid, signal.SIGKILL)
                             self._count(connection, [(pid, document, lease, stage)])
                             return True
-                    time.sleep(0.002)
+                    time.sleep(0.004)
         return False
 
     def _kill_worker(self, group: bool) -> bool:
@@ -149,6 +155,9 @@ class Writer(threading.Thread):
         self.allowed = self.done = 0  # operations: that may be done by now, and that are
         self.ended = threading.Event()
 
+    def more(self) -> None:
+        self.allowed += 6
+
     def run(self) -> None:
         while not self.ended.is_set():
             if self.done >= self.allowed:
@@ -175,6 +184,7 @@ def kills(
     system.standin.forget()
     system.standin.slow = slow
     writer = Writer(folder, documents)
+    killer.feed = writer.more
     with Reader(system, [folder]) as reader:
         writer.start()
         writer.allowed = min(writer.total, 60)
@@ -184,8 +194,6 @@ def kills(
             tries += 1
             share = (kills - len(planned) + 1) / kills
             writer.allowed = max(writer.allowed, round(writer.total * share))
-            if _waiting(system) < BACKLOG:  # the killer needs work in progress to hit
-                writer.allowed += 4
             wait(lambda: writer.allowed - writer.done < 30 and _waiting(system) < 4 * BACKLOG, 60)
             if killer.kill(planned[-1]):
                 planned.pop()

@@ -89,7 +89,7 @@ def redis(
                 folder.step()
             time.sleep(chance.uniform(0.5, 1.0))  # the producer has published some of them
             if event == "flush":
-                wait(lambda: _published(system), 5, 0.01)
+                wait(lambda: _published(system), 1, 0.01)
                 lost += _published(system)
                 system.redis().flushall()
             elif event == "cut":
