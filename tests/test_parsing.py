@@ -479,7 +479,7 @@ def test_hostile_files_end_with_a_reason(tmp_path: Path) -> None:
                 wrong.append((message, phrase))
     assert wrong == []
     assert slow == {}
-    assert limit < peak < 1.3 * limit  # some do reach it
+    assert 0.96 * limit < peak < 1.05 * limit  # some do reach it, and none goes far beyond
 
 
 def test_odd_files_are_read(tmp_path: Path) -> None:

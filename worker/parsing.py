@@ -171,19 +171,21 @@ class Parser:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         received = bytearray()
-        look = time.monotonic() + POLL_SECONDS
+        pause = POLL_SECONDS
+        look = time.monotonic() + pause
         while len(received) < count:
-            if poll.poll(POLL_SECONDS * 1000):
+            if poll.poll(pause * 1000):
                 part = os.read(descriptor, min(count - len(received), 1 << 20))
                 if not part:
                     raise _Died
                 received += part
             # Also while it answers: a reply that trickles in must not hold the worker.
             if (now := time.monotonic()) >= look:
-                look = now + POLL_SECONDS
                 self._peak = max(self._peak, self._resident())
-                if self._peak > self.memory_bytes:
+                if self._peak > self.memory_bytes * 0.96:  # what it takes until it is ended counts too
                     raise MemoryError
+                pause = POLL_SECONDS / 10 if self._peak > self.memory_bytes // 2 else POLL_SECONDS
+                look = now + pause
                 if now > deadline:
                     raise TimeoutError
         return received
