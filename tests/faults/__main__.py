@@ -38,7 +38,7 @@ def main() -> int:
                 results.append(result)
                 show(result)
                 if arguments.report:
-                    report.write(arguments.report, results, arguments.size, sys.argv[1:])
+                    report.write(arguments.report, results, arguments.size, arguments.sabotage)
     finally:
         if not arguments.work:
             shutil.rmtree(work, ignore_errors=True)

@@ -3,7 +3,7 @@
 import datetime
 import os
 import platform
-import shlex
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,26 +17,24 @@ GUARDS = ("fence",)  # that tests/faults/sabotage.py can switch off
 INTRODUCTION = """# Reliability
 
 What happens when things die: `make faults` breaks a running system on purpose and then compares every document, chunk, vector and answer
-with the files in the folder. Someone searches all the while. This page was written by the command; run it to get your own.
+with the files in the folder. Someone searches all the while. Each section was written by the command that it names; size 1 is the whole
+campaign.
 """
 
 
-def write(path: Path, results: Sequence[Result], size: float, arguments: Sequence[str]) -> None:
-    command = shlex.join(["python", "-m", "tests.faults", *arguments])
-    minutes = sum(result.seconds for result in results) / 60
-    parts = [
-        INTRODUCTION,
-        f"- **When and how**: {datetime.date.today().isoformat()}, `{command}`, {minutes:.0f} minutes",
-        f"- **Machine**: {machine()}",
-        f"- **Size**: {_size(size)}",
-        f"- **Result**: {_verdict(results)}",
-        "",
-        *(_campaign(result, size) for result in results),
-        "## What the rows mean\n",
-        *(f"- *{kind}*: {meaning}" for kind, meaning in KINDS.items()),
-        "",
-    ]
-    path.write_text("\n".join(parts))
+def write(path: Path, results: Sequence[Result], size: float, sabotage: str = "") -> None:
+    """Writes the campaigns that ran, and keeps what stands there of those that did not."""
+    sections = dict(
+        re.findall(r"<!-- (\w+) -->\n(.*?)(?=\n<!-- |\Z)", path.read_text() if path.exists() else "", re.DOTALL)
+    )
+    for result in results:
+        sections[f"{result.name}_without_{sabotage}" if sabotage else result.name] = _campaign(result, size, sabotage)
+    names = [*CAMPAIGNS, *(f"{name}_without_{guard}" for name in CAMPAIGNS for guard in GUARDS)]
+    sections["rows"] = "\n".join(
+        ["## What the rows mean\n", *(f"- *{kind}*: {meaning}" for kind, meaning in KINDS.items())]
+    )
+    found = [f"<!-- {name} -->\n{sections[name].strip()}\n" for name in [*names, "rows"] if name in sections]
+    path.write_text("\n".join([INTRODUCTION, *found]))
 
 
 def machine() -> str:
@@ -51,22 +49,14 @@ def machine() -> str:
     return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
 
 
-def _size(size: float) -> str:
-    return "full" if size >= 1 else f"shortened: {size:.0%} of the full campaign (some numbers have a least size)"
-
-
-def _verdict(results: Sequence[Result]) -> str:
-    broken = [result.name for result in results if not result.ok]
-    return f"does not hold: {', '.join(broken)}" if broken else "all that must hold holds"
-
-
-def _campaign(result: Result, size: float) -> str:
+def _campaign(result: Result, size: float, sabotage: str) -> str:
     campaign = CAMPAIGNS[result.name]
     full = {**campaign.full, **campaign.fixed}
     numbers = ", ".join(
         f"{name.replace('_', ' ')} {value:,}" + (f" (full: {full[name]:,})" if value != full[name] else "")
         for name, value in result.numbers.items()
     )
+    command = f"python -m tests.faults {result.name} --size {size:g}" + (f" --sabotage {sabotage}" if sabotage else "")
     rows = [
         f"| {figure.what} | {figure.value} | {figure.must} | {('yes' if figure.holds else '**NO**') if figure.must else ''} |"
         for figure in result.figures
@@ -74,8 +64,8 @@ def _campaign(result: Result, size: float) -> str:
     remarks = [f"- {remark}" for remark in result.remarks]
     return "\n".join(
         [
-            f"## {campaign.title}\n",
-            f"`{result.name}`: {numbers}; {result.seconds:.0f} s.\n",
+            f"## {campaign.title}{f', with the {sabotage} switched off: damage must be found' if sabotage else ''}\n",
+            f"`{command}`: {numbers}; {result.seconds / 60:.1f} minutes on {datetime.date.today().isoformat()}, {machine()}.\n",
             "| figure | measured | must hold | holds |",
             "|---|---|---|---|",
             *rows,
