@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from pgvector.psycopg import register_vector
@@ -21,7 +22,7 @@ MIGRATION_SECONDS = 120.0
 Connection = psycopg.Connection[TupleRow]
 
 # A server that vanished without a word (a cable, a firewall) is noticed within half a minute. Without effect on unix sockets.
-_NOTICE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+_NOTICE: dict[str, Any] = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 
 
 def describe(url: str) -> str:

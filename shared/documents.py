@@ -16,7 +16,7 @@ from shared.models import Heading, Parsed
 LEASE_SECONDS = 45.0
 HEARTBEAT_SECONDS = 10.0
 MAX_ATTEMPTS = 3
-REPUBLISH_SECONDS = 30.0  # a task that nobody took for so long was lost with the queue
+REPUBLISH_SECONDS = 30.0  # a task that nobody took for so long was lost with the queue, whatever the queue says
 PURGE_SECONDS = 3600.0
 
 
@@ -240,10 +240,10 @@ _SET_ASIDE = """
 """
 
 
-def sweep(connection: Connection) -> int:
+def sweep(connection: Connection, lost_seconds: float = REPUBLISH_SECONDS) -> int:
     """Puts back what was lost with the queue or with its worker; quarantines what took its worker down too often.
 
-    Returns the number of documents that wait again.
+    `lost_seconds`: a task that nobody took for so long was lost. Returns the number of documents that wait again.
     """
     with connection.transaction():
         connection.execute(
@@ -257,7 +257,7 @@ def sweep(connection: Connection) -> int:
             WHERE (state IN ('ingesting', 'ready') AND leased_until < now())
                OR (state IN ('queued', 'ready') AND leased_until IS NULL AND published_at < now() - make_interval(secs => %(lost)s))
             """,
-            {"lost": REPUBLISH_SECONDS},
+            {"lost": lost_seconds},
         ).rowcount
 
 

@@ -5,7 +5,9 @@ import threading
 import time
 
 import psycopg
+import redis
 
+from shared import documents
 from shared.servers import Servers
 from tests.conftest import System, until
 from tests.standins import OpenAIStandin
@@ -116,3 +118,16 @@ def test_database_that_goes_away_in_the_middle_costs_no_attempt(
         rows = system.settled(8, 90)
         assert {(row["state"], row["error"]) for row in rows.values()} == {("ready", None)}
         assert system.call("POST", "/doctor", {})["ok"]
+
+
+def test_emptied_queue_is_noticed_at_once(system: System, servers: Servers) -> None:
+    (system.folder / "a.txt").write_text("The heron stands still.")
+    system.start("web", "producer")
+    until(lambda: system.documents().get("a.txt", {}).get("state") == "queued")
+    with redis.Redis.from_url(system.env["REDIS_URL"]) as client:
+        until(lambda: any(client.type(key) == b"list" for key in client.keys("folder-*")))
+        client.flushdb()
+    system.start("worker")
+    started = time.monotonic()
+    until(lambda: system.search("heron"))
+    assert time.monotonic() - started < documents.REPUBLISH_SECONDS * 0.8

@@ -18,7 +18,7 @@ from shared.providers import wanted_embedder
 from shared.queue import check
 from shared.settings import Settings, load
 from worker import index
-from worker.app import queue_of
+from worker.app import app, queue_of
 from worker.chunking import CHUNKER_VERSION
 from worker.ingest import chunk_sizes
 from worker.sources import FolderSource, Found
@@ -35,6 +35,7 @@ HELD_SECONDS = 2.0  # between scans that ask whether a folder is back as it was
 BLIND_SECONDS = 30.0  # between scans, where not everything can be watched
 SWEEP_SECONDS = 5.0
 NO_REDIS_SECONDS = 2.0
+EMPTY_SECONDS = 3.0  # a task that nobody took for so long, and that is not in the queue any more, was lost with it
 REUNION_SECONDS = 15.0  # after the database was away, workers may first say that they still hold what they held
 CROWD = 50  # so many new files at once let a single one pass by
 GUARDED_FILES = 20  # so many removals at once are looked at twice, and their share is judged
@@ -51,7 +52,7 @@ class Held(Exception):
 class Producer:
     """One source's watcher. `tick()` does what is due now; `run()` repeats it."""
 
-    def __init__(self, settings: Settings, connection: Connection) -> None:
+    def __init__(self, settings: Settings, connection: Connection, after_outage: bool = False) -> None:
         self.settings = settings
         self.connection = connection
         self.source = FolderSource(settings.inbox)
@@ -63,7 +64,7 @@ class Producer:
         self.removals: tuple[int, float] = (0, 0.0)  # how many, since when
         self.held = False  # the last full scan stopped: single events must not do what it would not
         self.next_scan = self.next_question = self.next_publish = self.last_scan = 0.0
-        self.next_sweep = time.monotonic() + REUNION_SECONDS
+        self.next_sweep = time.monotonic() + (REUNION_SECONDS if after_outage else 0)
         self.idle = False
 
     # --- comparing ---
@@ -254,6 +255,16 @@ class Producer:
                 return sent
         return len(chosen)
 
+    def _queue_is_empty(self) -> bool:
+        """Whether Redis has no task that waits, as after a restart or a flush; False when it does not say."""
+        with contextlib.suppress(BrokerError, redis.RedisError, OSError), app.connection_for_write() as connection:
+            channel = connection.default_channel
+            try:
+                return bool(channel.queue_declare(self.queue, passive=True).message_count == 0)
+            except connection.channel_errors:  # a queue that holds nothing is none
+                return True
+        return False
+
     # --- the loop ---
 
     def tick(self) -> None:
@@ -284,7 +295,7 @@ class Producer:
                 self.scan(below)
         if now >= self.next_sweep:
             self.next_sweep = now + SWEEP_SECONDS
-            documents.sweep(self.connection)
+            documents.sweep(self.connection, EMPTY_SECONDS if self._queue_is_empty() else documents.REPUBLISH_SECONDS)
             documents.purge(self.connection)
             if promoted := generations.promote_when_whole(self.connection):
                 log.info(f"Now answering with {promoted.embedder} {promoted.model}", action="generation.switched")
@@ -316,7 +327,7 @@ def want_generation(settings: Settings, connection: Connection) -> None:
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = load()
-    standing_by = False
+    standing_by = outage = False
     while True:
         try:
             with contextlib.suppress(TransientError):  # without Redis there is still what was deleted
@@ -333,8 +344,9 @@ def main() -> None:
                 standing_by = False
                 want_generation(settings, connection)
                 log.info(f"Serving {settings.inbox}", action="producer.serves")
-                Producer(settings, connection).run()
+                Producer(settings, connection, after_outage=outage).run()
         except (TransientError, psycopg.OperationalError) as error:
+            outage = True
             log.error(f"The producer waits for the database: {error}", action="producer.waits")
             time.sleep(1)
         except AskfolderError as error:
