@@ -39,7 +39,7 @@ def holds(result: Result) -> None:
 
 
 def test_source_away(faulty: Faulty) -> None:
-    holds(away.source_away(faulty, documents=40, still=1.0))
+    holds(away.source_away(faulty, documents=40, still=0.5))
 
 
 def test_stopped_producer(faulty: Faulty) -> None:
@@ -51,7 +51,7 @@ def test_hostile_files(faulty: Faulty) -> None:
 
 
 def test_embedder_fails(faulty: Faulty) -> None:
-    holds(embedder.embedder(faulty, times=1, documents=1, long_seconds=3, long=("429",)))
+    holds(embedder.embedder(faulty, times=1, documents=1, long_seconds=2, long=("429",)))
 
 
 def test_redis_dies_in_all_ways(faulty: Faulty) -> None:
@@ -67,7 +67,7 @@ def test_writers(faulty: Faulty) -> None:
 
 
 def test_kills(faulty: Faulty) -> None:
-    holds(kills.kills(faulty, kills=12, documents=30, sizes=SIZES, pause=0.4, shares=SHARES))
+    holds(kills.kills(faulty, kills=12, documents=30, sizes=SIZES, pause=0.3, shares=SHARES))
 
 
 @pytest.mark.parametrize("seed", range(12))

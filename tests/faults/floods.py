@@ -103,8 +103,8 @@ def hostile(system: Faulty, good: int, most_hostile: int = 1000) -> Result:
     result.at_most("attempts at most", max((row[3] for row in rows), default=None), 3)
     ready = system.rows("SELECT count(*) FROM document WHERE starts_with(key, 'good/') AND state = 'ready'")[0][0]
     result.must("good files ready", f"{ready} of {good}", "all", ready == good)
-    result.at_most("memory of a worker process, at most", largest["worker"], WORKER_MB, " MB")
-    result.at_most("memory of a parser, at most", largest["parser"], limit, " MB")
+    result.at_most("memory of a worker process, at most", largest["worker"], WORKER_MB, " MiB")
+    result.at_most("memory of a parser, at most", largest["parser"], limit, " MiB")
     result.settled(settled, 600)
     result.damage(check(system, [folder], unreadable))
     result.reader(reader)
@@ -117,7 +117,7 @@ def hostile(system: Faulty, good: int, most_hostile: int = 1000) -> Result:
 
 @contextlib.contextmanager
 def _memory(system: Faulty) -> Iterator[dict[str, float]]:
-    """The largest resident size that was seen of a pool child and of a process below one, in MB."""
+    """The largest resident size that was seen of a pool child and of a process below one, in MiB."""
     largest = {"worker": 0.0, "parser": 0.0}
     ended = threading.Event()
 
@@ -126,10 +126,10 @@ def _memory(system: Faulty) -> Iterator[dict[str, float]]:
             for pid in system.children():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child = psutil.Process(pid)
-                    largest["worker"] = max(largest["worker"], child.memory_info().rss / 1e6)
+                    largest["worker"] = max(largest["worker"], child.memory_info().rss / 2**20)
                     for below in child.children(recursive=True):
                         with contextlib.suppress(psutil.NoSuchProcess):
-                            largest["parser"] = max(largest["parser"], below.memory_info().rss / 1e6)
+                            largest["parser"] = max(largest["parser"], below.memory_info().rss / 2**20)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
