@@ -219,13 +219,6 @@ class FolderSource:
             ) from None
         return f"{status.st_dev}:{status.st_ino}"
 
-    def mounted(self) -> bool:
-        """Whether the root is a file system of its own (a disk, a share), which may be away while an empty folder is there."""
-        try:
-            return os.stat(self.root).st_dev != os.stat(os.path.join(self.root, "..")).st_dev
-        except OSError:
-            return False
-
     # --- ignoring ---
 
     def ignores(self, key: str) -> bool:
