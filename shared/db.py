@@ -22,7 +22,12 @@ MIGRATION_SECONDS = 120.0
 Connection = psycopg.Connection[TupleRow]
 
 # A server that vanished without a word (a cable, a firewall) is noticed within half a minute. Without effect on unix sockets.
-_NOTICE: dict[str, Any] = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+_NOTICE: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
 
 
 def describe(url: str) -> str:

@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     guard_percent: int = _env(
         "ASKFOLDER_GUARD_PERCENT",
         50,
-        "a scan that would remove more than this share of 20 or more documents (in %) stops until `askfolder reconcile --confirm`",
+        "a scan that would remove 20 or more documents, and more than this share of all (in %), stops until `askfolder reconcile --confirm`",
         ge=0,
         le=100,
     )

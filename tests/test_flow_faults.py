@@ -43,7 +43,7 @@ def test_source_away(faulty: Faulty) -> None:
 
 
 def test_stopped_producer(faulty: Faulty) -> None:
-    holds(floods.stopped_producer(faulty, files=300, notes=2))
+    holds(floods.stopped_producer(faulty, files=300, notes=2, found=30))
 
 
 def test_hostile_files(faulty: Faulty) -> None:

@@ -14,6 +14,7 @@ settings = load()
 VISIBILITY_SECONDS = 7200  # above the longest task; kombu takes the shortest of the three places where it is set
 
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line per embedding request is noise
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # … and so are its attempts while the database is away
 warnings.simplefilter(
     "ignore", SecurityWarning
 )  # running as root is harmless here: messages are JSON, from a private queue

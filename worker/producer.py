@@ -37,7 +37,7 @@ SWEEP_SECONDS = 5.0
 NO_REDIS_SECONDS = 2.0
 EMPTY_SECONDS = 3.0  # a task that nobody took for so long, and that is not in the queue any more, was lost with it
 REUNION_SECONDS = 15.0  # after the database was away, workers may first say that they still hold what they held
-CROWD = 50  # so many new files at once let a single one pass by
+CROWD = 50  # the newest of many new files; the others let them, and what comes later, pass by
 GUARDED_FILES = 20  # so many removals at once are looked at twice, and their share is judged
 SECOND_LOOK_SECONDS = 1.0
 WAITING_FILES, WAITING_BYTES = 24, 16_000  # the window: what may wait in the queue, besides what is being worked on
@@ -108,8 +108,10 @@ class Producer:
                 documents.move(self.connection, document_id, file.key, file.revision)
                 index.rename(self.connection, generations.active(self.connection), document_id)
         taken = {file.key for file in renamed.values()}
-        new = [(f.key, f.revision, f.size) for f in changed if f.key not in taken and self._settled(f)]
-        documents.want(self.connection, self.source_id, new, bulk=len(new) > CROWD)
+        new = sorted((f for f in changed if f.key not in taken and self._settled(f)), key=lambda f: -f.modified)
+        rows = [(file.key, file.revision, file.size) for file in new]
+        documents.want(self.connection, self.source_id, rows[:CROWD])
+        documents.want(self.connection, self.source_id, rows[CROWD:], bulk=True)
         documents.gone(self.connection, [row.id for row in gone])
         if rehash:
             documents.rebuild(
