@@ -8,6 +8,7 @@ import time
 
 import psycopg
 import pytest
+import redis
 from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 
 from shared import documents, sources
@@ -143,3 +144,17 @@ def test_folder_that_a_worker_cannot_read_is_left_to_others(system: System, data
     until(lambda: "are taken again" in system.log("worker"))
     (system.folder / "b.txt").write_text("The stork stands still.")
     until(lambda: system.search("stork") and [r for r in system.search("stork") if r["source"] == "b.txt"])
+
+
+def test_redis_that_may_throw_the_queue_away_is_refused(system: System) -> None:
+    with redis.Redis.from_url(system.env["REDIS_URL"]) as client:
+        client.config_set("maxmemory", "1gb")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            system.start("worker")
+            until(lambda: system.processes["worker"].poll() is not None)
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", "0")
+    assert "may throw the queue away (maxmemory-policy allkeys-lru): set it to noeviction" in system.log("worker")
+    assert "Traceback" not in system.log("worker")

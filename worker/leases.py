@@ -139,13 +139,13 @@ class Keeper(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def look(self, consumer: Any) -> None:
         root, queue = str(settings.inbox), queue_of("folder", str(settings.inbox))
-        if readable(settings.inbox) != self.consumes:
-            self.consumes = not self.consumes
+        if (reads := readable(settings.inbox)) != self.consumes:
+            consumer.add_task_queue(queue) if reads else consumer.cancel_task_queue(queue)
+            self.consumes = reads
             log.warning(
-                f"The folder {root} {'is back: its documents are taken again' if self.consumes else 'cannot be read: its documents wait'}",
+                f"The folder {root} {'is back: its documents are taken again' if reads else 'cannot be read: its documents wait'}",
                 action="worker.source",
             )
-            consumer.add_task_queue(queue) if self.consumes else consumer.cancel_task_queue(queue)
         try:
             with db.connect(settings.database_url, 2) as connection:
                 _hand_back_dead(connection)
