@@ -177,45 +177,44 @@ _UNBUILT = """
 """
 
 
-def due(connection: Connection, source_ids: list[int], limit: int) -> list[Due]:
-    """What to publish next: single drops, changed and small documents first; then what a building generation lacks, of any source."""
+def due(connection: Connection, source_ids: list[int], limit: int, large: bool = False) -> list[Due]:
+    """What to publish next, of the small documents or of the large ones (over 16,000 bytes: seconds of embedding).
+
+    Single drops, changed and small documents first; then what a building generation lacks, of any source.
+    """
     with connection.cursor(row_factory=class_row(Due)) as cursor:
         queued = cursor.execute(
             """
             SELECT id, source_id, key, wanted_size AS size FROM document d
-            WHERE state = 'queued' AND published_at IS NULL AND source_id = ANY(%s) AND (not_before IS NULL OR not_before <= now())
+            WHERE state = 'queued' AND published_at IS NULL AND large = %s AND source_id = ANY(%s)
+              AND (not_before IS NULL OR not_before <= now())
             ORDER BY bulk, live_revision IS NULL, wanted_size, id LIMIT %s
             """,
-            [source_ids, limit],
+            [large, source_ids, limit],
         ).fetchall()
-        if (
-            len(queued) == limit
-            or connection.execute("SELECT 1 FROM generation WHERE state = 'building'").fetchone() is None
-        ):
+        building = connection.execute("SELECT 1 FROM generation WHERE state = 'building'").fetchone()
+        if len(queued) == limit or building is None:
             return queued
         return (
             queued
             + cursor.execute(
                 f"""
             SELECT id, source_id, key, wanted_size AS size FROM document d
-            WHERE {_UNBUILT} AND published_at IS NULL AND (leased_until IS NULL OR leased_until < now())
+            WHERE {_UNBUILT} AND large = %s AND published_at IS NULL AND (leased_until IS NULL OR leased_until < now())
               AND (not_before IS NULL OR not_before <= now())
             ORDER BY wanted_size, id LIMIT %s
             """,
-                [limit - len(queued)],
+                [large, limit - len(queued)],
             ).fetchall()
         )
 
 
-def in_flight(connection: Connection) -> list[tuple[int, bool]]:
-    """Published or leased documents: (size in bytes, a worker has taken it)."""
-    return [
-        (int(size), bool(taken))
-        for size, taken in connection.execute(
-            "SELECT wanted_size, coalesce(leased_until > now(), false) FROM document "
-            "WHERE (published_at IS NOT NULL OR leased_until > now()) AND state IN ('queued', 'ingesting', 'ready')"
-        )
-    ]
+def in_flight(connection: Connection) -> list[tuple[int, bool, bool]]:
+    """Published or leased documents: (size in bytes, it is large, a worker has taken it)."""
+    return connection.execute(
+        "SELECT wanted_size, large, coalesce(leased_until > now(), false) FROM document "
+        "WHERE (published_at IS NOT NULL OR leased_until > now()) AND state IN ('queued', 'ingesting', 'ready')"
+    ).fetchall()
 
 
 def published(connection: Connection, ids: list[int]) -> None:

@@ -140,6 +140,16 @@ def test_changed_and_small_documents_first_and_only_of_these_sources(connection:
     assert [d.key for d in documents.due(connection, [source], 10)] == ["changed.txt", "small.txt", "big.txt"]
 
 
+def test_small_document_is_due_beside_any_number_of_large_ones(connection: Connection, source: int) -> None:
+    keys = [f"large{n}.txt" for n in range(40)]
+    for key in keys:
+        finish(connection, taken(connection, source, key))
+    documents.want(connection, source, [(key, "2-99999", 99_999) for key in keys])  # changed ones, which come first
+    documents.want(connection, source, [("note.txt", "1-5", 5)], bulk=True)
+    assert [d.key for d in documents.due(connection, [source], 10)] == ["note.txt"]
+    assert len(documents.due(connection, [source], 10, large=True)) == 10
+
+
 def test_permanent_failure_withdraws(connection: Connection, source: int) -> None:
     finish(connection, taken(connection, source))
     claim = taken(connection, source, revision="2-5")

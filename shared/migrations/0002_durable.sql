@@ -2,6 +2,7 @@
 
 ALTER TABLE document
     ADD COLUMN worker    text,                            -- host:pid of the process that holds the lease
+    ADD COLUMN large     boolean GENERATED ALWAYS AS (wanted_size > 16000) STORED, -- a small one shouldn't wait for it
     ADD COLUMN bulk      boolean NOT NULL DEFAULT false,  -- found together with many others: a single drop passes by
     ADD COLUMN queued_at timestamptz,                     -- it waits, or is worked on, since
     ADD COLUMN ready_at  timestamptz,                     -- it was ingested at
@@ -12,7 +13,8 @@ UPDATE document SET queued_at = updated_at WHERE state IN ('queued', 'ingesting'
 
 DROP INDEX document_state;
 CREATE INDEX document_key ON document (source_id, key COLLATE "C");
-CREATE INDEX document_due ON document (bulk, (live_revision IS NULL), wanted_size, id) WHERE state = 'queued' AND published_at IS NULL;
+CREATE INDEX document_due ON document (large, bulk, (live_revision IS NULL), wanted_size, id)
+    WHERE state = 'queued' AND published_at IS NULL;
 CREATE INDEX document_flying ON document (id) WHERE published_at IS NOT NULL OR leased_until IS NOT NULL;
 CREATE INDEX document_state ON document (state, id);
 CREATE INDEX document_size ON document (source_id, wanted_size) WHERE live_sha256 IS NOT NULL;

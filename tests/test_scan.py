@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,9 @@ from shared import documents, generations, sources
 from shared.db import Connection, connect
 from shared.models import Parsed
 from shared.settings import Settings
-from worker import producer as module
-from worker.producer import Producer
+from worker import scan as module
+from worker.scan import Scanner
+from worker.sources import FolderSource
 
 
 @pytest.fixture
@@ -26,11 +27,9 @@ def inbox(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def producer(connection: Connection, inbox: Path, tmp_path: Path) -> Iterator[Producer]:
+def scanner(connection: Connection, inbox: Path, tmp_path: Path) -> Scanner:
     generations.want(connection, "local", "model", "", 8, "1/200/28", "1")
-    producer = Producer(Settings(inbox=inbox, data=tmp_path / "data"), connection)
-    yield producer
-    producer.watch.stop()
+    return Scanner(Settings(inbox=inbox, data=tmp_path / "data"), connection, FolderSource(inbox), lambda folders: None)
 
 
 def write(path: Path, text: str, age: float = 60.0) -> None:
@@ -40,12 +39,12 @@ def write(path: Path, text: str, age: float = 60.0) -> None:
     os.utime(path, (time.time() - age,) * 2)
 
 
-def ingest_all(connection: Connection, producer: Producer) -> None:
+def ingest_all(connection: Connection, scanner: Scanner) -> None:
     """What the workers would do, without chunks."""
-    for due in documents.due(connection, [producer.source_id], 10_000):
+    for due in documents.due(connection, [scanner.source_id], 10_000):
         claim = documents.claim(connection, due.id)
         assert claim
-        with producer.source.fetch(claim.key) as file, connection.transaction():
+        with scanner.source.fetch(claim.key) as file, connection.transaction():
             documents.hold(connection, claim)
             parsed = Parsed(file.path.read_text(), "text", "text")
             documents.set_text(connection, claim, parsed, file.revision, file.sha256)
@@ -61,43 +60,43 @@ def problem(connection: Connection) -> tuple[str | None, bool]:
     return row["problem"], row["held"]  # type: ignore[return-value]
 
 
-def settle(producer: Producer, **options: bool) -> None:
+def settle(scanner: Scanner, **options: bool) -> None:
     """A full scan that has looked twice."""
-    producer.scan(**options)
+    scanner.scan(**options)
     time.sleep(module.SECOND_LOOK_SECONDS + 0.05)
-    producer.scan(**options)
+    scanner.scan(**options)
 
 
-def filled(connection: Connection, producer: Producer, inbox: Path, count: int) -> None:
+def filled(connection: Connection, scanner: Scanner, inbox: Path, count: int) -> None:
     for n in range(count):
         write(inbox / f"{n:03}.txt", f"text {n}")
-    producer.scan()
-    ingest_all(connection, producer)
+    scanner.scan()
+    ingest_all(connection, scanner)
 
 
 # --- what is taken ---
 
 
-def test_new_changed_touched_gone_and_back(producer: Producer, connection: Connection, inbox: Path) -> None:
+def test_new_changed_touched_gone_and_back(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     write(inbox / "a.txt", "one")
-    producer.scan()
+    scanner.scan()
     assert states(connection) == {"a.txt": "queued"}
-    ingest_all(connection, producer)
-    producer.scan()
+    ingest_all(connection, scanner)
+    scanner.scan()
     assert states(connection) == {"a.txt": "ready"}, "nothing is done twice"
     write(inbox / "a.txt", "two", 30)
-    producer.scan()
+    scanner.scan()
     assert states(connection) == {"a.txt": "queued"}
-    ingest_all(connection, producer)
+    ingest_all(connection, scanner)
     (inbox / "a.txt").unlink()
-    producer.scan()
+    scanner.scan()
     assert states(connection) == {"a.txt": "deleted"}
     write(inbox / "a.txt", "three", 20)
-    producer.scan({"a.txt"})
+    scanner.scan({"a.txt"})
     assert states(connection) == {"a.txt": "queued"}
 
 
-def test_file_that_is_being_written_waits(producer: Producer, connection: Connection, inbox: Path) -> None:
+def test_file_that_is_being_written_waits(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     path = inbox / "slow.txt"
     writer = subprocess.Popen(
         [sys.executable, "-c", "import sys, time\nf = open(sys.argv[1], 'w')\nfor n in range(4):\n"
@@ -106,48 +105,48 @@ def test_file_that_is_being_written_waits(producer: Producer, connection: Connec
     while not path.exists():
         time.sleep(0.01)
     while writer.poll() is None:  # it pauses for longer than a file usually has to stand still
-        producer.scan()
+        scanner.scan()
         time.sleep(0.1)
         if writer.poll() is None:
             assert states(connection) == {}, path.read_text()
-    producer.scan()
+    scanner.scan()
     time.sleep(module.SETTLE_SECONDS + 0.05)
-    producer.scan()
+    scanner.scan()
     assert states(connection) == {"slow.txt": "queued"}
-    assert producer.unsettled == {}
+    assert scanner.unsettled == {}
 
 
 def test_file_that_is_kept_open_is_taken_in_the_end(
-    producer: Producer, connection: Connection, inbox: Path, monkeypatch: pytest.MonkeyPatch
+    scanner: Scanner, connection: Connection, inbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "HELD_OPEN_SECONDS", 0.2)
     with (inbox / "log.txt").open("w") as log:
         log.write("a line\n")
         log.flush()
-        producer.scan()
+        scanner.scan()
         assert states(connection) == {}
         time.sleep(0.25)
-        producer.scan()
+        scanner.scan()
         assert states(connection) == {"log.txt": "queued"}
 
 
-def test_file_that_vanishes_before_it_is_whole_is_forgotten(producer: Producer, inbox: Path) -> None:
+def test_file_that_vanishes_before_it_is_whole_is_forgotten(scanner: Scanner, inbox: Path) -> None:
     (inbox / "a.txt").write_text("half")
-    producer.scan()
-    assert set(producer.unsettled) == {"a.txt"}
+    scanner.scan()
+    assert set(scanner.unsettled) == {"a.txt"}
     (inbox / "a.txt").unlink()
-    producer.scan({"a.txt"})
-    assert producer.unsettled == {}
+    scanner.scan({"a.txt"})
+    assert scanner.unsettled == {}
 
 
-def test_crowd_lets_a_single_drop_pass(producer: Producer, connection: Connection, inbox: Path) -> None:
+def test_crowd_lets_a_single_drop_pass(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     for n in range(module.CROWD * 2):
         write(inbox / f"{n}.txt", "x")
     write(inbox / "among.txt", "a note " * 50, age=10)  # the newest of them
-    producer.scan()
+    scanner.scan()
     write(inbox / "after.txt", "a longer note " * 50)
-    producer.scan({"after.txt"})
-    due = documents.due(connection, [producer.source_id], module.CROWD + 1)
+    scanner.scan({"after.txt"})
+    due = documents.due(connection, [scanner.source_id], module.CROWD + 1)
     assert {"among.txt", "after.txt"} <= {document.key for document in due}
 
 
@@ -155,193 +154,191 @@ def test_crowd_lets_a_single_drop_pass(producer: Producer, connection: Connectio
 
 
 @pytest.mark.parametrize("touched", [False, True])
-def test_renamed_file_keeps_its_document(
-    producer: Producer, connection: Connection, inbox: Path, touched: bool
-) -> None:
+def test_renamed_file_keeps_its_document(scanner: Scanner, connection: Connection, inbox: Path, touched: bool) -> None:
     write(inbox / "a.txt", "the same")
     write(inbox / "b.txt", "of a size")
-    producer.scan()
-    ingest_all(connection, producer)
-    before = documents.known(connection, producer.source_id)["a.txt"].id
+    scanner.scan()
+    ingest_all(connection, scanner)
+    before = documents.known(connection, scanner.source_id)["a.txt"].id
     (inbox / "sub").mkdir()
     (inbox / "a.txt").rename(inbox / "sub" / "c.txt")
     if touched:
         os.utime(inbox / "sub" / "c.txt")
-    producer.scan({"a.txt", "sub"})
-    known = documents.known(connection, producer.source_id)
+    scanner.scan({"a.txt", "sub"})
+    known = documents.known(connection, scanner.source_id)
     assert {key: row.state for key, row in known.items()} == {"sub/c.txt": "ready", "b.txt": "ready"}
     assert known["sub/c.txt"].id == before
-    producer.scan()
-    assert documents.due(connection, [producer.source_id], 10) == []
+    scanner.scan()
+    assert documents.due(connection, [scanner.source_id], 10) == []
 
 
-def test_move_takes_the_lease_and_what_was_wanted(producer: Producer, connection: Connection, inbox: Path) -> None:
+def test_move_takes_the_lease_and_what_was_wanted(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     write(inbox / "a.txt", "first")
-    producer.scan()
-    ingest_all(connection, producer)
+    scanner.scan()
+    ingest_all(connection, scanner)
     write(inbox / "a.txt", "secon", 50)
-    producer.scan()
-    (due,) = documents.due(connection, [producer.source_id], 10)
+    scanner.scan()
+    (due,) = documents.due(connection, [scanner.source_id], 10)
     claim = documents.claim(connection, due.id)
     assert claim
     (inbox / "a.txt").unlink()
     write(inbox / "b.txt", "first", 40)  # its old bytes under another name
-    producer.scan()
+    scanner.scan()
     assert states(connection) == {"b.txt": "ready"}
     with pytest.raises(documents.LostClaim):
         documents.progress(connection, claim, "embedding")
 
 
-def test_folder_moved_in_and_out(producer: Producer, connection: Connection, inbox: Path, tmp_path: Path) -> None:
+def test_folder_moved_in_and_out(scanner: Scanner, connection: Connection, inbox: Path, tmp_path: Path) -> None:
     for n in range(3):
         write(tmp_path / "elsewhere" / f"{n}.txt", f"text {n}")
     (tmp_path / "elsewhere").rename(inbox / "sub")
-    producer.scan({"sub"})
-    ingest_all(connection, producer)
+    scanner.scan({"sub"})
+    ingest_all(connection, scanner)
     assert states(connection) == dict.fromkeys(("sub/0.txt", "sub/1.txt", "sub/2.txt"), "ready")
     (inbox / "sub").rename(tmp_path / "elsewhere")
-    producer.scan({"sub"})
+    scanner.scan({"sub"})
     assert set(states(connection).values()) == {"deleted"}
 
 
-def test_same_size_and_time_but_other_bytes(producer: Producer, connection: Connection, inbox: Path) -> None:
+def test_same_size_and_time_but_other_bytes(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     write(inbox / "a.txt", "one")
     write(inbox / "b.txt", "six")
-    producer.scan()
-    ingest_all(connection, producer)
+    scanner.scan()
+    ingest_all(connection, scanner)
     status = (inbox / "a.txt").stat()
     (inbox / "a.txt").write_text("two")
     os.utime(inbox / "a.txt", ns=(status.st_atime_ns, status.st_mtime_ns))
-    producer.scan()
+    scanner.scan()
     assert states(connection) == {"a.txt": "ready", "b.txt": "ready"}, "nobody can see that"
-    producer.scan(rehash=True)
+    scanner.scan(rehash=True)
     assert states(connection) == {"a.txt": "queued", "b.txt": "ready"}
-    ingest_all(connection, producer)
+    ingest_all(connection, scanner)
     assert documents.text(connection, documents.known(connection, 1)["a.txt"].id)[1].text == "two"  # type: ignore[index]
 
 
 # --- what is held back ---
 
 
-def test_large_share_is_held_until_confirmed(producer: Producer, connection: Connection, inbox: Path) -> None:
-    filled(connection, producer, inbox, 50)
+def test_large_share_is_held_until_confirmed(scanner: Scanner, connection: Connection, inbox: Path) -> None:
+    filled(connection, scanner, inbox, 50)
     for n in range(30):
         (inbox / f"{n:03}.txt").unlink()
     write(inbox / "new.txt", "new")
-    settle(producer)
+    settle(scanner)
     assert set(states(connection).values()) == {"ready"}
     assert len(states(connection)) == 50, "what is new is not taken either"
     said, held = problem(connection)
     assert held
     assert "30 of the 50 documents" in str(said)
     assert "askfolder reconcile --confirm" in str(said)
-    assert producer.held
-    producer.scan(confirmed=True)
+    assert scanner.held
+    scanner.scan(confirmed=True)
     assert sorted(states(connection).values()) == ["deleted"] * 30 + ["queued"] + ["ready"] * 20
     assert problem(connection) == (None, False)
 
 
 def test_held_scan_goes_on_by_itself_when_the_files_are_back(
-    producer: Producer, connection: Connection, inbox: Path, tmp_path: Path
+    scanner: Scanner, connection: Connection, inbox: Path, tmp_path: Path
 ) -> None:
-    filled(connection, producer, inbox, 40)
+    filled(connection, scanner, inbox, 40)
     inbox.rename(tmp_path / "away")
-    producer.scan()
+    scanner.scan()
     assert "cannot be read" in str(problem(connection)[0])
     inbox.mkdir()
-    settle(producer)
+    settle(scanner)
     said, held = problem(connection)
     assert held
     assert "another one than before" in str(said)
     inbox.rmdir()
     (tmp_path / "away").rename(inbox)
-    producer.scan()
+    scanner.scan()
     assert problem(connection) == (None, False)
     assert set(states(connection).values()) == {"ready"}
 
 
 def test_another_small_folder_in_its_place_is_noticed(
-    producer: Producer, connection: Connection, inbox: Path, tmp_path: Path
+    scanner: Scanner, connection: Connection, inbox: Path, tmp_path: Path
 ) -> None:
-    filled(connection, producer, inbox, 2)
+    filled(connection, scanner, inbox, 2)
     inbox.rename(tmp_path / "old")
     inbox.mkdir()
     write(inbox / "other.txt", "other")
-    producer.scan()
+    scanner.scan()
     assert "another one than before" in str(problem(connection)[0])
     assert states(connection) == {"000.txt": "ready", "001.txt": "ready"}
 
 
 def test_small_numbers_and_small_shares_are_removed_at_once(
-    producer: Producer, connection: Connection, inbox: Path
+    scanner: Scanner, connection: Connection, inbox: Path
 ) -> None:
-    filled(connection, producer, inbox, 60)
+    filled(connection, scanner, inbox, 60)
     for n in range(19):
         (inbox / f"{n:03}.txt").unlink()
-    producer.scan()
+    scanner.scan()
     assert sorted(set(states(connection).values())) == ["deleted", "ready"]
     for n in range(19, 39):
         (inbox / f"{n:03}.txt").unlink()
     for _ in range(2):
-        producer.scan()
+        scanner.scan()
         assert list(states(connection).values()).count("deleted") == 19, (
             "many at once are looked at twice, a second apart"
         )
     time.sleep(module.SECOND_LOOK_SECONDS + 0.05)
-    producer.scan()
+    scanner.scan()
     assert list(states(connection).values()).count("deleted") == 39
 
 
-def test_removal_that_goes_on_is_judged_as_a_whole(producer: Producer, connection: Connection, inbox: Path) -> None:
+def test_removal_that_goes_on_is_judged_as_a_whole(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     """`rm -r` of a large folder: each look sees a little more, and none may act before it stands still."""
-    filled(connection, producer, inbox, 100)
+    filled(connection, scanner, inbox, 100)
     for n in range(80):
         (inbox / f"{n:03}.txt").unlink()
         if n % 10 == 9 and n > 20:
-            producer.scan({f"{k:03}.txt" for k in range(n + 1)})
+            scanner.scan({f"{k:03}.txt" for k in range(n + 1)})
             time.sleep(0.2)
     time.sleep(module.SECOND_LOOK_SECONDS + 0.05)
-    producer.scan()
+    scanner.scan()
     assert set(states(connection).values()) == {"ready"}
     assert "80 of the 100" in str(problem(connection)[0])
 
 
 def test_what_an_ignore_rule_takes_away_is_a_persons_will(
-    producer: Producer, connection: Connection, inbox: Path
+    scanner: Scanner, connection: Connection, inbox: Path
 ) -> None:
-    filled(connection, producer, inbox, 40)
+    filled(connection, scanner, inbox, 40)
     (inbox / ".askfolderignore").write_text("*.txt\n")
-    settle(producer)
+    settle(scanner)
     assert set(states(connection).values()) == {"deleted"}
     assert problem(connection) == (None, False)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
-def test_unmounted_folder_changes_nothing(producer: Producer, connection: Connection, inbox: Path) -> None:
+def test_unmounted_folder_changes_nothing(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "none", str(inbox)], capture_output=True).returncode != 0:
         pytest.skip("nothing can be mounted here")
     try:
-        filled(connection, producer, inbox, 3)
+        filled(connection, scanner, inbox, 3)
     finally:
         subprocess.run(["umount", str(inbox)], check=True)
-    producer.scan()
+    scanner.scan()
     assert "unmounted" in str(problem(connection)[0])
     assert set(states(connection).values()) == {"ready"}
 
 
-def test_closed_folder_keeps_its_documents(producer: Producer, connection: Connection, inbox: Path) -> None:
+def test_closed_folder_keeps_its_documents(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     write(inbox / "sub" / "a.txt", "one")
     write(inbox / "b.txt", "two")
-    producer.scan()
-    ingest_all(connection, producer)
-    producer.source.discover = lambda below=None: closed(type(producer.source).discover(producer.source, below))  # type: ignore[method-assign]
+    scanner.scan()
+    ingest_all(connection, scanner)
+    scanner.source.discover = lambda below=None: closed(type(scanner.source).discover(scanner.source, below))  # type: ignore[method-assign]
 
     def closed(listing: object) -> object:
         from dataclasses import replace
 
         return replace(listing, found=[f for f in listing.found if f.key == "b.txt"], closed=["sub"])  # type: ignore[attr-defined,type-var]
 
-    producer.scan()
+    scanner.scan()
     assert set(states(connection).values()) == {"ready"}
     assert "sub" in str(problem(connection)[0])
 
@@ -361,20 +358,20 @@ def test_second_producer_stands_by_and_takes_over(database_url: str, connection:
             time.sleep(0.01)
 
 
-def test_scan_is_asked_for_only_of_who_serves(database_url: str, connection: Connection, producer: Producer) -> None:
+def test_scan_is_asked_for_only_of_who_serves(database_url: str, connection: Connection, scanner: Scanner) -> None:
     assert sources.ask_scan(connection, True, False) == []
     with connect(database_url) as serving:
-        sources.serve(serving, "folder", str(producer.settings.inbox))
-        assert sources.ask_scan(connection, True, False) == [producer.source_id]
-        assert sources.asked_scan(connection, producer.source_id) == (True, False)
-        assert sources.asked_scan(connection, producer.source_id) is None
+        sources.serve(serving, "folder", str(scanner.settings.inbox))
+        assert sources.ask_scan(connection, True, False) == [scanner.source_id]
+        assert sources.asked_scan(connection, scanner.source_id) == (True, False)
+        assert sources.asked_scan(connection, scanner.source_id) is None
 
 
 # --- at scale ---
 
 
 def test_twenty_thousand_files_are_queued_by_one_scan(
-    producer: Producer, connection: Connection, inbox: Path, record_property: Callable[[str, object], None]
+    scanner: Scanner, connection: Connection, inbox: Path, record_property: Callable[[str, object], None]
 ) -> None:
     for folder in range(20):
         (inbox / str(folder)).mkdir()
@@ -384,9 +381,9 @@ def test_twenty_thousand_files_are_queued_by_one_scan(
     for path in inbox.rglob("*.txt"):
         os.utime(path, (past, past))
     started = time.perf_counter()
-    producer.scan()
+    scanner.scan()
     record_property("seconds", time.perf_counter() - started)
     assert len(states(connection)) == 20_000
     shutil.move(inbox / "3", inbox / "three")
-    producer.scan()
-    assert not producer.held
+    scanner.scan()
+    assert not scanner.held
