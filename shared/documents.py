@@ -328,7 +328,7 @@ def retry(connection: Connection, document_id: int | None = None) -> int:
 
 
 def claim(connection: Connection, document_id: int, worker: str = "") -> Claim | None:
-    """Takes a document for `worker` (host:pid); None when there is nothing to do or another has it. The attempt counts from here."""
+    """Takes a document for `worker` (its name); None when there is nothing to do or another has it. The attempt counts from here."""
     with connection.cursor(row_factory=class_row(Claim)) as cursor:
         return cursor.execute(
             f"""

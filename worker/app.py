@@ -36,6 +36,7 @@ app.conf.update(
     task_reject_on_worker_lost=False,  # the ledger sends it again, and counts how often: worker/leases.py
     task_soft_time_limit=VISIBILITY_SECONDS // 2,
     task_time_limit=VISIBILITY_SECONDS // 2 + 300,
+    worker_lost_wait=0.5,  # seconds before a process that ended counts as lost: its result stands in PostgreSQL, if there is one
     worker_prefetch_multiplier=1,
     worker_concurrency=settings.workers(),
     worker_max_memory_per_child=480_000,  # KiB

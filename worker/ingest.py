@@ -35,7 +35,7 @@ def ingest(
 ) -> str:
     """Brings one document to what its source holds. Returns what came of it, in a word. Raises nothing that a retry could mend.
 
-    `worker`: host:pid of this process, written beside the lease, so that its main process can tell whose leases died with it.
+    `worker`: the name of this process, written beside the lease, so that its main process can tell whose leases died with it.
     """
     try:
         with pool.connection() as connection:

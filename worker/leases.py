@@ -30,9 +30,9 @@ OUTSIDE = (
 OUT_OF_MEMORY = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))  # … unless the kernel sent the SIGKILL
 
 
-def name_of(pid: int) -> str:
-    """How the ledger calls a process of this machine."""
-    return f"{socket.gethostname()}:{pid}"
+def name_of(pid: int, main: int | None = None) -> str:
+    """How the ledger calls a process of this machine: host:pid of the worker, and :pid of its process that does the work."""
+    return f"{socket.gethostname()}:{os.getpid() if main is None else main}:{pid}"
 
 
 def blame(error: BaseException, out_of_memory: bool) -> str | None:
@@ -97,14 +97,20 @@ def _hand_back(pids: list[int], reason: str | None) -> None:
 
 
 def _hand_back_dead(connection: Connection) -> None:
-    """Leases of processes of this machine that are no more: their main process died with them, or before it could tell."""
+    """Leases of processes of this machine that died together with their worker, which could not tell how."""
+    dead = [name for name, main, pid in _holders(connection) if not _alive(main) and not _alive(pid)]
+    if dead and documents.hand_back(connection, dead, "it ended with its worker"):
+        log.warning(f"Processes died with their worker: {', '.join(dead)}", action="lease.handed_back")
+
+
+def _holders(connection: Connection) -> list[tuple[str, int, int]]:
+    """Processes of this machine that hold leases: name, pid of the worker, own pid."""
     here = f"{socket.gethostname()}:"
-    held = connection.execute(
+    rows = connection.execute(
         "SELECT DISTINCT worker FROM document WHERE leased_until > now() AND starts_with(worker, %s)", [here]
     ).fetchall()
-    dead = [worker for (worker,) in held if not _alive(int(worker.removeprefix(here)))]
-    if dead and documents.hand_back(connection, dead, "it ended with its worker"):
-        log.warning(f"Processes died without a word: {', '.join(dead)}", action="lease.handed_back")
+    parts = [(name, name.removeprefix(here).split(":")) for (name,) in rows]
+    return [(name, int(pids[0]), int(pids[1])) for name, pids in parts if len(pids) == 2]
 
 
 def _alive(pid: int) -> bool:
@@ -149,9 +155,7 @@ class Keeper(bootsteps.StartStopStep):  # type: ignore[misc]
         try:
             with db.connect(settings.database_url, 2) as connection:
                 _hand_back_dead(connection)
-                sources.worker_seen(
-                    connection, name_of(os.getpid()), settings.workers(), [root] if self.consumes else []
-                )
+                sources.worker_seen(connection, _worker(), settings.workers(), [root] if self.consumes else [])
         except (psycopg.Error, AskfolderError) as error:
             log.warning(f"The worker cannot reach the database: {error}", action="worker.no_database")
 
@@ -167,12 +171,13 @@ def readable(root: Path) -> bool:
 def left() -> None:
     """At the worker's end, when its processes have ended: what they did not finish goes back, uncounted."""
     with contextlib.suppress(psycopg.Error, AskfolderError), db.connect(settings.database_url, 2) as connection:
-        here = f"{socket.gethostname()}:"
-        held = connection.execute(
-            "SELECT DISTINCT worker FROM document WHERE lease IS NOT NULL AND starts_with(worker, %s)", [here]
-        ).fetchall()
-        documents.hand_back(connection, [worker for (worker,) in held if not _alive(int(worker.removeprefix(here)))])
-        sources.worker_left(connection, name_of(os.getpid()))
+        ours = [name for name, main, pid in _holders(connection) if main == os.getpid() and not _alive(pid)]
+        documents.hand_back(connection, ours)
+        sources.worker_left(connection, _worker())
+
+
+def _worker() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 app.steps["consumer"].add(Keeper)

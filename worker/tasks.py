@@ -25,6 +25,12 @@ def _pool() -> Pool:
 
 
 @functools.cache
+def _name() -> str:
+    """Asked for right after the fork, while the parent is surely the worker."""
+    return leases.name_of(os.getpid(), os.getppid())
+
+
+@functools.cache
 def _parser() -> Parser:
     return Parser(
         memory_bytes=settings.parse_memory_mb << 20, seconds=settings.parse_seconds,
@@ -45,7 +51,7 @@ def _embedder_of(generation: Generation) -> Embedder:
 def ingest_document(document_id: int) -> str:
     if not leases.readable(settings.inbox):
         return "its source is away"  # the worker stops taking its documents, and the ledger sends this one again
-    return ingest(_pool(), _parser(), _embedder_of, document_id, leases.name_of(os.getpid()))
+    return ingest(_pool(), _parser(), _embedder_of, document_id, _name())
 
 
 @signals.celeryd_init.connect
@@ -61,6 +67,7 @@ def _check(**_: Any) -> None:
 
 @signals.worker_process_init.connect
 def _open(**_: object) -> None:
+    _name()
     _pool()
 
 

@@ -1,7 +1,7 @@
 -- Who holds a lease, what waits since when, and what the scan may do to a source.
 
 ALTER TABLE document
-    ADD COLUMN worker    text,                            -- host:pid of the process that holds the lease
+    ADD COLUMN worker    text,                            -- host:pid:pid of the worker and its process that holds the lease
     ADD COLUMN large     boolean GENERATED ALWAYS AS (wanted_size > 16000) STORED, -- a small one shouldn't wait for it
     ADD COLUMN bulk      boolean NOT NULL DEFAULT false,  -- found together with many others: a single drop passes by
     ADD COLUMN queued_at timestamptz,                     -- it waits, or is worked on, since
