@@ -18,8 +18,8 @@ UNSURE_SECONDS = 1.5  # … or for so long, where it cannot be told whether some
 SETTLED_AGE = 5.0  # … or at once, when it was last written so long ago
 HELD_OPEN_SECONDS = 60.0  # a file that a program keeps open, and leaves as it is for so long, is taken all the same
 CROWD = 50  # the newest of many new files; the others let them, and what comes later, pass by
-GUARDED_FILES = 20  # so many removals at once are looked at twice, and their share is judged
-SECOND_LOOK_SECONDS = 1.0
+STILL_SECONDS = 0.3  # removals are carried out when none was added for so long …
+GUARDED_FILES, SECOND_LOOK_SECONDS = 20, 1.0  # … or, so many at once, for so long; and their share is judged
 
 
 class Held(Exception):
@@ -42,7 +42,7 @@ class Scanner:
         self.unwatched = unwatched
         self.again: set[str] = set()
         self.unsettled: dict[str, tuple[str, float]] = {}  # key → (revision, since when it has it)
-        self.removals: tuple[int, float] = (0, 0.0)  # how many, since when
+        self.removals: tuple[int, float, float] = (0, 0.0, 0.0)  # how many, since when, since when there are any
         self.held = self.blind = False
 
     def scan(self, below: set[str] | None = None, confirmed: bool = False, rehash: bool = False) -> None:
@@ -165,15 +165,19 @@ class Scanner:
             )
 
     def _looks_again(self, gone: list[Known]) -> bool:
-        """Many removals at once are carried out only when they stand still: they may be the beginning of more."""
-        now, (count, since) = time.monotonic(), self.removals
-        if len(gone) < GUARDED_FILES:
-            self.removals = (0, now)
+        """Removals are carried out only when they stand still: they may be the beginning of more. But not for ever."""
+        now, (count, since, first) = time.monotonic(), self.removals
+        if not gone:
+            self.removals = (0, now, now)
             return False
         if count != len(gone):
-            self.removals = (len(gone), now)
+            since, first = now, first if count else now
+            self.removals = (len(gone), since, first)
+        still, longest = (SECOND_LOOK_SECONDS, 60.0) if len(gone) >= GUARDED_FILES else (STILL_SECONDS, 3.0)
+        if now - since < still and now - first < longest:
             return True
-        return now - since < SECOND_LOOK_SECONDS
+        self.removals = (0, now, now)
+        return False
 
     def _stop(self, problem: str) -> None:
         if not self.held:
