@@ -46,7 +46,7 @@ class Producer:
         self.source = FolderSource(settings.inbox)
         self.queue = queue_of("folder", str(settings.inbox))
         self.watch = Watch(self.source, settings.watch)
-        self.scanner = Scanner(settings, connection, self.source, self.watch.problem)
+        self.scanner = Scanner(settings, connection, self.source, self.watch.problem, meanwhile=self.publish)
         self.source_id = self.scanner.source_id
         self.dirty: set[str] = set()
         self.next_scan = self.next_question = self.next_publish = self.last_scan = 0.0
@@ -57,6 +57,8 @@ class Producer:
 
     def publish(self) -> int:
         """Sends what is due, up to the window: a small file never waits behind a backlog or for large ones. Returns how many."""
+        if time.monotonic() < self.next_publish:
+            return 0
         flying = documents.in_flight(self.connection)
         at_once = sources.capacity(self.connection, str(self.settings.inbox)) or self.settings.workers()
         large = max(at_once - 1, 1) - sum(is_large for _, is_large, _ in flying)
@@ -136,8 +138,7 @@ class Producer:
             documents.purge(self.connection)
             if promoted := generations.promote_when_whole(self.connection):
                 log.info(f"Now answering with {promoted.embedder} {promoted.model}", action="generation.switched")
-        sent = self.publish() if now >= self.next_publish else 0
-        self.idle = sent == 0 and not documents.in_flight(self.connection)
+        self.idle = self.publish() == 0 and not documents.in_flight(self.connection)
 
     def run(self) -> None:
         self.watch.start()

@@ -18,6 +18,7 @@ UNSURE_SECONDS = 1.5  # … or for so long, where it cannot be told whether some
 SETTLED_AGE = 5.0  # … or at once, when it was last written so long ago
 HELD_OPEN_SECONDS = 60.0  # a file that a program keeps open, and leaves as it is for so long, is taken all the same
 CROWD = 50  # the newest of many new files; the others let them, and what comes later, pass by
+BATCH = 2000  # files queued in one transaction
 STILL_SECONDS = 0.3  # removals are carried out when none was added for so long …
 GUARDED_FILES, SECOND_LOOK_SECONDS = 20, 1.0  # … or, so many at once, for so long; and their share is judged
 
@@ -28,18 +29,25 @@ class Held(Exception):
 
 class Scanner:
     """Brings the ledger of one source up to what is there. `unwatched`: what is not watched of so many folders, in words.
+    `meanwhile`: called again and again while a large scan is carried out.
 
     `again`: keys to be looked at again soon. `held`: the last full scan was not carried out. `blind`: not everything is watched.
     """
 
     def __init__(
-        self, settings: Settings, connection: Connection, source: FolderSource, unwatched: Callable[[int], str | None]
+        self,
+        settings: Settings,
+        connection: Connection,
+        source: FolderSource,
+        unwatched: Callable[[int], str | None],
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> None:
         self.settings = settings
         self.connection = connection
         self.source = source
         self.source_id = sources.source(connection, source.kind, str(source.root))
         self.unwatched = unwatched
+        self.meanwhile = meanwhile
         self.again: set[str] = set()
         self.unsettled: dict[str, tuple[str, float]] = {}  # key → (revision, since when it has it)
         self.removals: tuple[int, float, float] = (0, 0.0, 0.0)  # how many, since when, since when there are any
@@ -87,7 +95,9 @@ class Scanner:
         new = sorted((f for f in changed if f.key not in taken and self._settled(f)), key=lambda f: -f.modified)
         rows = [(file.key, file.revision, file.size) for file in new]
         documents.want(self.connection, self.source_id, rows[:CROWD])
-        documents.want(self.connection, self.source_id, rows[CROWD:], bulk=True)
+        for start in range(CROWD, len(rows), BATCH):
+            self.meanwhile()
+            documents.want(self.connection, self.source_id, rows[start : start + BATCH], bulk=True)
         documents.gone(self.connection, [row.id for row in gone])
         if rehash:
             documents.rebuild(
