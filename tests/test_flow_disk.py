@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from shared import db
 from shared.servers import Servers
 from tests.conftest import System, new_system, until
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("mount"), reason="needs root and `mount`, for a small file system"
+)
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ def test_root_may_be_a_link(tmp_path: Path) -> None:
     assert keys(source) == keys(source, {""}) == keys(source, {"sub"}) == ["sub/a.md"]
 
 
-@pytest.mark.skipif(not (LINUX and ROOT), reason="mounting needs root")
+@pytest.mark.skipif(not (LINUX and ROOT and shutil.which("unshare")), reason="mounting needs root and `unshare`")
 def test_mounts(tmp_path: Path) -> None:
     code = f"""
 import subprocess; from pathlib import Path; from worker.sources import FolderSource, file_system

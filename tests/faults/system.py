@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,7 +225,8 @@ def running(
 def _mount(folder: Path) -> Iterator[None]:
     backing = folder.with_name("backing")
     backing.mkdir()
-    made = subprocess.run(["mount", "--bind", str(backing), str(folder)], capture_output=True).returncode == 0
+    bind = ["mount", "--bind", str(backing), str(folder)]
+    made = shutil.which("mount") is not None and subprocess.run(bind, capture_output=True).returncode == 0
     if not made:
         backing.rmdir()
     try:
