@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help up test lint bench faults docs clean
+.PHONY: help up test lint bench faults eval docs clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,9 @@ bench: .venv/.installed-dev  ## Small drops, and a folder against bare parsing a
 
 faults: .venv/.installed-dev  ## Kill, cut and flood it, and count what is lost: make faults [ONLY="kills redis"] [SIZE=0.1]
 	@$(BIN)/python -m tests.faults $(ONLY) --size $(or $(SIZE),1) --report docs/reliability.md
+
+eval: .venv/.installed  ## Measure retrieval: make eval [DIR=questions.jsonl or BEIR folder] [ARGS="--report report.html"]
+	@./askfolder eval $(if $(DIR),"$(DIR)",eval/docs.jsonl --documents README.md --documents docs) $(ARGS)
 
 docs: .venv/.installed-dev  ## Write the tables of settings and commands again
 	@$(BIN)/python -m scripts.docs

@@ -289,7 +289,7 @@ def get_documents() -> Response:
     with _asker().pool.connection() as connection:
         rows = documents.listed(connection, query.limit, query.cursor, query.state, query.q)
         counts, load, problems = documents.counts(connection), documents.load(connection), sources.problems(connection)
-        building = generations.building(connection)
+        answering, building = generations.answering(connection), generations.building(connection)
     cursor = rows[-1]["id"] if len(rows) == query.limit else None
     return jsonify(
         documents=[_document(row) for row in rows],
@@ -297,6 +297,7 @@ def get_documents() -> Response:
         counts=counts,
         load=load,
         problems=problems,
+        index=answering,
         building=building,
     )
 

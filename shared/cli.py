@@ -7,14 +7,13 @@ import time
 import webbrowser
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
-import httpx2
 
-from shared import access
+from shared import client
+from shared.client import Client, NotRunningError
 from shared.errors import AskfolderError
-from shared.settings import Settings, load
+from shared.settings import load
 
 NO_ANSWER_EXIT = 3
 NOT_RUNNING_EXIT = 4
@@ -29,7 +28,7 @@ class _Group(click.Group):
             return super().invoke(context)
         except AskfolderError as error:
             click.echo(str(error), err=True)
-            sys.exit(1)
+            sys.exit(NOT_RUNNING_EXIT if isinstance(error, NotRunningError) else 1)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -190,11 +189,44 @@ def doctor(repair: bool, as_json: bool) -> None:
     sys.exit(0 if answer["ok"] or repair else FINDINGS_EXIT)
 
 
+@cli.command(name="eval")
+@click.argument("questions", type=click.Path(path_type=Path))
+@click.option("--temporary", is_flag=True, help="On a system of its own, removed in the end.")
+@click.option(
+    "--documents", type=click.Path(path_type=Path), multiple=True, help="What it indexes: a folder, or several paths."
+)
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep that system's data here, and use it again.")
+@click.option("--limit", type=click.IntRange(1), help="The first so many questions only.")
+@click.option("--mode", default="hybrid", show_default=True, help="hybrid, dense or lexical.")
+@click.option("--top-k", type=int, default=100, show_default=True, help="Passages asked for, folded to documents.")
+@click.option("--collection", help="Search in this collection only.")
+@click.option("--with", "more", default="", help="Further parameters of /search, or settings: 'NAME=VALUE …'.")
+@click.option(
+    "--compare", help="A second run with these changes, side by side: 'mode=dense', 'ASKFOLDER_…=… top_k=50'."
+)
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML report to this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def evaluate(
+    questions: Path, temporary: bool, documents: tuple[Path, ...], keep: Path | None, limit: int | None, mode: str, top_k: int,
+    collection: str | None, more: str, compare: str | None, report: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure retrieval with questions whose right documents are known (docs/evaluation.md).
+
+    QUESTIONS is a JSONL file of {"question": …, "relevant": [path, …]}, or a folder in the BEIR layout.
+    """
+    from shared import experiment  # numpy and the servers: not needed by the other commands
+
+    named = {"collection": collection} if collection is not None else {}
+    first = experiment.Choice({"mode": mode, "top_k": top_k, **named}).changed(more)
+    choices = [first] if compare is None else [first, first.changed(compare)]
+    experiment.evaluate(experiment.Plan(questions, choices, temporary, documents, keep, limit), report, as_json)
+
+
 @cli.command(name="open")
 def open_page() -> None:
     """Open the ask page in the browser, and say its address."""
     settings = load()
-    link = f"{_url(settings)}/?key={_key(settings)}"
+    link = f"{client.address(settings)}/?key={client.key(settings)}"
     click.echo(link)
     webbrowser.open(link)
 
@@ -235,40 +267,9 @@ def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
-def _url(settings: Settings) -> str:
-    if settings.url:
-        return settings.url.rstrip("/")
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-
-
-def _key(settings: Settings) -> str:
-    return settings.key.get_secret_value() if settings.key else access.key(settings)
-
-
 def _call(method: str, path: str, body: object = None, query: dict[str, Any] | None = None) -> Any:
-    """A call of the running system's API; ends the command with a sentence when it does not answer as it should."""
-    settings = load()
-    url = _url(settings)
-    local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    try:
-        with httpx2.Client(base_url=url, trust_env=not local, timeout=settings.ask_seconds + 10) as client:
-            response = client.request(
-                method, path, json=body, params=query, headers={"Authorization": f"Bearer {_key(settings)}"}
-            )
-    except httpx2.HTTPError as error:
-        click.echo(
-            f"askfolder does not answer at {url} ({error}). Start it with `make up`, or set ASKFOLDER_URL.", err=True
-        )
-        sys.exit(NOT_RUNNING_EXIT)
-    try:
-        answer = response.json()
-    except ValueError:
-        answer = {"detail": response.text[:300]}
-    if response.is_error:
-        click.echo(f"{answer.get('detail') or answer} ({response.status_code} from {url})", err=True)
-        sys.exit(1)
-    return answer
+    with Client.of(load()) as system:
+        return system.call(method, path, body, query)
 
 
 if __name__ == "__main__":

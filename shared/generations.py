@@ -127,6 +127,13 @@ def promote_when_whole(connection: Connection) -> Generation | None:
         return building
 
 
+def answering(connection: Connection) -> dict[str, object] | None:
+    """What the vectors of the live index are."""
+    if (generation := live(connection)) is None:
+        return None
+    return {"embedder": generation.embedder, "model": generation.model, "dimensions": generation.dimensions}
+
+
 def building(connection: Connection) -> dict[str, object] | None:
     """The index that is being built, if one is: its embedder and model, and how many documents it lacks."""
     for generation in active(connection):

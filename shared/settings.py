@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,15 +113,20 @@ def names() -> dict[str, str]:
 @functools.cache
 def load() -> Settings:
     """The settings of this process. Raises SettingsError with a sentence for each that is wrong."""
+    return read({})
+
+
+def read(changes: Mapping[str, str]) -> Settings:
+    """The settings with some changed, by the environment's names. Raises SettingsError with a sentence for each that is wrong."""
     file = ROOT / ".env"
     known = names()
-    given = {**(dotenv_values(file) if file.is_file() else {}), **os.environ}
+    given = {**(dotenv_values(file) if file.is_file() else {}), **os.environ, **changes}
     unknown = sorted(n for n in given if n.startswith("ASKFOLDER_") and n not in known)
     if unknown:
         near = ", ".join(sorted(n for n in known if n.startswith("ASKFOLDER_")))
         raise SettingsError(f"{', '.join(unknown)}: there is no such setting. Remove or correct it; there are: {near}.")
     try:
-        settings = Settings(_env_file=file if file.is_file() else None)  # type: ignore[call-arg]
+        settings = Settings(_env_file=file if file.is_file() else None, **changes)  # type: ignore[arg-type, call-arg]
     except ValidationError as error:
         raise SettingsError(
             "\n".join(

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -72,15 +74,50 @@ class Process:
 
 def up(settings: Settings, say: Say) -> None:
     """Runs everything until Ctrl-C, SIGTERM or SIGHUP. Raises SettingsError when it cannot start."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    with started(settings, say) as system:
+        if system.ready(stop):
+            say(_screen(settings))
+        said = ""
+        while not stop.wait(0.2):
+            problem = system.revive() or ""
+            if problem and system.servers.failures > 4 and problem != said:
+                say(f"{problem}\nIt is tried again until it starts; questions and documents wait.")
+                said = problem
+        say("\nStopping …")
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """The servers and processes of one data folder, while they run."""
+
+    settings: Settings
+    servers: Servers
+    processes: list[Process]
+
+    def ready(self, stop: threading.Event) -> bool:
+        return _ready(self.settings, self.processes, stop)
+
+    def revive(self) -> str | None:
+        """Starts again what ended by itself. Returns why a server could not start, while it can't."""
+        problem = self.servers.revive()
+        _revive(self.processes)
+        return problem
+
+
+@contextlib.contextmanager
+def started(
+    settings: Settings, say: Say, without: tuple[str, ...] = (), more: Mapping[str, str] = types.MappingProxyType({})
+) -> Iterator[System]:
+    """The servers and the Procfile's processes, ended in order at the end. `more`: of the processes' environment."""
     with contextlib.ExitStack() as stack:
-        stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: stop.set())
         _lock(settings, stack)
         _check_folder(settings)
         _check_ports(settings)
         servers = _servers(settings, stack)
-        env = _environment(settings, servers, say)
+        env = {**_environment(settings, servers, say), **more}
         if (
             settings.embedder == "local"
             and not settings.embedding_model
@@ -88,20 +125,12 @@ def up(settings: Settings, say: Say) -> None:
         ):
             say("Preparing the local embedder, once (some seconds) …")
             local_model.prepare(settings.data / LOCAL_MODEL)
-        processes = [Process(name, command, env, settings.data / "logs") for name, command in _procfile()]
+        logs = settings.data / "logs"
+        processes = [Process(name, command, env, logs) for name, command in _procfile() if name not in without]
         stack.callback(_end, processes)
         for process in processes:
             process.start()
-        if _ready(settings, processes, stop):
-            say(_screen(settings))
-        said = ""
-        while not stop.wait(0.2):
-            problem = servers.revive() or ""
-            if problem and servers.failures > 4 and problem != said:
-                say(f"{problem}\nIt is tried again until it starts; questions and documents wait.")
-                said = problem
-            _revive(processes)
-        say("\nStopping …")
+        yield System(settings, servers, processes)
 
 
 def _lock(settings: Settings, stack: contextlib.ExitStack) -> None:

@@ -1,0 +1,261 @@
+"""Question sets, measures of a ranking, and whether the difference of two settings may be chance. No server is needed here."""
+
+import gzip
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import PermanentError
+
+ROUNDS = 10_000  # of the randomisation test and the bootstrap
+BLOCK = 1_000_000  # numbers drawn at once
+SEED = 20_240_607
+DEPTHS = (5, 10, 20)
+CUT = 10  # of nDCG and MRR
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`relevant`: document → grade, all ≥ 1; a path in the index, or an id of the corpus."""
+
+    id: str
+    text: str
+    relevant: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """B − A, averaged over the questions. `p`: two-sided; `low`, `high`: 95 % of the bootstrap's averages."""
+
+    mean: float
+    p: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    ties: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One question's. `ranking`: documents, best first; `passages`: of each the best one, as the API gives it; `took`, `embedding`: ms."""
+
+    question: Question
+    ranking: list[str]
+    passages: list[dict[str, Any]]
+    took: float
+    embedding: float
+
+    @property
+    def values(self) -> dict[str, float]:
+        return measures(self.ranking, self.question.relevant)
+
+    @property
+    def first(self) -> int | None:
+        """Rank of the first relevant document."""
+        return next((rank for rank, name in enumerate(self.ranking, 1) if name in self.question.relevant), None)
+
+    @property
+    def missing(self) -> list[str]:
+        """Relevant documents that did not come at all."""
+        return sorted(self.question.relevant.keys() - set(self.ranking))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All results with one choice of settings. `label`: the choice; `system`: what it ran on."""
+
+    label: str
+    system: str
+    results: list[Result]
+
+    def summary(self) -> dict[str, float]:
+        """Averages of the measures, then milliseconds."""
+        values = [result.values for result in self.results]
+        took = [result.took for result in self.results]
+        return {name: float(np.mean([v[name] for v in values])) for name in values[0]} | {
+            "latency p50 ms": float(np.quantile(took, 0.5)), "latency p95 ms": float(np.quantile(took, 0.95)),
+            "embedding p50 ms": float(np.median([result.embedding for result in self.results])),
+        }  # fmt: skip
+
+    def ndcg(self) -> list[float]:
+        return [ndcg(result.ranking, result.question.relevant) for result in self.results]
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_questions(path: Path) -> list[Question]:
+    """A JSONL file of {question, relevant, id?}. Raises PermanentError with a sentence that names the line."""
+    questions = []
+    for number, row in _rows(path):
+        place = f"{path}, line {number}"
+        text, relevant = row.get("question"), row.get("relevant")
+        if not isinstance(text, str) or not text.strip():
+            raise PermanentError(f'{place} has no "question".')
+        if isinstance(relevant, list) and all(isinstance(name, str) for name in relevant):
+            relevant = dict.fromkeys(relevant, 1)
+        if not isinstance(relevant, dict) or not all(type(grade) is int for grade in relevant.values()):
+            raise PermanentError(f'{place}: "relevant" must be ["path", …] or {{"path": grade, …}} with whole numbers.')
+        relevant = {name: grade for name, grade in relevant.items() if grade >= 1}
+        if not relevant:
+            raise PermanentError(f"{place} names no relevant document: such a question can't be measured.")
+        questions.append(Question(str(row.get("id", number)), text.strip(), relevant))
+    return _distinct(questions, path)
+
+
+def read_beir(folder: Path) -> list[Question]:
+    """The questions of a folder in the BEIR layout that have a relevant document, in the order of queries.jsonl."""
+    judged: dict[str, dict[str, int]] = {}
+    qrels = _file(folder / "qrels", "test.tsv")
+    for number, line in _lines(qrels):
+        cells = line.split("\t")
+        if number == 1 and not cells[-1].strip().lstrip("-").isdigit():
+            continue  # the header
+        try:
+            query, document, grade = cells[0], cells[-2], int(cells[-1])  # the four columns of TREC are taken too
+        except (ValueError, IndexError):
+            raise PermanentError(f"{qrels}, line {number} is not query-id, corpus-id and grade with tabs.") from None
+        if grade >= 1:
+            judged.setdefault(query, {})[document] = grade
+    if not judged:
+        raise PermanentError(f"{qrels} names no relevant document, so nothing can be measured.")
+    queries = _file(folder, "queries.jsonl")
+    questions = []
+    for number, row in _rows(queries):
+        name, text = _text(row, "_id", queries, number), _text(row, "text", queries, number)
+        if name in judged and text.strip():
+            questions.append(Question(name, text.strip(), judged[name]))
+    if not questions:
+        raise PermanentError(f"No question of {queries} is among those that {qrels} judges.")
+    return _distinct(questions, queries)
+
+
+def read_corpus(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """(id, title, text) of each document of a folder in the BEIR layout."""
+    corpus = _file(folder, "corpus.jsonl")
+    for number, row in _rows(corpus):
+        title = row.get("title")
+        yield _text(row, "_id", corpus, number), title if isinstance(title, str) else "", _text(row, "text", corpus, number)  # fmt: skip
+
+
+def _file(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise PermanentError(f"{folder / name} (or {name}.gz) is not there: see docs/evaluation.md for the layout.")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that are not empty, with their numbers, from 1."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as file:  # fmt: skip
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise PermanentError(f"{path} is not UTF-8.") from None
+    except (OSError, EOFError) as error:
+        raise PermanentError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in _lines(path):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise PermanentError(f"{path}, line {number} is not JSON: {error}.") from None
+        if not isinstance(row, dict):
+            raise PermanentError(f"{path}, line {number} is not a JSON object.")
+        yield number, row
+
+
+def _text(row: dict[str, Any], name: str, path: Path, number: int) -> str:
+    value = row.get(name)
+    if isinstance(value, str) or (name == "_id" and type(value) is int):
+        return str(value)
+    raise PermanentError(f'{path}, line {number} has no "{name}".')
+
+
+def _distinct(questions: list[Question], path: Path) -> list[Question]:
+    if not questions:
+        raise PermanentError(f"{path} holds no question.")
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise PermanentError(f"{path} has the id {question.id} twice.")
+        seen.add(question.id)
+    return questions
+
+
+# --- measures --------------------------------------------------------------------------------------------------------
+
+
+def recall(ranking: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
+    return len(relevant.keys() & set(ranking[:k])) / len(relevant)
+
+
+def reciprocal_rank(ranking: Sequence[str], relevant: Mapping[str, int], k: int = CUT) -> float:
+    return next((1 / rank for rank, document in enumerate(ranking[:k], 1) if document in relevant), 0.0)
+
+
+def ndcg(ranking: Sequence[str], relevant: Mapping[str, int], k: int = CUT) -> float:
+    """Gain: the grade as it is (as in trec_eval), discounted by log₂(rank + 1)."""
+    best = _discounted(sorted(relevant.values(), reverse=True)[:k])
+    return _discounted([relevant.get(document, 0) for document in ranking[:k]]) / best
+
+
+def _discounted(gains: Sequence[int]) -> float:
+    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, 1))
+
+
+def measures(ranking: Sequence[str], relevant: Mapping[str, int]) -> dict[str, float]:
+    """All measures of one question. ranking: documents, best first, none twice."""
+    found = {f"recall@{k}": recall(ranking, relevant, k) for k in DEPTHS}
+    return found | {f"nDCG@{CUT}": ndcg(ranking, relevant), f"MRR@{CUT}": reciprocal_rank(ranking, relevant)}
+
+
+# --- is it chance? ---------------------------------------------------------------------------------------------------
+
+
+def compare(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """The difference of two settings' values for the same questions, in the same order."""
+    differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    differences[np.abs(differences) < 1e-12] = 0.0
+    low, high = np.quantile(_bootstrap(differences), [0.025, 0.975])
+    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    return Difference(
+        float(differences.mean()), _randomisation(differences), float(low), float(high), wins, losses, len(differences) - wins - losses,
+    )  # fmt: skip
+
+
+def _randomisation(differences: npt.NDArray[np.float64]) -> float:
+    """Share of random swaps of each pair that differ at least as much (Smucker, Allan & Carterette 2007), this order counted too."""
+    moved = differences[differences != 0]
+    if not len(moved):
+        return 1.0
+    generator, as_large = np.random.default_rng(SEED), 0
+    for rounds in _blocks(len(moved)):
+        signs = generator.integers(0, 2, (rounds, len(moved)), dtype=np.int8) * 2.0 - 1.0
+        as_large += int((np.abs(signs @ moved) >= abs(moved.sum()) - 1e-9).sum())
+    return (as_large + 1) / (ROUNDS + 1)
+
+
+def _bootstrap(differences: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    generator, n = np.random.default_rng(SEED), len(differences)
+    drawn = [differences[generator.integers(0, n, (rounds, n))].mean(axis=1) for rounds in _blocks(n)]
+    return np.concatenate(drawn)
+
+
+def _blocks(n: int) -> Iterator[int]:
+    """ROUNDS in parts, so that some thousand questions don't take gigabytes."""
+    size, left = max(1, BLOCK // n), ROUNDS
+    while left:
+        yield min(size, left)
+        left -= min(size, left)

@@ -1,0 +1,257 @@
+"""`askfolder eval`: one or two choices of settings, the same questions to each, a table and a report."""
+
+import contextlib
+import difflib
+import json
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shared import report
+from shared.client import Client
+from shared.errors import AskfolderError, PermanentError
+from shared.evaluation import CUT, Difference, Question, Result, Run, compare, read_beir, read_questions
+from shared.settings import load
+from shared.temporary import data_folder, gather, temporary, workplace, write_corpus
+
+WORST = 10  # questions that the terminal shows
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Parameters of POST /search (dots for nested ones) and settings by the environment's names."""
+
+    parameters: Mapping[str, Any]
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def label(self) -> str:
+        shown = {name: "…" if name.endswith("_KEY") else value for name, value in self.settings.items()}
+        return " ".join(f"{name}={value}" for name, value in {**shown, **self.parameters}.items())
+
+    def changed(self, words: str) -> "Choice":
+        """This choice with NAME=VALUE words added; raises click.UsageError."""
+        parameters, settings = dict(self.parameters), dict(self.settings)
+        try:
+            parts = shlex.split(words)
+        except ValueError as error:
+            raise click.UsageError(f"{words!r} cannot be taken apart ({error}).") from None
+        for part in parts:
+            name, equals, value = part.partition("=")
+            if not name or not equals:
+                raise click.UsageError(f"{part!r} is not NAME=VALUE, like mode=dense or ASKFOLDER_EMBEDDER=openai.")
+            if name.isupper():
+                settings[name] = value
+                continue
+            try:
+                parameters[name] = json.loads(value)
+            except ValueError:
+                parameters[name] = value
+        return Choice(parameters, settings)
+
+    def body(self, query: str, **more: Any) -> dict[str, Any]:
+        body: dict[str, Any] = {"query": query}
+        for name, value in {**self.parameters, **more}.items():
+            *outer, last = name.split(".")
+            inner = body
+            for key in outer:
+                inner = inner.setdefault(key, {})
+            inner[last] = value
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was typed. `choices`: one, or two to compare."""
+
+    path: Path
+    choices: list[Choice]
+    temporary: bool = False
+    documents: tuple[Path, ...] = ()
+    keep: Path | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`notes`: what to know when reading the figures, a sentence each."""
+
+    runs: list[Run]
+    difference: Difference | None
+    notes: list[str]
+
+
+def evaluate(plan: Plan, html: Path | None, as_json: bool) -> None:
+    """Runs the plan and prints. Everything but the result goes to stderr."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that a temporary system ends too
+        signal.signal(number, lambda *_: sys.exit(1))
+    if html is not None and not html.absolute().parent.is_dir():
+        raise PermanentError(f"{html} cannot be written: {html.absolute().parent} is no folder.")
+    outcome = carry_out(plan)
+    if html is not None:
+        try:
+            html.write_text(report.page(str(plan.path), outcome.runs, outcome.difference, outcome.notes), "utf-8")
+        except OSError as error:
+            raise PermanentError(f"{html} cannot be written ({error.strerror}).") from None
+    click.echo(json.dumps(as_data(outcome), ensure_ascii=False, indent=1) if as_json else as_text(outcome))
+    for note in outcome.notes:
+        click.secho(note, err=True, fg="yellow")
+    if html is not None:
+        click.echo(f"Report: {html}", err=as_json)
+
+
+def carry_out(plan: Plan) -> Outcome:
+    """Reads the questions first: a wrong one costs nothing. Raises AskfolderError."""
+    beir = plan.path.is_dir()
+    if not plan.path.exists():
+        raise PermanentError(f"{plan.path} is not there: name a file of questions or a folder in the BEIR layout.")
+    questions = (read_beir if beir else read_questions)(plan.path)[: plan.limit]
+    is_temporary = beir or plan.temporary or bool(plan.documents) or plan.keep is not None
+    if beir and plan.documents:
+        raise click.UsageError(f"{plan.path} has documents of its own: leave --documents out.")
+    if is_temporary and not beir and not plan.documents:
+        raise click.UsageError("A temporary system needs documents: name them with --documents.")
+    if not is_temporary and any(choice.settings for choice in plan.choices):
+        raise click.UsageError("Settings need a system of their own: add --temporary --documents PATH.")
+    with contextlib.ExitStack() as stack:
+        if is_temporary:
+            clients, ids = _temporary(plan, beir, stack)
+        else:
+            clients, ids = [stack.enter_context(Client.of(load()))] * len(plan.choices), {}
+        notes = _check(clients[0], questions, ids)
+        results: list[list[Result]] = [[] for _ in clients]
+        warnings: set[str] = set()
+        for number, question in enumerate(questions):
+            order = list(range(len(clients)))
+            for side in order if number % 2 else order[::-1]:  # in turns: neither always finds what the other warmed
+                results[side].append(_ask(clients[side], plan.choices[side], question, ids, warnings))
+        systems = [_described(client) for client in clients]
+    runs = [Run(choice.label(), system, found) for choice, system, found in zip(plan.choices, systems, results, strict=True)]  # fmt: skip
+    difference = compare(runs[0].ndcg(), runs[1].ndcg()) if len(runs) > 1 else None
+    return Outcome(runs, difference, notes + sorted(warnings))
+
+
+def _temporary(plan: Plan, beir: bool, stack: contextlib.ExitStack) -> tuple[list[Client], dict[str, str]]:
+    """A client for each choice; choices with the same settings share a system. And file → id of a BEIR corpus."""
+    named = [plan.path] if beir else list(plan.documents)
+    work = stack.enter_context(workplace(plan.keep, ", ".join(str(path.resolve()) for path in named)))
+    ids: dict[str, str] = {}
+    if beir:
+        folder = work / "documents"
+        ids = write_corpus(plan.path, folder)
+    else:
+        folder = gather(named, work / "documents")
+    running: dict[Path, Client] = {}
+    for choice in plan.choices:
+        data = data_folder(work, choice.settings)
+        if data not in running:
+            _say(f"Starting a system over {folder} …")
+            running[data] = stack.enter_context(temporary(folder.absolute(), data.absolute(), choice.settings, _say))
+    return [running[data_folder(work, choice.settings)] for choice in plan.choices], ids
+
+
+def _check(client: Client, questions: Sequence[Question], ids: Mapping[str, str]) -> list[str]:
+    """Sentences about what spoils the figures. Raises PermanentError when a relevant path is not in the index."""
+    documents = list(client.documents())
+    known = {ids.get(row["source"], row["source"]) for row in documents}
+    notes = []
+    lacking = [(question, name) for question in questions for name in question.relevant if name not in known]
+    if lacking and ids:
+        notes.append(f"{len(lacking)} judged documents are not in the corpus: they count as not found.")
+    elif lacking:
+        question, name = lacking[0]
+        near = difflib.get_close_matches(name, known, 1, 0.5)
+        raise PermanentError(
+            f"The question {question.id} names {name!r}, which is not in the index" + (f"; there is {near[0]!r}" if near else "")
+            + (f" ({len(lacking) - 1} more such paths)" if len(lacking) > 1 else "") + ". askfolder status --all lists the paths."
+        )  # fmt: skip
+    failed = [row for row in documents if row["state"] in ("failed", "quarantined")]
+    if failed:
+        notes.append(
+            f"{len(failed)} documents could not be read; the first: {failed[0]['source']}: {failed[0]['error']}"
+        )
+    if waiting := sum(row["state"] in ("queued", "ingesting") for row in documents):
+        notes.append(f"{waiting} documents are not indexed yet: run it again when askfolder status shows none waiting.")
+    return notes
+
+
+def _ask(client: Client, choice: Choice, question: Question, ids: Mapping[str, str], warnings: set[str]) -> Result:
+    """Asks twice: the first time for the question's embedding, which is then in the cache and its time known."""
+    try:
+        first = client.call("POST", "/search", choice.body(question.text, top_k=1))
+        started = time.perf_counter()
+        found = client.call("POST", "/search", choice.body(question.text))
+        took = (time.perf_counter() - started) * 1000
+    except AskfolderError as error:
+        raise type(error)(f"The question {question.id} could not be asked: {error}") from None
+    warnings.update(found["warnings"])
+    best: dict[str, dict[str, Any]] = {}
+    for passage in found["results"]:
+        best.setdefault(ids.get(passage["source"], passage["source"]), passage)
+    return Result(question, list(best), list(best.values()), took, float(first["timings"].get("embed_ms", 0.0)))
+
+
+def _described(client: Client) -> str:
+    listing = client.call("GET", "/documents", query={"limit": 1})
+    index = listing.get("index") or {"embedder": "no index", "model": "", "dimensions": 0}
+    return (
+        f"{listing['counts'].get('ready', 0):,} documents, {index['embedder']} {index['model']} ({index['dimensions']})"
+    )
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+def as_data(outcome: Outcome) -> dict[str, Any]:
+    runs = [
+        {
+            "label": run.label, "system": run.system, "summary": run.summary(),
+            "questions": [
+                {"id": r.question.id, "question": r.question.text, "relevant": r.question.relevant, "ranking": r.ranking,
+                 "measures": r.values, "latency_ms": r.took} for r in run.results
+            ],
+        } for run in outcome.runs
+    ]  # fmt: skip
+    return {"runs": runs, "difference": asdict(outcome.difference) if outcome.difference else None, "notes": outcome.notes}  # fmt: skip
+
+
+def as_text(outcome: Outcome) -> str:
+    return "\n".join(_lines(outcome))
+
+
+def _lines(outcome: Outcome) -> Iterator[str]:
+    runs, difference = outcome.runs, outcome.difference
+    names = ["", "A: ", "B: "]
+    for number, run in enumerate(runs, len(runs) - 1):
+        yield f"{names[number]}{len(run.results):,} questions, {run.label}: {run.system}"
+    yield ""
+    summaries = [run.summary() for run in runs]
+    if difference:
+        yield f"{'':<18}{'A':>9}{'B':>9}{'B − A':>9}"
+    for name in summaries[0]:
+        values = [summary[name] for summary in summaries]
+        shown = [report.figure(name, value) for value in values]
+        if difference:
+            shown.append(report.figure(name, values[1] - values[0], signed=True))
+        yield f"{name:<18}" + "".join(f"{value:>9}" for value in shown)
+    if difference:
+        yield ""
+        yield report.verdict(difference)
+    yield ""
+    yield f"Worst questions{' of B' if difference else ''} (nDCG@{CUT}; rank of the first relevant document; what came first)"
+    for result in sorted(runs[-1].results, key=lambda r: (r.values[f"nDCG@{CUT}"], r.question.id))[:WORST]:
+        top = report.printable(result.ranking[0]) if result.ranking else "nothing"
+        text = report.printable(" ".join(result.question.text.split()))
+        value = report.figure("nDCG", result.values[f"nDCG@{CUT}"])
+        yield f"{value:>6} {result.first or '–':>4}  {report.printable(result.question.id)}  {text[:90]}{'…' if len(text) > 90 else ''}  ({top})"
+    yield ""
