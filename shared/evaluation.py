@@ -4,7 +4,7 @@ import gzip
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,18 @@ BLOCK = 1_000_000  # numbers drawn at once
 SEED = 20_240_607
 DEPTHS = (5, 10, 20)
 CUT = 10  # of nDCG and MRR
+SPAN_PASSAGES = 5  # whose characters are compared with a question's spans
+Span = tuple[int, int]  # start and end, in characters of a document's text
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`relevant`: document → grade, all ≥ 1; a path in the index, or an id of the corpus."""
+    """`relevant`: document → grade, all ≥ 1; a path in the index, or an id of the corpus. `spans`: document → where the answer stands."""
 
     id: str
     text: str
     relevant: Mapping[str, int]
+    spans: Mapping[str, Sequence[Span]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +47,22 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One question's. `ranking`: documents, best first; `passages`: of each the best one, as the API gives it; `took`, `embedding`: ms."""
+    """One question's. `ranking`: documents, best first; `passages`: of each the best one, as the API gives it; `took`, `embedding`: ms.
+
+    `places`: document, start and end of every passage, best first.
+    """
 
     question: Question
     ranking: list[str]
     passages: list[dict[str, Any]]
     took: float
     embedding: float
+    places: Sequence[tuple[str, int, int]] = ()
 
     @property
     def values(self) -> dict[str, float]:
-        return measures(self.ranking, self.question.relevant)
+        found = measures(self.ranking, self.question.relevant)
+        return found | (covered(self.places, self.question.spans) if self.question.spans else {})
 
     @property
     def first(self) -> int | None:
@@ -99,6 +107,9 @@ def read_questions(path: Path) -> list[Question]:
         text, relevant = row.get("question"), row.get("relevant")
         if not isinstance(text, str) or not text.strip():
             raise PermanentError(f'{place} has no "question".')
+        spans = _spans(row.get("spans", {}), place)
+        if relevant is None and spans:
+            relevant = list(spans)
         if isinstance(relevant, list) and all(isinstance(name, str) for name in relevant):
             relevant = dict.fromkeys(relevant, 1)
         if not isinstance(relevant, dict) or not all(type(grade) is int for grade in relevant.values()):
@@ -106,8 +117,23 @@ def read_questions(path: Path) -> list[Question]:
         relevant = {name: grade for name, grade in relevant.items() if grade >= 1}
         if not relevant:
             raise PermanentError(f"{place} names no relevant document: such a question can't be measured.")
-        questions.append(Question(str(row.get("id", number)), text.strip(), relevant))
+        questions.append(Question(str(row.get("id", number)), text.strip(), relevant, spans))
+    if len({bool(question.spans) for question in questions}) > 1:
+        raise PermanentError(f"{path}: either all questions have spans, or none.")
     return _distinct(questions, path)
+
+
+def _spans(value: Any, place: str) -> dict[str, list[Span]]:
+    spans: dict[str, list[Span]] = {}
+    pairs: Any
+    for name, pairs in value.items() if isinstance(value, dict) else [("", None)]:
+        good = isinstance(pairs, list) and pairs and all(
+            isinstance(p, list) and len(p) == 2 and all(type(n) is int for n in p) and 0 <= p[0] < p[1] for p in pairs
+        )  # fmt: skip
+        if not good:
+            raise PermanentError(f'{place}: "spans" must be {{"path": [[start, end], …]}} in characters.')
+        spans[name] = [(start, end) for start, end in pairs]
+    return spans
 
 
 def read_beir(folder: Path) -> list[Question]:
@@ -219,6 +245,14 @@ def measures(ranking: Sequence[str], relevant: Mapping[str, int]) -> dict[str, f
     """All measures of one question. ranking: documents, best first, none twice."""
     found = {f"recall@{k}": recall(ranking, relevant, k) for k in DEPTHS}
     return found | {f"nDCG@{CUT}": ndcg(ranking, relevant), f"MRR@{CUT}": reciprocal_rank(ranking, relevant)}
+
+
+def covered(places: Sequence[tuple[str, int, int]], spans: Mapping[str, Sequence[Span]]) -> dict[str, float]:
+    """Share of the spans' characters that the first passages hold, and share of the passages' characters that are of the spans."""
+    wanted = {(name, n) for name, pairs in spans.items() for start, end in pairs for n in range(start, end)}
+    given = {(name, n) for name, start, end in places[:SPAN_PASSAGES] for n in range(start, end)}
+    both = len(wanted & given)
+    return {f"span recall@{SPAN_PASSAGES}": both / len(wanted), f"span precision@{SPAN_PASSAGES}": both / max(len(given), 1)}  # fmt: skip
 
 
 # --- is it chance? ---------------------------------------------------------------------------------------------------

@@ -192,9 +192,13 @@ def _ask(client: Client, choice: Choice, question: Question, ids: Mapping[str, s
         raise type(error)(f"The question {question.id} could not be asked: {error}") from None
     warnings.update(found["warnings"])
     best: dict[str, dict[str, Any]] = {}
+    places = []
     for passage in found["results"]:
-        best.setdefault(ids.get(passage["source"], passage["source"]), passage)
-    return Result(question, list(best), list(best.values()), took, float(first["timings"].get("embed_ms", 0.0)))
+        name = ids.get(passage["source"], passage["source"])
+        best.setdefault(name, passage)
+        places.append((name, passage["char_start"], passage["char_end"]))
+    embedding = float(first["timings"].get("embed_ms", 0.0))
+    return Result(question, list(best), list(best.values()), took, embedding, places)
 
 
 def _described(client: Client) -> str:

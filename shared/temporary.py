@@ -85,6 +85,10 @@ def gather(paths: Iterable[Path], target: Path) -> Path:
     for path in whole:
         if not path.exists():
             raise PermanentError(f"{path} is not there: name files or folders of documents with --documents.")
+        if target.absolute().is_relative_to(path):
+            raise PermanentError(
+                f"{path} holds {target.parent}, where the index would be: name another folder with --keep."
+            )
     if len(whole) == 1 and whole[0].is_dir():
         return whole[0]
     shared = Path(os.path.commonpath([path.parent for path in whole]))

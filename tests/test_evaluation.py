@@ -41,6 +41,18 @@ def test_measures(ranking: str, relevant: dict[str, int], expected: list[float])
     assert list(found.values()) == pytest.approx(expected, abs=1e-9)
 
 
+def test_spans(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "a", "spans": {"a.md": [[10, 20], [15, 30]], "b.md": [[0, 20]]}}')
+    (question,) = evaluation.read_questions(path)
+    assert question.relevant == {"a.md": 1, "b.md": 1}
+    places = [("a.md", 0, 15), ("a.md", 12, 20), ("c.md", 0, 20), ("x", 0, 1), ("x", 1, 2), ("b.md", 0, 20)]
+    found = evaluation.covered(places, question.spans)  # the sixth passage doesn't count
+    assert found == {"span recall@5": 10 / 40, "span precision@5": 10 / 42}
+    values = Result(question, ["a.md"], [], 1.0, 1.0, places).values
+    assert values["span recall@5"] == 10 / 40
+
+
 def test_difference_of_nothing_and_of_everything() -> None:
     same = evaluation.compare([0.5] * 40, [0.5] * 40)
     assert (same.p, same.mean, same.low, same.high, same.ties) == (1.0, 0, 0, 0, 40)
@@ -97,6 +109,12 @@ def test_questions(tmp_path: Path) -> None:
         ('{"question": "a", "relevant": {"a": "much"}}', '"relevant" must be'),
         ('{"question": "a", "relevant": []}', "names no relevant document"),
         ('{"question": "a", "relevant": {"a": 0}}', "names no relevant document"),
+        ('{"question": "a", "spans": {"a": [[3, 3]]}}', '"spans" must be'),
+        ('{"question": "a", "spans": [1]}', '"spans" must be'),
+        (
+            '{"question": "a", "relevant": ["a"]}\n{"question": "b", "spans": {"a": [[0, 1]]}}',
+            "all questions have spans",
+        ),
         ('{"id": 1, "question": "a", "relevant": ["a"]}\n' * 2, "the id 1 twice"),
     ],
 )
