@@ -1,5 +1,6 @@
 """Question sets, measures of a ranking, and whether the difference of two settings may be chance. No server is needed here."""
 
+import functools
 import gzip
 import json
 import math
@@ -34,8 +35,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """B − A, averaged over the questions. `p`: two-sided; `low`, `high`: 95 % of the bootstrap's averages."""
+    """B − A in a measure, averaged over the questions. `p`: two-sided; `low`, `high`: 95 % of the bootstrap's averages."""
 
+    measure: str
     mean: float
     p: float
     low: float
@@ -45,7 +47,7 @@ class Difference:
     ties: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Result:
     """One question's. `ranking`: documents, best first; `passages`: of each the best one, as the API gives it; `took`, `embedding`: ms.
 
@@ -60,6 +62,15 @@ class Result:
     places: Sequence[tuple[str, int, int]] = ()
 
     @property
+    def measure(self) -> str:
+        """The measure that questions are ordered and compared by: of where the answer stands, when that is known."""
+        return f"span recall@{SPAN_PASSAGES}" if self.question.spans else f"nDCG@{CUT}"
+
+    @property
+    def score(self) -> float:
+        return self.values[self.measure]
+
+    @functools.cached_property
     def values(self) -> dict[str, float]:
         found = measures(self.ranking, self.question.relevant)
         return found | (covered(self.places, self.question.spans) if self.question.spans else {})
@@ -92,8 +103,12 @@ class Run:
             "embedding p50 ms": float(np.median([result.embedding for result in self.results])),
         }  # fmt: skip
 
-    def ndcg(self) -> list[float]:
-        return [ndcg(result.ranking, result.question.relevant) for result in self.results]
+    @property
+    def measure(self) -> str:
+        return self.results[0].measure
+
+    def scores(self) -> list[float]:
+        return [result.score for result in self.results]
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -258,14 +273,18 @@ def covered(places: Sequence[tuple[str, int, int]], spans: Mapping[str, Sequence
 # --- is it chance? ---------------------------------------------------------------------------------------------------
 
 
-def compare(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """The difference of two settings' values for the same questions, in the same order."""
+def compare(a: Run, b: Run) -> Difference:
+    """The difference of two runs over the same questions, in the same order."""
+    return difference(a.scores(), b.scores(), a.measure)
+
+
+def difference(a: Sequence[float], b: Sequence[float], measure: str = f"nDCG@{CUT}") -> Difference:
     differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
     differences[np.abs(differences) < 1e-12] = 0.0
     low, high = np.quantile(_bootstrap(differences), [0.025, 0.975])
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     return Difference(
-        float(differences.mean()), _randomisation(differences), float(low), float(high), wins, losses, len(differences) - wins - losses,
+        measure, float(differences.mean()), _randomisation(differences), float(low), float(high), wins, losses, len(differences) - wins - losses,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import click
 from shared import report
 from shared.client import Client
 from shared.errors import AskfolderError, PermanentError
-from shared.evaluation import CUT, Difference, Question, Result, Run, compare, read_beir, read_questions
+from shared.evaluation import Difference, Question, Result, Run, compare, read_beir, read_questions
 from shared.settings import load
 from shared.temporary import data_folder, gather, temporary, workplace, write_corpus
 
@@ -133,7 +133,7 @@ def carry_out(plan: Plan) -> Outcome:
                 results[side].append(_ask(clients[side], plan.choices[side], question, ids, warnings))
         systems = [_described(client) for client in clients]
     runs = [Run(choice.label(), system, found) for choice, system, found in zip(plan.choices, systems, results, strict=True)]  # fmt: skip
-    difference = compare(runs[0].ndcg(), runs[1].ndcg()) if len(runs) > 1 else None
+    difference = compare(runs[0], runs[1]) if len(runs) > 1 else None
     return Outcome(runs, difference, notes + sorted(warnings))
 
 
@@ -252,10 +252,10 @@ def _lines(outcome: Outcome) -> Iterator[str]:
         yield ""
         yield report.verdict(difference)
     yield ""
-    yield f"Worst questions{' of B' if difference else ''} (nDCG@{CUT}; rank of the first relevant document; what came first)"
-    for result in sorted(runs[-1].results, key=lambda r: (r.values[f"nDCG@{CUT}"], r.question.id))[:WORST]:
+    yield f"Worst questions{' of B' if difference else ''} ({runs[-1].measure}; rank of the first relevant document; what came first)"
+    for result in sorted(runs[-1].results, key=lambda r: (r.score, r.question.id))[:WORST]:
         top = report.printable(result.ranking[0]) if result.ranking else "nothing"
         text = report.printable(" ".join(result.question.text.split()))
-        value = report.figure("nDCG", result.values[f"nDCG@{CUT}"])
+        value = report.figure(result.measure, result.score)
         yield f"{value:>6} {result.first or '–':>4}  {report.printable(result.question.id)}  {text[:90]}{'…' if len(text) > 90 else ''}  ({top})"
     yield ""

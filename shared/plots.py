@@ -41,7 +41,7 @@ def curves(values: Series, x_title: str, alt: str) -> str:
     return _svg([*parts, _x_title(x_title)], alt)
 
 
-def scatter(a: Sequence[float], b: Sequence[float], alt: str) -> str:
+def scatter(a: Sequence[float], b: Sequence[float], measure: str, alt: str) -> str:
     """Each question's value with A (across) and with B (up); larger dots where several lie."""
     ticks = [(tick, f"{tick:g}") for tick in np.linspace(0, 1, 6)]
     parts = [_y_axis(ticks, 1.0), f'<line class="even" x1="{_x(0)}" y1="{_y(0, 1)}" x2="{_x(1)}" y2="{_y(1, 1)}"/>']
@@ -54,7 +54,7 @@ def scatter(a: Sequence[float], b: Sequence[float], alt: str) -> str:
             f"<title>A {x:.2f}, B {y:.2f}: {count}</title></circle>"
         )
     parts += [_x_label(_x(tick), label) for tick, label in ticks]
-    return _svg([*parts, _x_title("nDCG@10 with A (up: with B)")], alt)
+    return _svg([*parts, _x_title(f"{measure} with A (up: with B)")], alt)
 
 
 def _svg(parts: Sequence[str], alt: str) -> str:

@@ -15,7 +15,6 @@ CSS = Path(__file__).with_name("report.css")
 PASSAGES = 10  # of each question
 SNIPPET = 500  # characters of each passage
 CURVE = 50
-NDCG = f"nDCG@{CUT}"
 
 
 def page(title: str, runs: Sequence[Run], difference: Difference | None, notes: Sequence[str]) -> str:
@@ -44,7 +43,7 @@ def verdict(difference: Difference) -> str:
     p = "p < .001" if difference.p < 0.001 else f"p = {figure('p', difference.p)}"
     chance = "so it is hardly chance" if difference.p < 0.05 else "so it may be chance"
     return (
-        f"{NDCG}: B − A = {figure('', difference.mean, True)}, {p}, {chance} (paired randomisation test, {ROUNDS:,} rounds). "
+        f"{difference.measure}: B − A = {figure('', difference.mean, True)}, {p}, {chance} (paired randomisation test, {ROUNDS:,} rounds). "
         f"95 % interval {figure('', difference.low, True)} to {figure('', difference.high, True)}. "
         f"B is better for {difference.wins:,} questions, worse for {difference.losses:,}, the same for {difference.ties:,}."
     )
@@ -70,7 +69,7 @@ def _body(title: str, runs: Sequence[Run], difference: Difference | None, notes:
     yield f'<h2>Plots</h2><div class="plots n{2 + len(runs)}">' + "".join(_plots(runs)) + "</div>"
     yield "<h2>Questions</h2>"
     yield _filter(runs)
-    worst = sorted(range(len(runs[-1].results)), key=lambda n: runs[-1].results[n].values[NDCG])
+    worst = sorted(range(len(runs[-1].results)), key=lambda n: runs[-1].results[n].score)
     for number in worst:
         yield _question([run.results[number] for run in runs])
 
@@ -83,7 +82,7 @@ def _table(runs: Sequence[Run]) -> str:
         values = [summary[name] for summary in summaries]
         cells = "".join(f"<td>{figure(name, value)}</td>" for value in values)
         cells += f"<td>{figure(name, values[1] - values[0], True)}</td>" if len(runs) > 1 else ""
-        kind = "main" if name == NDCG else "time" if name.endswith("ms") else ""
+        kind = "main" if name == runs[0].measure else "time" if name.endswith("ms") else ""
         rows.append(f'<tr class="{kind}"><th scope="row">{name}</th>{cells}</tr>')
     return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
 
@@ -93,7 +92,8 @@ def _plots(runs: Sequence[Run]) -> Iterator[str]:
     tenths = [n / 10 for n in range(11)]
     labels = [f"{n:g}" if round(n * 10) % 2 == 0 else "" for n in tenths]
     yield _plot(
-        f"Questions by {NDCG}", plots.histogram([r.ndcg() for r in runs], tenths, labels, NDCG, f"Histogram of {NDCG}")
+        f"Questions by {runs[0].measure}",
+        plots.histogram([r.scores() for r in runs], tenths, labels, runs[0].measure, f"Histogram of {runs[0].measure}"),
     )
     lines = [
         [float(np.mean([recall(r.ranking, r.question.relevant, k) for r in run.results])) for k in range(1, CURVE + 1)]
@@ -110,8 +110,8 @@ def _plots(runs: Sequence[Run]) -> Iterator[str]:
     )
     if len(runs) > 1:
         yield _plot(
-            f"{NDCG} of each question. Above the line B is better, below it A.",
-            plots.scatter(runs[0].ndcg(), runs[1].ndcg(), f"{NDCG} with A against B"),
+            f"{runs[0].measure} of each question. Above the line B is better, below it A.",
+            plots.scatter(runs[0].scores(), runs[1].scores(), runs[0].measure, f"{runs[0].measure} with A against B"),
         )
 
 
@@ -145,7 +145,7 @@ def _kinds(results: Sequence[Result]) -> set[str]:
         kinds.add("missed")
     if last.values[f"recall@{CUT}"] < 1:
         kinds.add("incomplete")
-    change = last.values[NDCG] - results[0].values[NDCG]
+    change = last.score - results[0].score
     if abs(change) > 1e-12:
         kinds.add("better" if change > 0 else "worse")
     return kinds
@@ -155,13 +155,13 @@ def _question(results: Sequence[Result]) -> str:
     question = results[0].question
     sides = "ab" if len(results) > 1 else " "
     scores = "".join(
-        f'<span class="{side}{"" if value else " zero"}">{figure(NDCG, value)}</span>'
-        for side, value in zip(sides, (r.values[NDCG] for r in results), strict=True)
+        f'<span class="{side}{"" if value else " zero"}">{figure("", value)}</span>'
+        for side, value in zip(sides, (r.score for r in results), strict=True)
     )
     lists = "".join(_side(side, result) for side, result in zip(sides, results, strict=True))
     return (
         f'<details class="question {" ".join(sorted(_kinds(results)))}"><summary><span class="text"><small>{_e(question.id)}</small>'
-        f'{_e(question.text)}</span><span class="score" title="{NDCG}">{scores}</span></summary><div class="sides">{lists}</div></details>'
+        f'{_e(question.text)}</span><span class="score" title="{results[0].measure}">{scores}</span></summary><div class="sides">{lists}</div></details>'
     )
 
 

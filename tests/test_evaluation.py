@@ -20,7 +20,7 @@ from shared.errors import PermanentError
 from shared.evaluation import Question, Result, Run
 from shared.providers import LOCAL_MODEL
 from shared.settings import ROOT
-from tests.conftest import until
+from tests.conftest import KEY, System, until
 
 # --- measures --------------------------------------------------------------------------------------------------------
 
@@ -51,16 +51,19 @@ def test_spans(tmp_path: Path) -> None:
     assert found == {"span recall@5": 10 / 40, "span precision@5": 10 / 42}
     values = Result(question, ["a.md"], [], 1.0, 1.0, places).values
     assert values["span recall@5"] == 10 / 40
+    runs = [Run("", "", [Result(question, ["a.md"], [], 1.0, 1.0, p)]) for p in (places, places[:1])]
+    assert evaluation.compare(*runs).measure == "span recall@5"
+    assert evaluation.compare(*runs).losses == 1
 
 
 def test_difference_of_nothing_and_of_everything() -> None:
-    same = evaluation.compare([0.5] * 40, [0.5] * 40)
+    same = evaluation.difference([0.5] * 40, [0.5] * 40)
     assert (same.p, same.mean, same.low, same.high, same.ties) == (1.0, 0, 0, 0, 40)
-    better = evaluation.compare([0.2] * 40, [0.3] * 40)
+    better = evaluation.difference([0.2] * 40, [0.3] * 40)
     assert better.p == pytest.approx(1 / 10_001)
     assert (better.wins, better.losses) == (40, 0)
     assert better.low == pytest.approx(0.1)
-    assert evaluation.compare([0.3] * 40, [0.2] * 40).mean == pytest.approx(-0.1)
+    assert evaluation.difference([0.3] * 40, [0.2] * 40).mean == pytest.approx(-0.1)
 
 
 def test_difference_against_every_swap() -> None:
@@ -70,15 +73,15 @@ def test_difference_against_every_swap() -> None:
     moved = np.subtract(b, a)
     signs = 1 - 2 * ((np.arange(256)[:, None] >> np.arange(8)) & 1)
     exact = float((np.abs(signs @ moved) >= abs(moved.sum()) - 1e-9).mean())
-    found = evaluation.compare(a, b)
+    found = evaluation.difference(a, b)
     assert found.p == pytest.approx(exact, abs=0.015)
     assert found.low < found.mean < found.high
-    assert evaluation.compare(a, b) == found, "the seed is fixed"
+    assert evaluation.difference(a, b) == found, "the seed is fixed"
 
 
 def test_chance_is_called_significant_as_often_as_it_should_be() -> None:
     generator = np.random.default_rng(7)
-    hits = sum(evaluation.compare(*generator.random((2, 30))).p < 0.05 for _ in range(100))
+    hits = sum(evaluation.difference(*generator.random((2, 30))).p < 0.05 for _ in range(100))
     assert 0 <= hits <= 12
 
 
@@ -309,7 +312,7 @@ def run_of(*rankings: str, text: str = "some text", label: str = "mode=hybrid") 
 
 def test_report_holds_what_was_found() -> None:
     runs = [run_of("x a", "b c"), run_of("a x", "b c", label="mode=dense")]
-    difference = evaluation.compare(runs[0].ndcg(), runs[1].ndcg())
+    difference = evaluation.compare(runs[0], runs[1])
     text = report.page("questions.jsonl", runs, difference, ["2 documents could not be read."])
     assert text.count('class="passage relevant"') == 2
     assert "z (not found)" in text
@@ -323,9 +326,9 @@ def test_report_holds_what_was_found() -> None:
 
 
 def test_report_escapes_everything() -> None:
-    plain = Tags(report.page("t", [run_of("a b"), run_of("b")], evaluation.compare([0], [1]), ["note"]))
+    plain = Tags(report.page("t", [run_of("a b"), run_of("b")], evaluation.difference([0], [1]), ["note"]))
     runs = [run_of("a <b>", text=HOSTILE, label=HOSTILE), run_of("<script>", text=HOSTILE, label=HOSTILE)]
-    text = report.page(HOSTILE, runs, evaluation.compare([0], [1]), [HOSTILE])
+    text = report.page(HOSTILE, runs, evaluation.difference([0], [1]), [HOSTILE])
     hostile = Tags(text)
     assert hostile.tags == plain.tags
     assert hostile.attributes == plain.attributes
@@ -383,21 +386,37 @@ def test_our_own_documents(environment: dict[str, str], tmp_path: Path) -> None:
     assert list(tmp_path.glob("askfolder-eval-*")) == [], "the temporary system is removed"
 
 
-def test_kept_and_wrong_path(environment: dict[str, str], tmp_path: Path) -> None:
+def test_kept_is_used_again(environment: dict[str, str], tmp_path: Path) -> None:
     folder, kept = beir(tmp_path / "set"), tmp_path / "kept"
-    first = run(environment, str(folder), "--keep", str(kept), "--with", "ASKFOLDER_CONCURRENCY=1")
-    assert first.returncode == 0, first.stderr
-    assert re.search(r"^nDCG@10 +1\.000$", first.stdout, re.M), first.stdout
-    assert "1 documents could not be read" in first.stderr
+    for n in range(2):
+        result = run(environment, str(folder), "--keep", str(kept))
+        assert result.returncode == 0, result.stderr
+        assert re.search(r"^nDCG@10 +1\.000$", result.stdout, re.M), result.stdout
+        assert "1 documents could not be read" in result.stderr
+        lines = (kept / "data/logs/worker.log").read_text().splitlines()
+        taken = [line for line in lines if "received" in line]
+        assert len(taken) == 3, f"run {n} indexes what is new only: {taken}"
+
+
+def test_running_system(system: System, environment: dict[str, str], tmp_path: Path) -> None:
+    (system.folder / "storch.md").write_text("# Stork\n\nThe stork is called Adele.")
+    system.start("web", "worker", "producer")
+    system.settled(1)
+    environment |= {"ASKFOLDER_URL": f"http://127.0.0.1:{system.port}", "ASKFOLDER_KEY": KEY}
     questions = tmp_path / "questions.jsonl"
-    questions.write_text('{"question": "stork", "relevant": ["stork.md"]}')
-    (tmp_path / "birds").mkdir()
-    (tmp_path / "birds/storch.md").write_text("The stork is called Adele.")
-    wrong = run(environment, str(questions), "--documents", str(tmp_path / "birds"))
+    questions.write_text('{"question": "What is the stork called?", "relevant": ["storch.md"]}')
+    right = run(environment, str(questions), "--compare", "mode=lexical top_k=5")
+    assert right.returncode == 0, right.stderr
+    assert "A: 1 questions, mode=hybrid top_k=100: 1 documents, local all-MiniLM-L6-v2-int8 (384)" in right.stdout
+    assert "B is better for 0 questions, worse for 0, the same for 1." in right.stdout
+    unknown = run(environment, str(questions), "--with", "colour=red")
+    assert unknown.returncode == 1
+    assert "The question 1 could not be asked: colour: " in unknown.stderr
+    questions.write_text('{"question": "What is the stork called?", "relevant": ["stork.md"]}')
+    wrong = run(environment, str(questions))
     assert wrong.returncode == 1
     assert "'stork.md', which is not in the index; there is 'storch.md'" in wrong.stderr
-    assert "Traceback" not in first.stderr + wrong.stderr
-    assert list(tmp_path.glob("askfolder-eval-*")) == []
+    assert "Traceback" not in right.stderr + unknown.stderr + wrong.stderr
 
 
 def test_ended_on_the_way(environment: dict[str, str], tmp_path: Path) -> None:
