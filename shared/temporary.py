@@ -32,8 +32,15 @@ SAY_SECONDS = 15.0
 def workplace(keep: Path | None, documents: str) -> Iterator[Path]:
     """The folder to work in. Raises PermanentError when the one to keep holds something else than these documents."""
     if keep is None:
-        with tempfile.TemporaryDirectory(prefix="askfolder-eval-", ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+        folder = Path(tempfile.mkdtemp(prefix="askfolder-eval-"))
+        try:
+            yield folder
+        finally:
+            for _ in range(50):  # what was ended in the middle of its start may still write a file
+                shutil.rmtree(folder, ignore_errors=True)
+                if not folder.exists():
+                    break
+                time.sleep(0.1)
         return
     mark = keep / MARK
     try:
