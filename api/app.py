@@ -360,10 +360,11 @@ def readyz() -> Response:
     missing = {}
     asker = _asker()
     try:
-        with asker.pool.connection(timeout=2) as connection:
+        # Not from the pool: a database that is frozen, rather than gone, would hold this answer as long as it likes.
+        with db.connect(asker.settings.database_url, 2) as connection:
             if generations.live(connection) is None:
                 missing["index"] = "no index yet: the producer makes it when it starts"
-    except (psycopg.Error, PoolTimeout):
+    except (psycopg.Error, TransientError):
         missing["database"] = "PostgreSQL does not answer, or its tables are not made yet"
     try:
         queue.client(asker.settings.redis_url).ping()

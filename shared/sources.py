@@ -7,6 +7,10 @@ from psycopg.rows import dict_row
 from shared.db import Connection
 
 PRODUCER_LOCK = 0x61736B68  # with the hash of the source's kind and root: held by the one producer that serves it
+_SERVED = """EXISTS (
+    SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = %s
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND l.objid::bigint = hashtext(s.kind || ':' || s.root)::bigint & 4294967295)"""
 WORKER_SECONDS = 30.0  # a worker that was not seen for so long is gone
 
 
@@ -61,11 +65,9 @@ def ask_scan(connection: Connection, confirmed: bool, rehash: bool) -> list[int]
     return [
         row[0]
         for row in connection.execute(
-            """
+            f"""
             UPDATE source s SET asked_at = now(), confirmed = s.confirmed OR %s, rehash = s.rehash OR %s
-            WHERE EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = %s
-                          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                          AND l.objid::bigint = hashtext(s.kind || ':' || s.root)::bigint & 4294967295)
+            WHERE {_SERVED}
             RETURNING id
             """,
             [confirmed, rehash, PRODUCER_LOCK],
@@ -120,11 +122,9 @@ def listed(connection: Connection) -> list[dict[str, object]]:
     """The sources: what the last full scan found or why it stopped, whether one is asked for, whether a producer serves it."""
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
-            """
+            f"""
             SELECT s.id, s.kind, s.root, s.scanned_at, s.scan, s.problem, s.held, s.asked_at IS NOT NULL AS scan_asked,
-                   EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = %s
-                           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                           AND l.objid::bigint = hashtext(s.kind || ':' || s.root)::bigint & 4294967295) AS served
+                   {_SERVED} AS served
             FROM source s ORDER BY s.id
             """,
             [PRODUCER_LOCK],

@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 
+import psutil
 import psycopg
 import redis
 
@@ -131,3 +132,21 @@ def test_emptied_queue_is_noticed_at_once(system: System, servers: Servers) -> N
     started = time.monotonic()
     until(lambda: system.search("heron"))
     assert time.monotonic() - started < documents.REPUBLISH_SECONDS * 0.8
+
+
+def test_frozen_database_is_told_from_one_that_answers(system: System, servers: Servers) -> None:
+    system.start("producer")
+    until(lambda: "producer.serves" in system.log("producer"))
+    system.start("web")
+    assert system.call("GET", "/readyz")["missing"] == {}
+    postgres = psutil.Process(servers.processes["postgres"].pid)
+    family = [postgres, *postgres.children(recursive=True)]
+    try:
+        for process in family:
+            process.suspend()
+        assert "database" in system.call("GET", "/readyz", status=503)["missing"]
+        assert system.call("GET", "/healthz") == {"status": "ok"}
+    finally:
+        for process in family:
+            process.resume()
+    until(lambda: system.call("GET", "/readyz", quiet=True)["missing"] == {})

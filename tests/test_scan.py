@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +52,7 @@ def ingest_all(connection: Connection, scanner: Scanner) -> None:
 
 
 def states(connection: Connection) -> dict[str, str]:
-    return {row.key: row.state for source in (1,) for row in documents.known(connection, source).values()}
+    return {row.key: row.state for row in documents.known(connection, 1).values()}
 
 
 def problem(connection: Connection) -> tuple[str | None, bool]:
@@ -339,19 +339,17 @@ def test_unmounted_folder_changes_nothing(scanner: Scanner, connection: Connecti
     assert set(states(connection).values()) == {"ready"}
 
 
-def test_closed_folder_keeps_its_documents(scanner: Scanner, connection: Connection, inbox: Path) -> None:
+def test_closed_folder_keeps_its_documents(
+    scanner: Scanner, connection: Connection, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(inbox / "sub" / "a.txt", "one")
     write(inbox / "b.txt", "two")
     scanner.scan()
     ingest_all(connection, scanner)
-    scanner.source.discover = lambda below=None: closed(type(scanner.source).discover(scanner.source, below))  # type: ignore[method-assign]
-
-    def closed(listing: object) -> object:
-        from dataclasses import replace
-
-        return replace(listing, found=[f for f in listing.found if f.key == "b.txt"], closed=["sub"])  # type: ignore[attr-defined,type-var]
-
-    scanner.scan()
+    whole = scanner.source.discover()  # the tests may run as root, to whom nothing is closed
+    seen = replace(whole, found=[file for file in whole.found if file.key == "b.txt"], closed=["sub"])
+    monkeypatch.setattr(scanner.source, "discover", lambda below: seen)
+    settle(scanner)
     assert set(states(connection).values()) == {"ready"}
     assert "sub" in str(problem(connection)[0])
 
@@ -383,9 +381,7 @@ def test_scan_is_asked_for_only_of_who_serves(database_url: str, connection: Con
 # --- at scale ---
 
 
-def test_twenty_thousand_files_are_queued_by_one_scan(
-    scanner: Scanner, connection: Connection, inbox: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_twenty_thousand_files_are_queued_by_one_scan(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     for folder in range(20):
         (inbox / str(folder)).mkdir()
         for n in range(1000):
@@ -393,9 +389,7 @@ def test_twenty_thousand_files_are_queued_by_one_scan(
     past = time.time() - 60
     for path in inbox.rglob("*.txt"):
         os.utime(path, (past, past))
-    started = time.perf_counter()
     scanner.scan()
-    record_property("seconds", time.perf_counter() - started)
     assert len(states(connection)) == 20_000
     shutil.move(inbox / "3", inbox / "three")
     scanner.scan()

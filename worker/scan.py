@@ -87,10 +87,11 @@ class Scanner:
             except Held as held:
                 self._stop(str(held))
                 return
+        active = generations.active(self.connection) if renamed else []
         for document_id, file in renamed.items():
             with self.connection.transaction():
                 documents.move(self.connection, document_id, file.key, file.revision)
-                index.rename(self.connection, generations.active(self.connection), document_id)
+                index.rename(self.connection, active, document_id)
         taken = {file.key for file in renamed.values()}
         new = sorted((f for f in changed if f.key not in taken and self._settled(f)), key=lambda f: -f.modified)
         rows = [(file.key, file.revision, file.size) for file in new]

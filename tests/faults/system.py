@@ -79,11 +79,6 @@ class Faulty(System):
         self.kept -= set(names or tuple(self.processes))
         super().stop(*names, number=number)
 
-    def restart(self, *names: str) -> None:
-        """Ends processes in an orderly way and starts them with the environment as it is now."""
-        self.stop(*names)
-        self.start(*names)
-
     def revive(self) -> None:
         """Starts again what died, as long as it is not held back."""
         for name in sorted(self.kept - self.held_back):
