@@ -163,3 +163,22 @@ def test_redis_that_may_throw_the_queue_away_is_refused(system: System) -> None:
             client.config_set("maxmemory", "0")
     assert "may throw the queue away (maxmemory-policy allkeys-lru): set it to noeviction" in system.log("worker")
     assert "Traceback" not in system.log("worker")
+
+
+def test_longest_turn_ends_and_goes_on_where_it_was(system: System, database_url: str) -> None:
+    """The signal with which Celery ends a task's time, sent by hand in the middle of a document."""
+    (system.folder / "a.txt").write_text("\n".join(f"Line {n} tells of heron number {n * 7919}." for n in range(3000)))
+    with OpenAIStandin(delay=0.8) as openai:
+        system.env |= {"ASKFOLDER_EMBEDDER": "openai", "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": openai.url}
+        system.start("web", "worker", "producer")
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            worker = until(lambda: holder(connection, set()))
+            until(lambda: len(openai.requests) >= 2, pause=0.01)
+            os.kill(int(worker.rpartition(":")[2]), signal.SIGUSR1)
+            row = until(lambda: (d := system.documents()["a.txt"])["error"] and d)
+            assert "took a worker's longest turn" in row["error"]
+            assert row["attempts"] == 0
+        assert system.settled(1, 60)["a.txt"]["state"] == "ready"
+        texts = [text for request in openai.requests for text in request["body"]["input"]]
+        largest = max(len(request["body"]["input"]) for request in openai.requests)
+        assert len(texts) - len(set(texts)) <= largest
