@@ -1,21 +1,45 @@
-"""Finds passages: dense and BM25 candidates, both scores for every candidate, fused, in one round trip."""
+"""Finds passages: dense and BM25 candidates, both scores for every candidate, fused and filtered in one statement.
 
+What a question's lexemes weigh is asked first; that decides which rows can be among the best, and how they are looked up.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from pgvector import HalfVector
 from psycopg import sql
-from psycopg.rows import dict_row
+from psycopg.rows import class_row, dict_row
 
+from shared import words
 from shared.db import Connection
 from shared.generations import Generation
 from shared.models import Passage
 
-COSINE_WEIGHT = (
-    0.65  # cosine as it is, BM25 by the question's best: won on nine collections against rank fusion and rescaling
-)
-CANDIDATES = 100
+# Cosine as it is, BM25 by the question's best: won on nine collections against rank fusion and rescaling.
+COSINE_WEIGHT = 0.65
+# The best passage speaks for the question, too: its part in the vector that the candidates are finally compared with.
+ECHO = 0.3
+CANDIDATES = 100  # of each side
 MODES = ("hybrid", "dense", "lexical")
+
+COUNTED = 1_000  # rows that are counted for a lexeme without statistics: one that stands in more is called common
+SINGLES, ROWS = 2_000, 5_000  # rows that lexemes by themselves, and with pairs of common ones, may bring
+PAIRED = 8  # common lexemes of which pairs are made
+EXACT = 1_000  # an exact scan where (allowed chunks)² is at most so many times all chunks: it costs less than the graph
+
+
+@dataclass(frozen=True, slots=True)
+class Lexeme:
+    """One of the question's. chunks: in how many it stands; strong, stronger: with a weight of at least 1.6, 1.8; NULL: not known."""
+
+    place: int
+    chunks: int
+    strong: int | None
+    stronger: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,56 +49,24 @@ class Filters:
     source: str | None = None
     collection: str | None = None
 
+    @property
+    def empty(self) -> bool:
+        return self == Filters()
+
+    def condition(self) -> sql.Composable:
+        return sql.SQL(
+            "(%(source)s::text IS NULL OR starts_with(d.key, %(source)s)) AND "
+            "(%(collection)s::text IS NULL OR d.collection_id = (SELECT id FROM collection WHERE name = %(collection)s))"
+        )
+
+    def parameters(self) -> dict[str, object]:
+        return {"source": self.source, "collection": self.collection}
+
 
 def configure(connection: Connection) -> None:
     """What a connection needs for searching: enough of the graph looked at, and on when a filter leaves too few."""
     connection.execute("SET hnsw.ef_search = 100")
     connection.execute("SET hnsw.iterative_scan = strict_order")
-
-
-_SEARCH = """
-WITH lexeme AS (
-    SELECT word, lexeme_place(word) AS place,
-           ('''' || replace(replace(word, '\\', '\\\\'), '''', '''''') || '''')::tsquery AS query
-    FROM unnest(tsvector_to_array(to_tsvector('english', %(question)s))) AS word
-), weighted AS (
-    SELECT place, query, ln(1 + (total.n - df.n + 0.5) / (df.n + 0.5)) AS idf
-    FROM lexeme, LATERAL (SELECT count(*) AS n FROM {lexical} WHERE words @@ lexeme.query) AS df,
-         (SELECT count(*) AS n FROM {lexical}) AS total
-), question AS (
-    SELECT (SELECT string_agg(query::text, ' | ') FROM weighted)::tsquery AS any_word,
-           ('{{' || (SELECT string_agg(place || ':' || idf, ',' ORDER BY place)
-                     FROM (SELECT place, sum(idf) AS idf FROM weighted GROUP BY place) AS w) || '}}/1000000000')::sparsevec AS idf
-), lexical AS MATERIALIZED (
-    SELECT l.chunk_id, l.bm25 <#> (SELECT idf FROM question) AS distance
-    FROM {lexical} l JOIN chunk c ON c.id = l.chunk_id JOIN document d ON d.id = c.document_id
-    WHERE %(lexical)s AND l.words @@ (SELECT any_word FROM question) AND {visible}
-    ORDER BY distance LIMIT %(candidates)s
-), dense AS MATERIALIZED (
-    SELECT v.chunk_id, v.embedding <=> %(vector)s AS distance
-    FROM {vectors} v JOIN chunk c ON c.id = v.chunk_id JOIN document d ON d.id = c.document_id
-    WHERE %(dense)s AND {visible}
-    ORDER BY v.embedding <=> %(vector)s LIMIT %(candidates)s
-), scored AS (
-    SELECT chunk_id,
-           CASE WHEN %(vector)s::halfvec IS NULL THEN NULL ELSE 1 - (v.embedding <=> %(vector)s) END AS cosine,
-           coalesce(-(l.bm25 <#> (SELECT idf FROM question)), 0) AS bm25
-    FROM (SELECT chunk_id FROM lexical UNION SELECT chunk_id FROM dense) AS candidate
-    JOIN {vectors} v USING (chunk_id) JOIN {lexical} l USING (chunk_id)
-), fused AS (
-    SELECT *, CASE WHEN NOT %(dense)s THEN bm25 WHEN NOT %(lexical)s THEN cosine
-                   ELSE %(weight)s * cosine + (1 - %(weight)s) * coalesce(bm25 / nullif(max(bm25) OVER (), 0), 0) END AS score
-    FROM scored
-)
-SELECT f.chunk_id, c.document_id, d.key AS source, d.title, c.content, f.score, c.page, c.heading_path AS heading,
-       c.char_start, c.char_end, f.cosine, f.bm25
-FROM fused f JOIN chunk c ON c.id = f.chunk_id JOIN document d ON d.id = c.document_id
-ORDER BY f.score DESC, f.chunk_id LIMIT %(top_k)s
-"""
-
-_VISIBLE = """d.live_revision IS NOT NULL AND d.state NOT IN ('deleted', 'excluded')
-      AND (%(source)s::text IS NULL OR starts_with(d.key, %(source)s))
-      AND (%(collection)s::text IS NULL OR d.collection_id = (SELECT id FROM collection WHERE name = %(collection)s))"""
 
 
 def retrieve(
@@ -85,17 +77,195 @@ def retrieve(
     top_k: int,
     mode: str,
     filters: Filters,
+    cosine_weight: float = COSINE_WEIGHT,
 ) -> list[Passage]:
     """The best passages for a question, best first. vector: float32, shape (dimensions,); None: only words count."""
     dense = mode in ("hybrid", "dense") and vector is not None
-    query = sql.SQL(_SEARCH).format(vectors=generation.vectors, lexical=generation.lexical, visible=sql.SQL(_VISIBLE))
+    lexical = mode != "dense" or not dense
+    total, allowed = _sizes(connection, generation, filters)
+    lexemes = _lexemes(connection, generation, question, filters) if lexical else []
+    queries, idf = weigh(lexemes, total, allowed)
+    if not allowed or not (dense or queries):
+        return []
+    narrow = allowed * allowed <= EXACT * total
     with connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(
-            query,
+            _statement(generation, filters, narrow, max(CANDIDATES, top_k), dense, len(queries)),
             {
-                "question": question, "vector": HalfVector(vector) if vector is not None else None, "top_k": top_k,
-                "candidates": max(CANDIDATES, top_k), "weight": COSINE_WEIGHT, "dense": dense, "lexical": mode != "dense" or not dense,
-                "source": filters.source, "collection": filters.collection,
+                **filters.parameters(), "vector": HalfVector(vector) if dense else None, "idf": _sparse(idf), **{f"terms_{i}": terms for i, terms in enumerate(queries)},
+                "generation": generation.id, "top_k": top_k, "weight": cosine_weight, "echo": ECHO,
             },
         ).fetchall()  # fmt: skip
     return [Passage(**{**row, "heading": tuple(row["heading"])}) for row in rows]
+
+
+# --- what the question's lexemes weigh -------------------------------------------------------------------------------
+
+
+def _sizes(connection: Connection, generation: Generation, filters: Filters) -> tuple[int, int]:
+    """How many chunks the collection has, and how many of them the filters allow."""
+    query = sql.SQL(
+        "SELECT coalesce(sum(chunks), 0), coalesce(sum(chunks) FILTER (WHERE {condition}), 0) FROM document d WHERE {visible}"
+    )
+    row = connection.execute(query.format(condition=filters.condition(), visible=_VISIBLE), filters.parameters()).fetchone()
+    assert row is not None
+    return int(row[0]), int(row[1])
+
+
+_LEXEMES = """
+WITH searched AS MATERIALIZED (
+    SELECT id FROM collection WHERE %(collection)s::text IS NULL OR name = %(collection)s
+), place AS (
+    SELECT lexeme_place(configuration || ':' || word) AS place
+    FROM (SELECT DISTINCT configuration FROM lexeme_configuration
+          WHERE generation_id = %(generation)s AND collection_id IN (SELECT id FROM searched)) AS c,
+         unnest(tsvector_to_array(to_tsvector(configuration::regconfig, %(words)s))) AS word
+    UNION SELECT lexeme_place(term) FROM unnest(%(exact)s::text[]) AS term
+), known AS (
+    SELECT place, sum(chunks) AS chunks, sum(strong) AS strong, sum(stronger) AS stronger
+    FROM place JOIN lexeme_stats USING (place)
+    WHERE generation_id = %(generation)s AND collection_id IN (SELECT id FROM searched) GROUP BY place
+)
+SELECT place, coalesce(known.chunks, counted.chunks) AS chunks, strong, stronger
+FROM place LEFT JOIN known USING (place), LATERAL (
+    SELECT count(*) AS chunks FROM (
+        SELECT FROM {lexical} WHERE known.place IS NULL AND bm25_terms(bm25) @@ place::text::tsquery
+                                    AND collection_id IN (SELECT id FROM searched) LIMIT %(counted)s) AS found
+) AS counted
+WHERE coalesce(known.chunks, counted.chunks) > 0
+"""
+
+
+def _lexemes(connection: Connection, generation: Generation, question: str, filters: Filters) -> list[Lexeme]:
+    """The question's lexemes in every language of the collection. What statistics do not know yet is counted, up to COUNTED rows."""
+    found, exact = words.question(question)
+    with connection.cursor(row_factory=class_row(Lexeme)) as cursor:
+        return cursor.execute(
+            sql.SQL(_LEXEMES).format(lexical=generation.lexical),
+            {"words": " ".join(found), "exact": exact, "generation": generation.id, "collection": filters.collection, "counted": COUNTED},
+        ).fetchall()  # fmt: skip
+
+
+def weigh(lexemes: Sequence[Lexeme], total: int, allowed: int) -> tuple[list[str], dict[int, float]]:
+    """Which rows can be among the best: tsqueries of index terms; and the inverse document frequencies: place → idf.
+
+    Common lexemes count for every row that is scored, but by themselves they bring none: their strong rows do, then rows in which
+    two of them meet, the rarest first, within the budget. `total` chunks, of which `allowed` pass the filters. The first query
+    is of terms that bring rows by themselves; of the further ones each two must both hold.
+    """
+    if not lexemes or not total:
+        return [], {}
+    known = [_plausible(lexeme, total) for lexeme in lexemes]
+    idf = {lexeme.place: math.log(1 + (total - lexeme.chunks + 0.5) / (lexeme.chunks + 0.5)) for lexeme in known}
+    scale = min(total / max(allowed, 1), 10.0)  # of what is brought, filters drop some
+    singles, rows = _singles(known, SINGLES * scale)
+    rest = sorted((x for x in known if str(x.place) not in singles), key=lambda x: (x.chunks, x.place))[:PAIRED]
+    meeting: dict[int, list[int]] = defaultdict(list)
+    for a, b in sorted(combinations(rest, 2), key=lambda pair: -idf[pair[0].place] - idf[pair[1].place]):
+        rows += 2 * a.chunks * b.chunks / total  # words that go together meet more often than by chance
+        if rows > ROWS * scale:
+            break
+        meeting[a.place].append(b.place)
+    queries = [" | ".join(singles)]
+    for place, others in meeting.items():
+        queries += [str(place), " | ".join(map(str, others))]
+    return queries, idf
+
+
+def _sparse(idf: dict[int, float]) -> str:
+    return "{" + ",".join(f"{place}:{idf[place]:.5g}" for place in sorted(idf)) + "}/1000000000"
+
+
+def _plausible(lexeme: Lexeme, total: int) -> Lexeme:
+    """With a count that can be: without statistics a lexeme of more than COUNTED rows is taken for one of half of all."""
+    common = lexeme.strong is None and lexeme.chunks >= COUNTED
+    return Lexeme(lexeme.place, min(max(lexeme.chunks, total // 2 if common else 0), total), lexeme.strong, lexeme.stronger)
+
+
+def _singles(lexemes: Sequence[Lexeme], budget: float) -> tuple[list[str], float]:
+    """Index terms that bring rows by themselves, from the rarest on; at least one. And how many rows they bring."""
+    terms = [(x.chunks, str(x.place)) for x in lexemes]
+    terms += [(x.strong, f"a{x.place}") for x in lexemes if x.strong]
+    terms += [(x.stronger, f"b{x.place}") for x in lexemes if x.stronger]
+    chosen: list[str] = []
+    rows = 0.0
+    for chunks, term in sorted(terms):
+        if chosen and rows + chunks > budget:
+            break
+        chosen.append(term)
+        rows += chunks
+    return chosen, rows
+
+
+# --- the search itself -----------------------------------------------------------------------------------------------
+
+_VISIBLE = sql.SQL("d.live_revision IS NOT NULL AND d.state NOT IN ('deleted', 'excluded')")
+
+# Where few chunks are allowed, all of them are compared; + 0 keeps the graph out of it.
+_NARROW = """
+allowed AS MATERIALIZED (
+    SELECT c.id AS chunk_id FROM document d JOIN chunk c ON c.document_id = d.id AND c.generation_id = %(generation)s
+    WHERE {visible} AND {condition}
+), lexical AS MATERIALIZED (
+    SELECT chunk_id, bm25 <#> %(idf)s::sparsevec AS distance FROM allowed JOIN {lexical} USING (chunk_id)
+    WHERE {with_words} AND bm25 <#> %(idf)s::sparsevec < 0 ORDER BY distance LIMIT {limit}
+), dense AS MATERIALIZED (
+    SELECT chunk_id, embedding <=> %(vector)s AS distance FROM allowed JOIN {vectors} USING (chunk_id)
+    WHERE {with_vector} ORDER BY (embedding <=> %(vector)s) + 0 LIMIT {limit}
+)"""
+
+# Elsewhere the indexes bring candidates; with filters, documents are looked at until there are enough that pass.
+_WIDE = """
+lexical AS MATERIALIZED (
+    SELECT chunk_id, distance FROM (
+        SELECT chunk_id, document_id, bm25 <#> %(idf)s::sparsevec AS distance FROM {lexical} WHERE {candidates} ORDER BY distance OFFSET 0
+    ) AS found WHERE {passes} ORDER BY distance LIMIT {limit}
+), dense AS MATERIALIZED (
+    SELECT chunk_id, embedding <=> %(vector)s AS distance FROM {vectors} AS found
+    WHERE {with_vector} AND {passes} ORDER BY embedding <=> %(vector)s LIMIT {limit}
+)"""
+_PASSES = "EXISTS (SELECT FROM document d WHERE d.id = found.document_id AND {visible} AND {condition} OFFSET 0)"
+
+_SCORE = """
+scored AS MATERIALIZED (
+    SELECT chunk_id, embedding, 1 - (embedding <=> %(vector)s::halfvec) AS cosine, coalesce(-(bm25 <#> %(idf)s::sparsevec), 0) AS bm25
+    FROM (SELECT chunk_id FROM lexical UNION SELECT chunk_id FROM dense) AS candidate
+    JOIN {vectors} USING (chunk_id) LEFT JOIN {lexical} USING (chunk_id)
+), best AS (
+    SELECT embedding, cosine, max(bm25) OVER () AS bm25 FROM scored
+    ORDER BY %(weight)s * cosine + (1 - %(weight)s) * coalesce(bm25 / nullif(max(bm25) OVER (), 0), 0) DESC, chunk_id LIMIT 1
+), fused AS (
+    SELECT s.chunk_id, s.cosine, s.bm25, {score} AS score FROM scored s, best ORDER BY score DESC, chunk_id
+)
+SELECT f.chunk_id, d.id AS document_id, d.key AS source, d.title, c.content, f.score, c.page, c.heading_path AS heading,
+       c.char_start, c.char_end, f.cosine, f.bm25
+FROM fused f, LATERAL (SELECT * FROM chunk WHERE id = f.chunk_id OFFSET 0) AS c,
+     LATERAL (SELECT * FROM document d WHERE d.id = c.document_id AND {visible} OFFSET 0) AS d
+ORDER BY f.score DESC, f.chunk_id LIMIT %(top_k)s
+"""
+
+# cos(question + best, passage), from the cosines of both with the passage and with each other.
+_FUSED = """
+%(weight)s * ((1 - %(echo)s) * s.cosine + %(echo)s * (1 - (s.embedding <=> best.embedding)))
+           / sqrt((1 - %(echo)s) ^ 2 + %(echo)s ^ 2 + 2 * (1 - %(echo)s) * %(echo)s * best.cosine)
++ (1 - %(weight)s) * coalesce(s.bm25 / nullif(best.bm25, 0), 0)"""
+
+
+def _statement(generation: Generation, filters: Filters, narrow: bool, limit: int, dense: bool, queries: int) -> sql.Composed:
+    """Limits are written out: the planner would have to guess them, and a prepared plan is kept."""
+    score = _FUSED if dense and queries else "s.cosine" if dense else "s.bm25"
+    condition = filters.condition()
+    passes = sql.SQL("TRUE" if filters.empty else _PASSES).format(visible=_VISIBLE, condition=condition)
+    return sql.SQL("WITH" + (_NARROW if narrow else _WIDE) + "," + _SCORE).format(
+        vectors=generation.vectors, lexical=generation.lexical, visible=_VISIBLE, condition=condition, passes=passes, score=sql.SQL(score),
+        limit=sql.Literal(limit), with_words=sql.Literal(queries > 0), with_vector=sql.Literal(dense), candidates=_candidates(queries),
+    )  # fmt: skip
+
+
+def _candidates(queries: int) -> sql.Composable:
+    """One bitmap for each query, put together: a single query of all would be evaluated for every row of a common lexeme."""
+    if not queries:
+        return sql.SQL("false")
+    holds = [sql.SQL("bm25_terms(bm25) @@ {}::tsquery").format(sql.Placeholder(f"terms_{i}")) for i in range(queries)]
+    meeting = [sql.SQL("({} AND {})").format(*pair) for pair in zip(holds[1::2], holds[2::2], strict=True)]
+    return sql.SQL("({})").format(sql.SQL(" OR ").join([holds[0], *meeting]))

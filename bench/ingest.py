@@ -46,7 +46,7 @@ def bare(folder: Path, model: Path, cores: int) -> tuple[float, float, int]:
         finally:
             parsing += time.perf_counter() - started
         started = time.perf_counter()
-        texts = [c.content for c in chunk(parsed, embedder.count, *chunk_sizes(embedder))]
+        texts = [c.content for c in chunk(parsed, embedder.count, *chunk_sizes(embedder, 0))]
         parsing += time.perf_counter() - started
         started = time.perf_counter()
         embed_all(embedder, texts, lambda _, __: None)

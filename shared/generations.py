@@ -27,6 +27,12 @@ class Generation:
     state: str
 
     @property
+    def chunk_sizes(self) -> tuple[int, int]:
+        """Tokens of a chunk's content, and of its overlap."""
+        _, size, overlap = self.chunker.split("/")
+        return int(size), int(overlap)
+
+    @property
     def vectors(self) -> sql.Identifier:
         return sql.Identifier(f"vector_{self.id}")
 
@@ -95,17 +101,18 @@ def _create_tables(connection: Connection, number: int, dimensions: int) -> None
             """
             CREATE TABLE {vectors} (
                 chunk_id      bigint PRIMARY KEY REFERENCES chunk ON DELETE CASCADE,
+                document_id   bigint NOT NULL,
                 collection_id bigint NOT NULL,
                 embedding     halfvec({dimensions}) NOT NULL
             );
-            CREATE INDEX ON {vectors} USING hnsw (embedding halfvec_cosine_ops) WITH (m = 16, ef_construction = 64);
+            CREATE INDEX ON {vectors} USING hnsw (embedding halfvec_cosine_ops) WITH (m = 16, ef_construction = 128);
             CREATE TABLE {lexical} (
                 chunk_id      bigint PRIMARY KEY REFERENCES chunk ON DELETE CASCADE,
+                document_id   bigint NOT NULL,
                 collection_id bigint NOT NULL,
-                words         tsvector NOT NULL,
                 bm25          sparsevec NOT NULL
             );
-            CREATE INDEX ON {lexical} USING gin (words);
+            CREATE INDEX ON {lexical} USING gin (bm25_terms(bm25)) WITH (fastupdate = off);
             """
         ).format(dimensions=sql.Literal(dimensions), **names)
     )

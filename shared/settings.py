@@ -73,6 +73,12 @@ class Settings(BaseSettings):
         ge=0,
         le=100,
     )
+    chunk_tokens: int = _env(
+        "ASKFOLDER_CHUNK_TOKENS", 0, "the most tokens of a chunk; 0: what the embedder reads, up to 400", ge=0, le=8000
+    )
+    cosine_weight: float = _env(
+        "ASKFOLDER_COSINE_WEIGHT", 0.65, "what meaning counts in a passage's rank, against words", ge=0, le=1
+    )
     parse_seconds: float = _env("ASKFOLDER_PARSE_SECONDS", 120.0, "the time that reading one file may take", gt=0)
     parse_memory_mb: int = _env("ASKFOLDER_PARSE_MEMORY_MB", 2048, "the memory that reading one file may take", ge=256)
     max_file_mb: int = _env("ASKFOLDER_MAX_FILE_MB", 200, "larger files are refused", ge=1)

@@ -9,12 +9,13 @@ import numpy as np
 from pgvector import Vector
 from psycopg import sql
 
+from shared import words
 from shared.db import Connection
 from shared.errors import TransientError
 from shared.generations import Generation
 from shared.models import Chunk
 
-TEMPLATE = "1"
+TEMPLATE = "2"
 AVERAGE_TERMS = (
     100.0  # BM25's average length: a constant, so that a document's score does not depend on what came before it
 )
@@ -71,20 +72,27 @@ def replace(
     document_id: int,
     inputs: Sequence[Input],
     text_version: int,
+    configuration: str,
     all_words: bool,
 ) -> None:
     """Makes a generation hold exactly these chunks of a document; call it inside the transaction that holds the document.
 
-    Rows whose content and vector stay keep their place in the indexes. `all_words`: the title or the name changed, so
-    the lexical rows of kept chunks are made again too.
+    Rows whose content and vector stay keep their place in the indexes. `configuration`: the text search configuration for
+    its language. `all_words`: the title or the name changed, so the lexical rows of kept chunks are made again too.
     """
+    all_words |= bool(
+        connection.execute(
+            "UPDATE document SET configuration = %s WHERE id = %s AND configuration IS DISTINCT FROM %s",
+            [configuration, document_id, configuration],
+        ).rowcount
+    )
     held: dict[tuple[str, bytes], list[tuple[int, tuple[object, ...]]]] = defaultdict(list)
     rows = connection.execute(
         sql.SQL(
             """
             SELECT c.id, content, input_hash, v.chunk_id IS NOT NULL AND l.chunk_id IS NOT NULL, ordinal, heading_path, page, char_start, char_end
             FROM chunk c LEFT JOIN {vectors} v ON v.chunk_id = c.id LEFT JOIN {lexical} l ON l.chunk_id = c.id
-            WHERE generation_id = %s AND document_id = %s ORDER BY ordinal DESC
+            WHERE c.generation_id = %s AND c.document_id = %s ORDER BY ordinal DESC
             """
         ).format(vectors=generation.vectors, lexical=generation.lexical),
         [generation.id, document_id],
@@ -95,7 +103,7 @@ def replace(
             held[content, input_hash].append((number, (ordinal, list(path), page, start, end)))
         else:  # damaged: it is made again
             gone.append(number)
-    new, shifted, stale_words = [], [], []
+    new, shifted, stale_words = [], [], []  # stale: the words are, the vector is not
     for chunk, input_hash in inputs:
         place = (chunk.ordinal, list(chunk.heading_path), chunk.page, chunk.char_start, chunk.char_end)
         if kept := held[chunk.content, input_hash]:
@@ -134,8 +142,8 @@ def replace(
     stored = connection.execute(
         sql.SQL(
             """
-            INSERT INTO {vectors} (chunk_id, collection_id, embedding)
-            SELECT c.id, d.collection_id, v.embedding::halfvec
+            INSERT INTO {vectors} (chunk_id, document_id, collection_id, embedding)
+            SELECT c.id, c.document_id, d.collection_id, v.embedding::halfvec
             FROM chunk c JOIN document d ON d.id = c.document_id
             JOIN vector_cache v ON v.collection_id = d.collection_id AND v.model = %s AND v.dimensions = %s AND v.input_hash = c.input_hash
             WHERE c.id = ANY(%s)
@@ -158,21 +166,37 @@ def replace(
 
 
 def write_words(connection: Connection, generation: Generation, chunk_ids: Sequence[int]) -> None:
-    """Makes the lexical rows of chunks: the file's name, title, headings and content."""
+    """Makes the lexical rows of chunks: the file's name, title, headings and content, in the document's language."""
+    rows = connection.execute(
+        """
+        SELECT c.id, c.document_id, d.collection_id, coalesce(d.configuration, 'english'), d.key, d.title, c.heading_path, c.content
+        FROM chunk c JOIN document d ON d.id = c.document_id WHERE c.id = ANY(%s)
+        """,
+        [list(chunk_ids)],
+    ).fetchall()
+    made = []
+    for number, document_id, collection_id, configuration, key, title, path, content in rows:
+        text = "\n".join([key, title or "", *path, content])
+        made.append(
+            {"chunk_id": number, "document_id": document_id, "collection_id": collection_id, "configuration": configuration,
+             "content": words.searchable(text), "exact": words.exact(text)}
+        )  # fmt: skip
     connection.execute(
         sql.SQL(
             """
-            INSERT INTO {lexical} (chunk_id, collection_id, words, bm25)
-            SELECT id, collection_id, words, bm25_document(words, %s)
-            FROM (SELECT c.id, d.collection_id, to_tsvector('english',
-                         regexp_replace(d.key, '[^[:alnum:]]+', ' ', 'g') || ' ' || coalesce(d.title, '') || ' ' ||
-                         array_to_string(c.heading_path, ' ') || ' ' || c.content) AS words
-                  FROM chunk c JOIN document d ON d.id = c.document_id WHERE c.id = ANY(%s)) AS made
-            ON CONFLICT (chunk_id) DO UPDATE SET words = excluded.words, bm25 = excluded.bm25
+            INSERT INTO {lexical} (chunk_id, document_id, collection_id, bm25)
+            SELECT chunk_id, document_id, collection_id, bm25_chunk(configuration, content, exact, %s)
+            FROM json_to_recordset(%s) AS x(chunk_id bigint, document_id bigint, collection_id bigint, configuration text, content text, exact text[])
+            ON CONFLICT (chunk_id) DO UPDATE SET bm25 = excluded.bm25
             """
         ).format(lexical=generation.lexical),
-        [AVERAGE_TERMS, list(chunk_ids)],
+        [AVERAGE_TERMS, json.dumps(made)],
     )
+    for used in {(row["collection_id"], row["configuration"]) for row in made}:
+        connection.execute(
+            "INSERT INTO lexeme_configuration (generation_id, collection_id, configuration) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+            [generation.id, *used],
+        )
 
 
 def rename(connection: Connection, generations: Sequence[Generation], document_id: int) -> None:

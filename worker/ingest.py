@@ -11,7 +11,7 @@ import psycopg
 from billiard.exceptions import SoftTimeLimitExceeded
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from shared import documents, embedding, generations
+from shared import documents, embedding, generations, words
 from shared.db import Connection
 from shared.documents import Claim, LostClaim
 from shared.embedding import Embedder
@@ -71,6 +71,7 @@ def _ingest(pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embe
     version, parsed, store_text = _text(pool, parser, claim)
     with pool.connection() as connection:
         active = generations.active(connection)
+    language = words.configuration(parsed.text)
     for generation in active:  # the live one first: it answers
         inputs = _embedded(pool, embedder_of(generation), generation, claim, parsed)
         with pool.connection() as connection:
@@ -79,7 +80,9 @@ def _ingest(pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embe
             documents.hold(connection, claim)
             if store_text is not None:
                 version = store_text(connection)
-            index.replace(connection, generation, claim.id, inputs, version, all_words=store_text is not None)
+            index.replace(
+                connection, generation, claim.id, inputs, version, language, all_words=store_text is not None
+            )
             store_text = None
             if generation is active[-1]:
                 documents.ready(connection, claim)
@@ -111,8 +114,7 @@ def _embedded(
     """The chunks, each with the hash of an input that has a vector; the vectors are committed batch by batch."""
     with pool.connection() as connection:
         documents.progress(connection, claim, "chunking")
-    max_tokens, overlap = chunk_sizes(embedder)
-    chunks = chunk(parsed, embedder.count, max_tokens, overlap)
+    chunks = chunk(parsed, embedder.count, *generation.chunk_sizes)
     headers = _headers(embedder, parsed.title, chunks)
     texts = [index.embedding_input(headers[c.heading_path], c) for c in chunks]
     hashes = [index.hash_of(text) for text in texts]
@@ -138,9 +140,9 @@ def _embedded(
     return list(zip(chunks, hashes, strict=True))
 
 
-def chunk_sizes(embedder: Embedder) -> tuple[int, int]:
-    """Tokens of a chunk's content, and of its overlap: what the model reads, less the share of the header."""
-    max_tokens = min(embedder.max_tokens - HEADER_TOKENS - 2, 400)
+def chunk_sizes(embedder: Embedder, wanted: int) -> tuple[int, int]:
+    """Tokens of a chunk's content, and of its overlap: what is wanted (0: up to 400), no more than the model reads beside the header."""
+    max_tokens = min(embedder.max_tokens - HEADER_TOKENS - 2, wanted or 400)
     return max_tokens, max_tokens // 7
 
 

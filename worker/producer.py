@@ -20,6 +20,7 @@ from worker import index
 from worker.app import app, queue_of
 from worker.chunking import CHUNKER_VERSION
 from worker.ingest import chunk_sizes
+from worker.lexemes import Counting
 from worker.scan import Scanner
 from worker.sources import FolderSource
 from worker.tasks import ingest_document
@@ -51,6 +52,7 @@ class Producer:
         self.dirty: set[str] = set()
         self.next_scan = self.next_question = self.next_publish = self.last_scan = 0.0
         self.next_sweep = time.monotonic() + (REUNION_SECONDS if after_outage else 0)
+        self.counting = Counting(settings.database_url)
         self.idle = False
 
     # --- publishing ---
@@ -136,6 +138,7 @@ class Producer:
             self.next_sweep = now + SWEEP_SECONDS
             documents.sweep(self.connection, EMPTY_SECONDS if self._queue_is_empty() else documents.REPUBLISH_SECONDS)
             documents.purge(self.connection)
+            self.counting.start(self.connection)
             if promoted := generations.promote_when_whole(self.connection):
                 log.info(f"Now answering with {promoted.embedder} {promoted.model}", action="generation.switched")
         self.idle = self.publish() == 0 and not documents.in_flight(self.connection)
@@ -153,7 +156,7 @@ class Producer:
 def want_generation(settings: Settings, connection: Connection) -> None:
     """Says in the database which embedder, chunker and template are wanted."""
     embedder = wanted_embedder(settings)
-    sizes = "/".join(map(str, chunk_sizes(embedder)))
+    sizes = "/".join(map(str, chunk_sizes(embedder, settings.chunk_tokens)))
     state = generations.want(
         connection, embedder.name, embedder.model, settings.embedding_model if embedder.name == "local" else "",
         embedder.dimensions, f"{CHUNKER_VERSION}/{sizes}", index.TEMPLATE,
