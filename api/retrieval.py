@@ -64,7 +64,13 @@ class Filters:
 
 
 def configure(connection: Connection) -> None:
-    """What a connection needs for searching: enough of the graph looked at, and on when a filter leaves too few."""
+    """What a connection needs for searching: enough of the graph looked at, and on when a filter leaves too few; always the indexes.
+
+    The planner takes bm25_terms for something that every row found by its index needs computed again, and would rather read
+    the whole table.
+    """
+    connection.execute("SET enable_seqscan = off")
+    connection.execute("SET plan_cache_mode = force_generic_plan")
     connection.execute("SET hnsw.ef_search = 100")
     connection.execute("SET hnsw.iterative_scan = strict_order")
 
