@@ -70,7 +70,7 @@ STOP_WORDS = {language: frozenset(words.split()) for language, words in _COMMON.
 # What a word tells: the rank in its list says how common it is (Zipf); one of many languages tells less. Ties go to the languages
 # that are written most. These figures did best on XQuAD's paragraphs and on 60 characters of them (98 % right), and on code.
 _OFTEN = ("english", "german", "spanish", "french")
-_SELDOM = ("albanian", "basque", "catalan", "estonian", "icelandic", "irish", "latvian", "lithuanian", "slovak", "slovene")
+_SELDOM = "albanian basque catalan estonian icelandic irish latvian lithuanian slovak slovene".split()
 _TELLS: dict[str, list[tuple[str, float]]] = defaultdict(list)
 for _language, _words in _COMMON.items():
     for _rank, _word in enumerate(dict.fromkeys(_words.split())):
