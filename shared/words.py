@@ -26,7 +26,7 @@ _COMMON = {
     "catalan": "el la els les de del dels i a en un una per que amb no és són al als es més ha han va com o però seu seva aquest aquesta aquests també entre fins on quan què qui quin quina quants quantes ser estat sobre sense perquè molt pel si",
     "danish": "og i at det er en til af på for de med som der den ikke et han var har om fra kan vil blev ved også efter men hvor skal eller hvad hvem hvilken hvilket hvornår hvordan hvorfor sig nogen meget mange være havde blive bliver jeg du vi hun dem mig dig noget kun når end over så denne dette",
     "dutch": "de het een en van in is dat op te zijn met voor niet aan er om ook als dan maar bij uit door naar over werd wordt worden hij ze zij was deze dit die of heeft hebben kan meer nog wel wat wie waar wanneer hoe welke waarom veel hoeveel geen tot je ik we u had zou moet na tussen onder",
-    "english": "the of and to a in is that it for was on with as are by be this at from or an which not have has had were their they you your we our his her he she its but what who whom whose when where why how can could will would should does did do been there than if into many much these those some any all about them only also no me my i more other one most such",
+    "english": "the of and to a in is that it for was on with as are by be this at from or an which not have has had were their they you your we our his her he she its but what who whom whose when where why how can could will would should does did do been there than if into many much these those some any all about them only also no me my i more other one most such myself ours ourselves yours yourself yourselves him himself hers herself itself theirs themselves am being having doing because until while against between through during before after above below up down out off over under again further then once here both each few nor own same so too very s t just don now ll ve re d",
     "finnish": "ja on ei että se oli ovat hän mutta myös kun joka mukaan sen tai jos kuin vain olla ole niin ollut sekä hänen tämä tässä ne nämä jotka mitä mikä kuka missä milloin miten miksi kuinka monta koska kanssa jälkeen sitä minä sinä me te voi vuonna eivät olivat mihin",
     "french": "le la les de des du et en un une est que qui dans pour par sur pas plus au aux ce cette ces il elle ils ne se sont avec ou son sa ses leur leurs mais nous vous je on été être a ont était comme tout fait où quand comment quel quelle quels quelles combien pourquoi quoi d l qu c s n y entre aussi même sans après si très",
     "german": "der die das und in den von zu mit sich des auf für ist im dem nicht ein eine einen einem einer als auch es an er hat aus bei nach wird sind war wurde werden oder wie um zum zur über einer durch am wenn nur noch vor bis kann man sie ich wir ihr dass daß aber so haben was wer wo wann warum welche welcher welches wieviel viele viel wem wen keine kein mehr unter diese dieser dieses vom beim seit ihre seine zwischen gegen ab",
@@ -114,6 +114,7 @@ _RUN = re.compile(rf"[{_UNSPACED}]+")
 _TERM = re.compile(rf"[\w{_MARKS}.+#/\\:@~%-]+")
 _SEGMENT = re.compile(r"[/\\@]|::?(?!:)")
 _PHONE = re.compile(r"(?:\+|\(0|0)(?<![\w.].)[0-9 ()/.-]{5,20}[0-9](?!\w)")
+_SIGN = re.compile("[™℠¼-¾⅐-⅞]")  # NFKC would make Cloud™ a word "CloudTM" and of 6½ the number 61
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")  # the soft hyphen and the like stand inside words
 _DASH = re.compile("[\u2010-\u2013\u2212]")
 
@@ -164,7 +165,7 @@ def _plain(text: str) -> str:
     text = text[:LONGEST_TEXT]
     if text.isascii():
         return text
-    text = unicodedata.normalize("NFKC", text)[:LONGEST_TEXT]
+    text = unicodedata.normalize("NFKC", _SIGN.sub(" ", text))[:LONGEST_TEXT]
     return _DASH.sub("-", _INVISIBLE.sub("", text)).replace("İ", "i")  # whose small letter is an i and a dot above
 
 
@@ -175,7 +176,7 @@ def _bigrams(run: re.Match[str]) -> str:
 
 def _camel(word: str) -> list[str]:
     """The parts of HTTPServer; none of a word that has no capital letter after a small one."""
-    if word.islower() or word.isupper() or word[1:].islower() or not word.isascii():
+    if word.islower() or word.removesuffix("s").isupper() or word[1:].islower() or not word.isascii():
         return []
     parts = re.sub(r"([A-Z]+)([A-Z][a-z])|([a-z0-9])(?=[A-Z])", r"\1\3 \2", word).split()
     return parts if len(parts) > 1 else []
