@@ -148,19 +148,15 @@ def read(changes: Mapping[str, str]) -> Settings:
                 for e in error.errors(include_url=False)
             )
         ) from None
-    openai = (settings.openai_api_key, "OPENAI_API_KEY")
-    voyage = (settings.voyage_api_key, "VOYAGE_API_KEY")
-    anthropic = (settings.anthropic_api_key, "ANTHROPIC_API_KEY")
     needs = {
-        "ASKFOLDER_EMBEDDER": (settings.embedder, {"openai": openai, "voyage": voyage}),
-        "ASKFOLDER_ANSWERER": (settings.answerer, {"claude": anthropic}),
-        "ASKFOLDER_RERANKER": (
-            settings.reranker,
-            {"voyage": voyage, "claude": anthropic, "local": (settings.reranker_model, "ASKFOLDER_RERANKER_MODEL")},
-        ),
+        ("ASKFOLDER_EMBEDDER", "openai"): ("OPENAI_API_KEY", settings.openai_api_key),
+        ("ASKFOLDER_EMBEDDER", "voyage"): ("VOYAGE_API_KEY", settings.voyage_api_key),
+        ("ASKFOLDER_ANSWERER", "claude"): ("ANTHROPIC_API_KEY", settings.anthropic_api_key),
+        ("ASKFOLDER_RERANKER", "voyage"): ("VOYAGE_API_KEY", settings.voyage_api_key),
+        ("ASKFOLDER_RERANKER", "claude"): ("ANTHROPIC_API_KEY", settings.anthropic_api_key),
+        ("ASKFOLDER_RERANKER", "local"): ("ASKFOLDER_RERANKER_MODEL", settings.reranker_model),
     }
-    for setting, (choice, needed) in needs.items():
-        value, name = needed.get(choice, (True, ""))
-        if not value:
+    for (setting, choice), (name, value) in needs.items():
+        if getattr(settings, known[setting]) == choice and not value:
             raise SettingsError(f"{setting}={choice} needs {name}; set it in .env or the environment.")
     return settings
