@@ -121,7 +121,7 @@ class LocalReranker:
     The directory holds model.onnx or onnx/model.onnx, and tokenizer.json. The model gives one logit for a pair of texts.
     """
 
-    ROWS, TOKENS = 32, 2048  # of a batch, at most; between two batches the time is looked at
+    ROWS, TOKENS = 32, 1024  # of a batch, at most; between two batches the time is looked at
 
     def __init__(self, directory: Path, seconds: float, threads: int = 1) -> None:
         """`threads`: that one run may use. SettingsError: it is no such model."""
