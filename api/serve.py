@@ -7,7 +7,7 @@ from shared.settings import load
 
 try:
     settings = load()
-    if settings.reranker == "local":  # now, as gunicorn says more than a sentence about what fails in its worker
+    if settings.reranker != "off":  # now, as gunicorn says more than a sentence about what fails in its worker
         from api.reranking import open_reranking
 
         open_reranking(settings)

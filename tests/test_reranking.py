@@ -24,7 +24,7 @@ from shared.models import Passage
 from shared.servers import Servers
 from shared.settings import ROOT, Settings
 from tests.conftest import KEY as API_KEY
-from tests.conftest import System, new_database, new_system
+from tests.conftest import System, free_port, new_database, new_system
 from tests.standins import AnthropicStandin, VoyageStandin, numbered_passages, order_passages, text_block
 
 KEY = "pa-the-secret-key"
@@ -622,12 +622,22 @@ def test_a_local_one(indexed: System, tmp_path: Path) -> None:
     assert found["warnings"] == []
 
 
-def test_a_broken_model_stops_the_start_with_a_sentence(indexed: System, tmp_path: Path) -> None:
-    folder = cross_encoder(tmp_path / "two", "two")
-    env = indexed.env | {"ASKFOLDER_RERANKER": "local", "ASKFOLDER_RERANKER_MODEL": str(folder), "ASKFOLDER_PORT": "0"}
-    env["ASKFOLDER_PORT"] = str(indexed.port + 1 if indexed.port < 65_000 else indexed.port - 1)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("local", "ASKFOLDER_RERANKER_MODEL must be a cross-encoder."),
+        ("voyage", "The address of Voyage, 'ftp://x', must start with https:// or http://."),
+    ],
+)
+def test_what_cannot_work_stops_the_start_with_a_sentence(
+    indexed: System, tmp_path: Path, name: str, said: str
+) -> None:
+    env = indexed.env | {
+        "ASKFOLDER_RERANKER": name, "ASKFOLDER_RERANKER_MODEL": str(cross_encoder(tmp_path / "two", "two")),
+        "VOYAGE_API_KEY": KEY, "VOYAGE_BASE_URL": "ftp://x", "ASKFOLDER_PORT": str(free_port()),
+    }  # fmt: skip
     command = [sys.executable, "-m", "gunicorn", "--config", "api/serve.py", "api.app:create_app()"]
     ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
-    assert ended.stderr.strip().splitlines()[-1].endswith("ASKFOLDER_RERANKER_MODEL must be a cross-encoder.")
+    assert ended.stderr.strip().splitlines()[-1].endswith(said)
