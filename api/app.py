@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 
 from api import retrieval
 from api.ask import PASSAGES, Asker, ask, search
+from api.reranking import open_reranking
 from shared import access, db, doctor, documents, generations, queue, sources
 from shared.cache import QuestionCache
 from shared.embedding import Embedder
@@ -53,6 +54,7 @@ class SearchBody(_Body):
     query: Question
     top_k: int = Field(10, ge=1, le=100)
     mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
+    rerank: bool | None = None
     collection: str | None = Field(default=None, max_length=200)
     filters: FiltersBody = FiltersBody()
 
@@ -60,6 +62,7 @@ class SearchBody(_Body):
 class AskBody(_Body):
     question: Question
     top_k: int = Field(PASSAGES, ge=1, le=100)
+    rerank: bool | None = None
     collection: str | None = Field(default=None, max_length=200)
     filters: FiltersBody = FiltersBody()
 
@@ -100,7 +103,9 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     if settings.answers_with_claude():
         importlib.import_module("api.claude")  # now, rather than at the first question
-    app.extensions["askfolder"] = Asker(settings, pool, QuestionCache(settings.redis_url), embedder_of, local)
+    app.extensions["askfolder"] = Asker(
+        settings, pool, QuestionCache(settings.redis_url), embedder_of, local, open_reranking(settings)
+    )
     app.extensions["askfolder.key"] = access.key(settings)
     app.extensions["askfolder.hosts"] = allowed_hosts(settings)
     app.before_request(_let_in)
@@ -255,7 +260,8 @@ def page() -> Response | str:
 
 def post_ask() -> Response:
     body = _body(AskBody)
-    answer, found = ask(_asker(), body.question, body.top_k, retrieval.Filters(body.filters.source, body.collection))
+    filters = retrieval.Filters(body.filters.source, body.collection)
+    answer, found = ask(_asker(), body.question, body.top_k, filters, _rerank(body.rerank))
     return jsonify(
         answer=answer.text, citations=answer.citations, passages=[_passage(p) for p in found.passages], verdict=answer.verdict,
         answerer=answer.answerer, usage=answer.usage, timings=found.timings, warnings=[*found.warnings, *answer.warnings],
@@ -264,8 +270,20 @@ def post_ask() -> Response:
 
 def post_search() -> Response:
     body = _body(SearchBody)
-    found = search(_asker(), body.query, body.top_k, body.mode, retrieval.Filters(body.filters.source, body.collection))
+    filters = retrieval.Filters(body.filters.source, body.collection)
+    found = search(_asker(), body.query, body.top_k, body.mode, filters, _rerank(body.rerank))
     return jsonify(results=[_passage(p) for p in found.passages], timings=found.timings, warnings=found.warnings)
+
+
+def _rerank(wanted: bool | None) -> bool:
+    """Whether to rerank; None: as it is set up."""
+    if wanted and _asker().reranking is None:
+        raise _Invalid(
+            409,
+            "No reranker",
+            "No reranker is set up: set ASKFOLDER_RERANKER (docs/retrieval.md), or leave rerank out.",
+        )
+    return wanted is not False
 
 
 def _passage(passage: Passage) -> dict[str, object]:
@@ -274,6 +292,7 @@ def _passage(passage: Passage) -> dict[str, object]:
         "title",
         "content",
         "score",
+        "rerank_score",
         "page",
         "heading",
         "char_start",

@@ -1,4 +1,4 @@
-"""embed (cached) → retrieve → answer → verify: what happens to one question."""
+"""embed (cached) → retrieve → rerank → answer → verify: what happens to one question."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ import numpy as np
 from psycopg_pool import ConnectionPool
 
 from api import citations, extractive
+from api.reranking import CANDIDATES, Reranking
 from api.retrieval import Filters, retrieve
 from shared import generations
 from shared.cache import QuestionCache
@@ -24,13 +25,16 @@ PASSAGES = 8  # what an answer is made from, unless the question says otherwise
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """What answering needs. `embedder_of`: the embedder of a generation; `local`: sentences → vectors of the built-in model."""
+    """What answering needs. `embedder_of`: the embedder of a generation; `local`: sentences → vectors of the built-in model;
+    `reranking`: None when none is set up.
+    """
 
     settings: Settings
     pool: ConnectionPool[Connection]
     cache: QuestionCache
     embedder_of: Callable[[Generation], Embedder]
     local: Callable[[Sequence[str]], np.ndarray]
+    reranking: Reranking | None = None
 
 
 @dataclass(slots=True)
@@ -42,8 +46,19 @@ class Found:
     warnings: list[str] = field(default_factory=list)
 
 
-def search(asker: Asker, question: str, top_k: int, mode: str = "hybrid", filters: Filters | None = None) -> Found:
-    """Passages for a question. When it cannot be embedded, words alone decide, and a warning says so."""
+def search(
+    asker: Asker,
+    question: str,
+    top_k: int,
+    mode: str = "hybrid",
+    filters: Filters | None = None,
+    rerank: bool = True,
+) -> Found:
+    """Passages for a question. When it cannot be embedded, words alone decide, and a warning says so.
+
+    `rerank`: if a reranker is set up; when it fails, the order stays, and a warning says so.
+    """
+    reranking = asker.reranking if rerank else None
     found, started = Found(), time.perf_counter()
     with asker.pool.connection() as connection:
         generation = generations.live(connection)
@@ -53,15 +68,23 @@ def search(asker: Asker, question: str, top_k: int, mode: str = "hybrid", filter
     found.timings["embed_ms"] = _since(started)
     started = time.perf_counter()
     with asker.pool.connection() as connection:
-        found.passages = retrieve(connection, generation, question, vector, top_k, mode, filters or Filters())
+        depth = max(top_k, CANDIDATES) if reranking else top_k
+        found.passages = retrieve(connection, generation, question, vector, depth, mode, filters or Filters())
     found.timings["retrieve_ms"] = _since(started)
+    if reranking:
+        started = time.perf_counter()
+        passages, warnings = reranking.order(question, found.passages)
+        found.passages, found.warnings = passages[:top_k], found.warnings + warnings
+        found.timings["rerank_ms"] = _since(started)
     return found
 
 
-def ask(asker: Asker, question: str, top_k: int = PASSAGES, filters: Filters | None = None) -> tuple[Answer, Found]:
+def ask(
+    asker: Asker, question: str, top_k: int = PASSAGES, filters: Filters | None = None, rerank: bool = True
+) -> tuple[Answer, Found]:
     """An answer in which every citation stands in the stored text. Raises TransientError when the model does not answer in time."""
     settings = asker.settings
-    found = search(asker, question, top_k * 2, filters=filters)
+    found = search(asker, question, top_k * 2, filters=filters, rerank=rerank)
     found.passages = _distinct(found.passages)[:top_k]
     started = time.perf_counter()
     with_claude = settings.answers_with_claude()

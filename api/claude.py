@@ -74,7 +74,6 @@ def answer(
     `base_url`: empty for Anthropic's own. `seconds`: from now, for everything, retries and silence included.
     TransientError: it did not come about in time; PermanentError: the request was refused and would be again.
     """
-    deadline = time.monotonic() + seconds
     results = [result for index, passage in enumerate(passages) if (result := _Result(index, passage)).spans]
     if not results:
         return Draft(), {}
@@ -89,7 +88,7 @@ def answer(
             }
         ],
     }
-    message = _with_retries(_client(api_key, base_url or URL), request, deadline, seconds, api_key)
+    message = complete(request, api_key=api_key, base_url=base_url, seconds=seconds)
     usage = message.usage
     tokens = {
         "input_tokens": usage.input_tokens or 0,
@@ -123,6 +122,38 @@ class _Result:
 # The call
 
 
+def complete(
+    request: dict[str, Any], *, api_key: str, base_url: str, seconds: float, attempts: int = ATTEMPTS,
+    model_setting: str = "ANTHROPIC_MODEL", seconds_setting: str = "ASKFOLDER_ASK_SECONDS",
+) -> Message:  # fmt: skip
+    """The whole message that answers a request. This is the only layer that retries: nothing of an attempt was shown to anybody.
+
+    `seconds`, errors: as in `answer`. The settings are those that an error's sentence names.
+    """
+    client, deadline = _client(api_key, base_url or URL), time.monotonic() + seconds
+    for attempt in count(1):
+        effort = {} if request["model"] in _without_effort else {"output_config": {"effort": "low"}}
+        try:
+            return _whole(_events(client, request | effort, deadline))
+        except TimeoutError:
+            raise TransientError(
+                f"Claude did not answer within {seconds:g} s. Ask again, or raise {seconds_setting}."
+            ) from None
+        except Exception as error:  # whatever the SDK makes of a broken stream
+            if effort and _refuses_effort(error):
+                _without_effort.add(request["model"])
+                continue
+            problem = _problem(error, request["model"], model_setting, api_key)
+        if not isinstance(problem, TransientError) or attempt >= attempts:
+            raise problem
+        pause = min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.25)
+        pause = max(pause, problem.retry_after or 0.0)
+        if time.monotonic() + pause >= deadline:
+            raise problem
+        time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
 @functools.lru_cache(maxsize=4)
 def _client(api_key: str, base_url: str) -> anthropic.Anthropic:
     """One client, and so one pool of connections, for each key and address."""
@@ -134,33 +165,6 @@ def _client(api_key: str, base_url: str) -> anthropic.Anthropic:
         tls = base_url.startswith("https:")  # loading certificates takes a while
         http = httpx2.Client(trust_env=False, verify=tls, follow_redirects=True, limits=limits)
     return anthropic.Anthropic(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
-
-
-def _with_retries(
-    client: anthropic.Anthropic, request: dict[str, Any], deadline: float, seconds: float, api_key: str
-) -> Message:
-    """The whole message. This is the only layer that retries: nothing of an attempt was shown to anybody."""
-    for attempt in count(1):
-        effort = {} if request["model"] in _without_effort else {"output_config": {"effort": "low"}}
-        try:
-            return _whole(_events(client, request | effort, deadline))
-        except TimeoutError:
-            raise TransientError(
-                f"Claude did not answer within {seconds:g} s. Ask again, or raise ASKFOLDER_ASK_SECONDS."
-            ) from None
-        except Exception as error:  # whatever the SDK makes of a broken stream
-            if effort and _refuses_effort(error):
-                _without_effort.add(request["model"])
-                continue
-            problem = _problem(error, request["model"], api_key)
-        if not isinstance(problem, TransientError) or attempt == ATTEMPTS:
-            raise problem
-        pause = min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.25)
-        pause = max(pause, problem.retry_after or 0.0)
-        if time.monotonic() + pause >= deadline:
-            raise problem
-        time.sleep(pause)
-    raise AssertionError("unreachable")
 
 
 def _events(client: anthropic.Anthropic, request: dict[str, Any], deadline: float) -> Iterator[Any]:
@@ -237,12 +241,12 @@ def _refuses_effort(error: Exception) -> bool:
     )
 
 
-def _problem(error: Exception, model: str, api_key: str) -> AskfolderError:
+def _problem(error: Exception, model: str, model_setting: str, api_key: str) -> AskfolderError:
     """What an error means for the person who asked; never with the key, which a server might echo."""
     if isinstance(error, AskfolderError):
         return error
     if isinstance(error, anthropic.APIStatusError):
-        return _refusal(error, model, (error.api_message or "").replace(api_key, "…")[:300].strip())
+        return _refusal(error, model, model_setting, (error.api_message or "").replace(api_key, "…")[:300].strip())
     if isinstance(error, anthropic.APITimeoutError | httpx2.TimeoutException):
         return TransientError("Claude could not be reached in time. Check the network connection and ask again.")
     if isinstance(error, anthropic.APIConnectionError):
@@ -254,7 +258,7 @@ def _problem(error: Exception, model: str, api_key: str) -> AskfolderError:
     return TransientError(f"Claude's answer could not be read ({type(error).__name__}). Ask again.")
 
 
-def _refusal(error: anthropic.APIStatusError, model: str, said: str) -> AskfolderError:
+def _refusal(error: anthropic.APIStatusError, model: str, model_setting: str, said: str) -> AskfolderError:
     status = error.status_code
     if status == 429 or error.type == "rate_limit_error":
         return TransientError(f"Claude's rate limit is reached. Ask again later. {said}".strip(), _retry_after(error))
@@ -270,7 +274,7 @@ def _refusal(error: anthropic.APIStatusError, model: str, said: str) -> Askfolde
         return PermanentError(f"The key in ANTHROPIC_API_KEY may not use {model}: check its rights. {said}".strip())
     if status == 404 or error.type == "not_found_error":
         return PermanentError(
-            f"There is no model {model} at this address: check ANTHROPIC_MODEL and ANTHROPIC_BASE_URL. {said}".strip()
+            f"There is no model {model} at this address: check {model_setting} and ANTHROPIC_BASE_URL. {said}".strip()
         )
     return PermanentError(f"Claude refused the request (HTTP {status}): {said or 'no reason was given'}")
 

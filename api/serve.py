@@ -1,8 +1,18 @@
 """gunicorn's settings: one process that holds the model once, threads for requests (they mostly wait)."""
 
+import sys
+
+from shared.errors import SettingsError
 from shared.settings import load
 
-settings = load()
+try:
+    settings = load()
+    if settings.reranker != "off":  # now, as gunicorn says more than a sentence about what fails in its worker
+        from api.reranking import open_reranking
+
+        open_reranking(settings)
+except SettingsError as error:
+    sys.exit(str(error))
 bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
 worker_class = "gthread"
 workers = 1

@@ -59,6 +59,9 @@ def described(settings: Settings) -> dict[str, str]:
     leaves = [f"all texts and questions, to {where}"] if where else []
     if settings.answers_with_claude():
         leaves.append(f"questions and the passages found for them, to {settings.anthropic_base_url or 'Anthropic'}")
+    reranker = {"voyage": settings.voyage_base_url or "Voyage", "claude": settings.anthropic_base_url or "Anthropic"}
+    if where := reranker.get(settings.reranker):
+        leaves.append(f"questions and the first 50 passages found for each, to {where}, to be reranked")
     return {
         "inbox": str(settings.inbox),
         "embedder": embedder,

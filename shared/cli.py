@@ -74,17 +74,18 @@ def ask(question: tuple[str, ...], top_k: int | None, as_json: bool) -> None:
 @click.argument("query", nargs=-1, required=True)
 @click.option("--top-k", type=int, default=10, show_default=True)
 @click.option("--mode", type=click.Choice(["hybrid", "dense", "lexical"]), default="hybrid", show_default=True)
+@click.option("--rerank/--no-rerank", default=None, help="With the reranker, or without; unsaid: if one is set up.")
 @click.option("--json", "as_json", is_flag=True, help="Print the API's answer as it is.")
-def search(query: tuple[str, ...], top_k: int, mode: str, as_json: bool) -> None:
+def search(query: tuple[str, ...], top_k: int, mode: str, rerank: bool | None, as_json: bool) -> None:
     """List the passages that match best. Exit code 3: none."""
-    found = _call("POST", "/search", {"query": " ".join(query), "top_k": top_k, "mode": mode})
+    found = _call("POST", "/search", {"query": " ".join(query), "top_k": top_k, "mode": mode, "rerank": rerank})
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
     else:
         for number, result in enumerate(found["results"], 1):
             text = " ".join(result["content"].split())
             click.echo(
-                f"{number:>3}. {_place(result)}  ({result['score']:.3f})\n     {text[:300]}{'…' if len(text) > 300 else ''}"
+                f"{number:>3}. {_place(result)}  ({_scores(result)})\n     {text[:300]}{'…' if len(text) > 300 else ''}"
             )
         for warning in found["warnings"]:
             click.secho(warning, err=True, fg="yellow")
@@ -261,6 +262,12 @@ def _place(item: dict[str, Any]) -> str:
     elif item["heading"]:
         parts.append(" › ".join(item["heading"]))
     return ", ".join(parts)
+
+
+def _scores(result: dict[str, Any]) -> str:
+    """What the passage is ordered by comes first."""
+    reranked = result["rerank_score"]
+    return f"{result['score']:.3f}" if reranked is None else f"reranked {reranked:.3f}, found {result['score']:.3f}"
 
 
 def _printable(name: str) -> str:

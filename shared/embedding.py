@@ -136,33 +136,20 @@ class LocalEmbedder(Embedder):
 
     def __init__(self, directory: Path, threads: int = 1) -> None:
         """`threads`: that one run may use."""
-        candidates = (directory / "model.onnx", directory / "onnx" / "model.onnx")
-        found = next((path for path in candidates if path.is_file()), None)
-        if found is None or not (directory / "tokenizer.json").is_file():
-            missing = "tokenizer.json" if found else "model.onnx (or onnx/model.onnx)"
-            raise SettingsError(
-                f"The local embedding model {directory} has no {missing}. ASKFOLDER_EMBEDDING_MODEL must be "
-                "a directory that holds a sentence-transformers model exported to ONNX."
-            )
-        self._model_path = found
+        self._model_path = find_model(directory, "ASKFOLDER_EMBEDDING_MODEL", "embedding model")
         self._threads = threads
         self._sessions: dict[int, Any] = {}
         self._lock = threading.Lock()
 
         ours = _json(directory / CONFIG)
-        self.model = ours.get("model") or f"{directory.resolve().name}-{_fingerprint(found)}"
+        self.model = ours.get("model") or f"{directory.resolve().name}-{_fingerprint(self._model_path)}"
         self._pooling = _pooling(directory)
         prompts = _json(directory / "config_sentence_transformers.json").get("prompts") or {}
         self._question_prompt = str(prompts.get("query") or "")
         self._passage_prompt = str(prompts.get("document") or prompts.get("passage") or "")
-        try:
-            self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        except Exception as error:  # the Rust side raises plain Exception
-            raise SettingsError(f"{directory / 'tokenizer.json'} could not be read: {error}.") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = read_tokenizer(directory)
         self._before, self._after = self._special_tokens()
-        self._room = _max_length(directory, ours) - len(self._before) - len(self._after)
+        self._room = max_length(directory, ours) - len(self._before) - len(self._after)
         self.max_tokens = self._room - len(self._ids([self._passage_prompt])[0])
         self.dimensions = int(ours.get("dimensions") or self._run([self._before + self._after]).shape[1])
 
@@ -225,28 +212,11 @@ class LocalEmbedder(Embedder):
         with self._lock:
             # By process, and kept after a fork: destroying the parent's session would wait for threads that are gone.
             if os.getpid() not in self._sessions:
-                self._sessions[os.getpid()] = self._load()
+                self._sessions[os.getpid()] = open_model(self._model_path, self._threads)
             return self._sessions[os.getpid()]
 
-    def _load(self) -> Any:
-        import onnxruntime  # type: ignore[import-untyped]  # 15 MB and .1 s that a process without a local model need not pay
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        # Several processes share the cores: a waiting thread must sleep, not spin.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Lengths vary from batch to batch: kept buffers would add up.
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
-        options.log_severity_level = 3
-        try:
-            return onnxruntime.InferenceSession(str(self._model_path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own exceptions have no common base but this
-            raise SettingsError(f"The model {self._model_path} could not be loaded: {error}") from error
-
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded = self._tokenizer.encode_batch_fast([_encodable(text) for text in texts], add_special_tokens=False)
+        encoded = self._tokenizer.encode_batch_fast([encodable(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
@@ -255,6 +225,49 @@ class LocalEmbedder(Embedder):
         full = self._tokenizer.encode("a").ids
         start = next(at for at in range(len(full)) if full[at : at + len(bare)] == bare)
         return full[:start], full[start + len(bare) :]
+
+
+def find_model(directory: Path, setting: str, kind: str) -> Path:
+    """model.onnx in a directory as sentence-transformers exports them. SettingsError: it, or the tokenizer, is missing."""
+    candidates = (directory / "model.onnx", directory / "onnx" / "model.onnx")
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None or not (directory / "tokenizer.json").is_file():
+        missing = "tokenizer.json" if found else "model.onnx (or onnx/model.onnx)"
+        raise SettingsError(
+            f"The local {kind} {directory} has no {missing}. {setting} must be "
+            "a directory that holds a sentence-transformers model exported to ONNX."
+        )
+    return found
+
+
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """tokenizer.json, neither cutting nor padding. SettingsError: it cannot be read."""
+    try:
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # the Rust side raises plain Exception
+        raise SettingsError(f"{directory / 'tokenizer.json'} could not be read: {error}.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def open_model(path: Path, threads: int) -> Any:
+    """An ONNX Runtime session on the CPU. `threads`: that one run may use. SettingsError: it is no model."""
+    import onnxruntime  # type: ignore[import-untyped]  # 15 MB and .1 s that a process without a local model need not pay
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Several processes share the cores: a waiting thread must sleep, not spin.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Lengths vary from batch to batch: kept buffers would add up.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exceptions have no common base but this
+        raise SettingsError(f"The model {path} could not be loaded: {error}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -290,7 +303,7 @@ def _pooling(directory: Path) -> str:
     raise SettingsError(f"The model {directory} pools by {', '.join(modes)}; known are mean_tokens and cls_token.")
 
 
-def _max_length(directory: Path, ours: dict[str, Any]) -> int:
+def max_length(directory: Path, ours: dict[str, Any]) -> int:
     """Tokens of one input, special tokens included; at most 512, as attention's memory grows with its square."""
     found = (
         ours.get("max_length"),
@@ -321,7 +334,7 @@ def estimate_tokens(text: str) -> int:
     Measured against cl100k: 1.4 to 2.1 times the truth on documentation, code and tables in many languages; below it
     only where letters make no common words, such as in base64 (0.6).
     """
-    data = _encodable(text).encode()
+    data = encodable(text).encode()
     other = len(data.translate(None, _LETTERS))
     beyond_ascii = len(data.translate(None, _ASCII))
     return math.ceil((len(data) - other) / 3 + (other - beyond_ascii) + beyond_ascii * 0.75)
@@ -331,12 +344,66 @@ class QuotaError(TransientError):
     """The account has no credit left: not worth a retry within the minute."""
 
 
-class RemoteEmbedder(Embedder):
-    """What the providers have in common: the key, retries (here and nowhere else), and the check of every answer."""
+class Provider:
+    """What speaking to a provider has in common: the key, the address, and what its refusals mean."""
 
     label: str
     key_setting: str
     default_url: str
+
+    def __init__(self, api_key: str | None, base_url: str | None, wish: str) -> None:
+        """`base_url` includes /v1. `wish`: the setting that asks for this provider. SettingsError: something is missing."""
+        self._url = (base_url or self.default_url).rstrip("/")
+        if not self._url.startswith(("http://", "https://")):
+            raise SettingsError(f"The address of {self.label}, {self._url!r}, must start with https:// or http://.")
+        # A server of one's own, such as Ollama, needs no key.
+        self._key = (api_key or "").strip() or ("none" if base_url else "")
+        if not self._key:
+            raise SettingsError(f"{wish} needs {self.key_setting}.")
+        if not (self._key.isascii() and self._key.isprintable()) or " " in self._key:
+            raise SettingsError(f"{self.key_setting} holds a character that no key has: it was not copied whole.")
+
+    def _connections(self) -> httpx2.Client:
+        """A client with the key, for plain HTTP."""
+        return httpx2.Client(headers={"Authorization": f"Bearer {self._key}"}, trust_env=not is_loopback(self._url))
+
+    def _general_refusal(self, response: httpx2.Response) -> AskfolderError | None:
+        """What an answer other than 200 means, unless it is about what was sent."""
+        status = response.status_code
+        if status in (401, 403):
+            # OpenAI quotes parts of the key in its own words, so they are not repeated here.
+            return SettingsError(f"{self.label} refused the key (HTTP {status}). Check {self.key_setting}.")
+        if status == 402 or (status == 429 and "insufficient_quota" in response.text):
+            return QuotaError(
+                f"The {self.label} account has no credit left (HTTP {status}); top it up, and the work goes on.",
+                _retry_after(response),
+            )
+        if status in (408, 409, 425, 429) or status >= 500:
+            busy = "asks to slow down" if status == 429 else "is failing"
+            return TransientError(
+                f"{self.label} {busy} (HTTP {status}): {self._detail(response)}", _retry_after(response)
+            )
+        return None
+
+    def _detail(self, response: httpx2.Response) -> str:
+        """The provider's own words, at most 300 characters of them, without the key."""
+        detail: Any = response.text
+        try:
+            body = response.json()
+            detail = body["error"]["message"] if "error" in body else body["detail"]
+        except (ValueError, KeyError, TypeError):
+            pass
+        return " ".join(str(detail).replace(self._key, "…").split())[:300] or "no reason given."
+
+    def _silence(self, error: Exception) -> TransientError:
+        """There was no answer. Names the kind of error only: its text may quote headers."""
+        host = urlsplit(self._url).netloc.rpartition("@")[2]
+        return TransientError(f"{self.label} at {host} could not be reached, or fell silent ({type(error).__name__}).")
+
+
+class RemoteEmbedder(Provider, Embedder):
+    """What the providers' embedders have in common: retries (here and nowhere else), and the check of every answer."""
+
     known_dimensions: Mapping[str, int]
     batch_inputs = 128
 
@@ -344,6 +411,7 @@ class RemoteEmbedder(Embedder):
         self, api_key: str | None, model: str, dimensions: int | None, base_url: str | None, timeout: float
     ) -> None:
         """`base_url` includes /v1. `timeout`: seconds without a byte. SettingsError: something is missing."""
+        super().__init__(api_key, base_url, f"ASKFOLDER_EMBEDDER={self.name}")
         default = self.known_dimensions.get(model)
         if dimensions is None and default is None:
             raise SettingsError(f"How long are the vectors of {model}? Set ASKFOLDER_EMBEDDING_DIMENSIONS.")
@@ -351,15 +419,6 @@ class RemoteEmbedder(Embedder):
         self.dimensions = dimensions or default or 0
         self._asked_dimensions = None if dimensions == default else dimensions
         self._timeout = timeout
-        self._url = (base_url or self.default_url).rstrip("/")
-        if not self._url.startswith(("http://", "https://")):
-            raise SettingsError(f"The address of {self.label}, {self._url!r}, must start with https:// or http://.")
-        # A server of one's own, such as Ollama, needs no key.
-        self._key = (api_key or "").strip() or ("none" if base_url else "")
-        if not self._key:
-            raise SettingsError(f"ASKFOLDER_EMBEDDER={self.name} needs {self.key_setting}.")
-        if not (self._key.isascii() and self._key.isprintable()) or " " in self._key:
-            raise SettingsError(f"{self.key_setting} holds a character that no key has: it was not copied whole.")
 
     @abstractmethod
     def _post(self, texts: Sequence[str], kind: Literal["document", "query"], timeout: float) -> httpx2.Response:
@@ -417,39 +476,15 @@ class RemoteEmbedder(Embedder):
 
     def _refusal(self, response: httpx2.Response) -> AskfolderError:
         """What an answer other than 200 means. The one place that decides."""
+        if (general := self._general_refusal(response)) is not None:
+            return general
         status, detail = response.status_code, self._detail(response)
-        if status in (401, 403):
-            # OpenAI quotes parts of the key in its own words, so they are not repeated here.
-            return SettingsError(f"{self.label} refused the key (HTTP {status}). Check {self.key_setting}.")
-        if status == 402 or (status == 429 and "insufficient_quota" in response.text):
-            return QuotaError(
-                f"The {self.label} account has no credit left (HTTP {status}); top it up, and the work goes on.",
-                _retry_after(response),
-            )
-        if status in (408, 409, 425, 429) or status >= 500:
-            busy = "asks to slow down" if status == 429 else "is failing"
-            return TransientError(f"{self.label} {busy} (HTTP {status}): {detail}", _retry_after(response))
         if status == 404 or "dimension" in detail or (self.model in detail and "token" not in detail):
             return SettingsError(
                 f"{self.label} refused the model {self.model} with {self.dimensions} dimensions (HTTP {status}): "
                 f"{detail} Check ASKFOLDER_EMBEDDING_MODEL and ASKFOLDER_EMBEDDING_DIMENSIONS."
             )
         return PermanentError(f"{self.label} refused the texts (HTTP {status}): {detail}")
-
-    def _detail(self, response: httpx2.Response) -> str:
-        """The provider's own words, at most 300 characters of them, without the key."""
-        detail: Any = response.text
-        try:
-            body = response.json()
-            detail = body["error"]["message"] if "error" in body else body["detail"]
-        except (ValueError, KeyError, TypeError):
-            pass
-        return " ".join(str(detail).replace(self._key, "…").split())[:300] or "no reason given."
-
-    def _silence(self, error: Exception) -> TransientError:
-        """There was no answer. Names the kind of error only: its text may quote headers."""
-        host = urlsplit(self._url).netloc.rpartition("@")[2]
-        return TransientError(f"{self.label} at {host} could not be reached, or fell silent ({type(error).__name__}).")
 
 
 class OpenAIEmbedder(RemoteEmbedder):
@@ -527,9 +562,7 @@ class VoyageEmbedder(RemoteEmbedder):
         timeout: float = 30.0,
     ) -> None:
         super().__init__(api_key, model, dimensions, base_url, timeout)
-        self._client = httpx2.Client(
-            headers={"Authorization": f"Bearer {self._key}"}, trust_env=not is_loopback(self._url)
-        )
+        self._client = self._connections()
 
     def close(self) -> None:
         self._client.close()
@@ -592,9 +625,9 @@ def _filled(texts: Sequence[str]) -> list[str]:
     """The texts as they can be sent. ValueError: one is blank, which providers refuse, and which no chunk may be."""
     if not all(text.strip() for text in texts):
         raise ValueError("A blank text cannot be embedded.")
-    return [_encodable(text) for text in texts]
+    return [encodable(text) for text in texts]
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """The text without lone surrogates, which a JSON request may smuggle in and UTF-8 cannot carry."""
     return text.encode("utf-8", "replace").decode("utf-8")

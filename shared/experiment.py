@@ -182,9 +182,12 @@ def _check(client: Client, questions: Sequence[Question], ids: Mapping[str, str]
 
 
 def _ask(client: Client, choice: Choice, question: Question, ids: Mapping[str, str], warnings: set[str]) -> Result:
-    """Asks twice: the first time for the question's embedding, which is then in the cache and its time known."""
+    """Asks twice: the first time for the question's embedding, which is then in the cache and its time known.
+
+    That one is not reranked: it may cost something.
+    """
     try:
-        first = client.call("POST", "/search", choice.body(question.text, top_k=1))
+        first = client.call("POST", "/search", choice.body(question.text, top_k=1, rerank=False))
         started = time.perf_counter()
         found = client.call("POST", "/search", choice.body(question.text))
         took = (time.perf_counter() - started) * 1000

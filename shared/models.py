@@ -43,7 +43,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A chunk that was found for a question. `score`: higher is better, comparable within one result only."""
+    """A chunk that was found for a question. `score`: higher is better, comparable within one result only.
+
+    `rerank_score`: likewise, by the reranker; None where none gave one. Passages that have it come first, ordered by it.
+    """
 
     chunk_id: int
     document_id: int
@@ -57,6 +60,7 @@ class Passage:
     char_end: int
     cosine: float | None = None
     bm25: float | None = None
+    rerank_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,8 +50,22 @@ class Settings(BaseSettings):
     )
     openai_api_key: SecretStr | None = _env("OPENAI_API_KEY", None, "for ASKFOLDER_EMBEDDER=openai")
     openai_base_url: str = _env("OPENAI_BASE_URL", "", "another server with the same interface, with its /v1")
-    voyage_api_key: SecretStr | None = _env("VOYAGE_API_KEY", None, "for ASKFOLDER_EMBEDDER=voyage")
+    voyage_api_key: SecretStr | None = _env(
+        "VOYAGE_API_KEY", None, "for ASKFOLDER_EMBEDDER=voyage or ASKFOLDER_RERANKER=voyage"
+    )
     voyage_base_url: str = _env("VOYAGE_BASE_URL", "", "another server with the same interface, with its /v1")
+
+    reranker: Literal["off", "voyage", "local", "claude"] = _env(
+        "ASKFOLDER_RERANKER", "off", "who puts the first 50 passages found for a question in order again"
+    )
+    reranker_model: str = _env(
+        "ASKFOLDER_RERANKER_MODEL",
+        "",
+        "its model (rerank-2.5, claude-haiku-5-5); for local: a directory with model.onnx and tokenizer.json",
+    )
+    rerank_seconds: float = _env(
+        "ASKFOLDER_RERANK_SECONDS", 3.0, "a reranker's deadline; then the order stays", gt=0, le=60
+    )
 
     answerer: Literal["auto", "claude", "extractive"] = _env(
         "ASKFOLDER_ANSWERER", "auto", "auto: Claude where there is a key, else sentences quoted from the documents"
@@ -140,13 +154,15 @@ def read(changes: Mapping[str, str]) -> Settings:
                 for e in error.errors(include_url=False)
             )
         ) from None
-    keys = {
-        "openai": (settings.openai_api_key, "OPENAI_API_KEY"),
-        "voyage": (settings.voyage_api_key, "VOYAGE_API_KEY"),
+    needs = {
+        ("ASKFOLDER_EMBEDDER", "openai"): ("OPENAI_API_KEY", settings.openai_api_key),
+        ("ASKFOLDER_EMBEDDER", "voyage"): ("VOYAGE_API_KEY", settings.voyage_api_key),
+        ("ASKFOLDER_ANSWERER", "claude"): ("ANTHROPIC_API_KEY", settings.anthropic_api_key),
+        ("ASKFOLDER_RERANKER", "voyage"): ("VOYAGE_API_KEY", settings.voyage_api_key),
+        ("ASKFOLDER_RERANKER", "claude"): ("ANTHROPIC_API_KEY", settings.anthropic_api_key),
+        ("ASKFOLDER_RERANKER", "local"): ("ASKFOLDER_RERANKER_MODEL", settings.reranker_model),
     }
-    key, name = keys.get(settings.embedder, (True, ""))
-    if not key:
-        raise SettingsError(f"ASKFOLDER_EMBEDDER={settings.embedder} needs {name}; set it in .env or the environment.")
-    if settings.answerer == "claude" and not settings.anthropic_api_key:
-        raise SettingsError("ASKFOLDER_ANSWERER=claude needs ANTHROPIC_API_KEY; set it in .env or the environment.")
+    for (setting, choice), (name, value) in needs.items():
+        if getattr(settings, known[setting]) == choice and not value:
+            raise SettingsError(f"{setting}={choice} needs {name}; set it in .env or the environment.")
     return settings

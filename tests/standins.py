@@ -133,6 +133,7 @@ class Standin:
         "400", "401", "404", "429", "500", "529": that status, with `retry_after` (seconds), `message` and `code`;
         "hang": silence for `seconds`; "malformed": no JSON; "cut": hangs up in the middle.
         Embeddings: "too_few", "too_many", "shuffled" (with right indexes), "nan", "zero", "dimension", "not_numbers".
+        Reranking: "too_few", "too_many", "shuffled", "nan", "not_numbers".
         Anthropic streams, after some text: "error_event" (an SSE error), "cut_stream" (the HTTP answer ends properly,
         but without the last events, which a client easily takes for the end), "broken_stream" (the connection breaks).
         """
@@ -257,14 +258,18 @@ class OpenAIStandin(EmbeddingStandin):
 
 
 class VoyageStandin(EmbeddingStandin):
-    """POST /v1/embeddings, as Voyage answers it."""
+    """POST /v1/embeddings and /v1/rerank, as Voyage answers them."""
+
+    rerankers = ("rerank-2.5", "rerank-2.5-lite")
 
     def error_body(self, status: int, message: str, code: str | None) -> dict[str, Any]:
         return {"detail": message}
 
     def serve(self, handler: Handler, body: dict[str, Any], fault: str) -> None:
         texts = [body["input"]] if isinstance(body.get("input"), str) else body.get("input")
-        if handler.path != "/v1/embeddings":
+        if handler.path == "/v1/rerank":
+            self.rerank(handler, body, fault)
+        elif handler.path != "/v1/embeddings":
             self.refuse(handler, 404, "Not Found")
         elif not texts or len(texts) > 1000 or not all(isinstance(text, str) and text for text in texts):
             self.refuse(handler, 400, "Input cannot contain empty strings or empty lists.")
@@ -275,6 +280,31 @@ class VoyageStandin(EmbeddingStandin):
                 texts, body.get("output_dimension") or 1024, body.get("encoding_format") == "base64", fault
             )
             usage = {"total_tokens": sum(len(words(text)) for text in texts)}
+            handler.send_json(200, {"object": "list", "data": data, "model": body["model"], "usage": usage})
+
+    def rerank(self, handler: Handler, body: dict[str, Any], fault: str) -> None:
+        """A document's score is the share of the question's words that it holds; the best comes first."""
+        query, documents = body.get("query"), body.get("documents")
+        if not isinstance(query, str) or not query:
+            self.refuse(handler, 400, "Query cannot be empty.")
+        elif not documents or len(documents) > 1000 or not all(isinstance(text, str) and text for text in documents):
+            self.refuse(handler, 400, "Documents must be a list of 1 to 1,000 strings that are not empty.")
+        elif body.get("model") not in self.rerankers:
+            self.refuse(handler, 400, f"Model {body.get('model')} is not supported. Supported models are {list(self.rerankers)}.")  # fmt: skip
+        else:
+            asked = set(words(query)) - STOP_WORDS
+            scores: list[Any] = [len(asked & set(words(text))) / max(len(asked), 1) for text in documents]
+            data = [{"relevance_score": score, "index": at} for at, score in enumerate(scores)]
+            data.sort(key=lambda item: -item["relevance_score"])
+            if fault in ("nan", "not_numbers"):
+                data[-1]["relevance_score"] = math.nan if fault == "nan" else "high"
+            elif fault == "too_few":
+                data = data[:-1]
+            elif fault == "too_many":
+                data.append({**data[-1], "index": len(data)})
+            elif fault == "shuffled":
+                data = data[1:] + data[:1]
+            usage = {"total_tokens": len(words(query)) * len(documents) + sum(len(words(text)) for text in documents)}
             handler.send_json(200, {"object": "list", "data": data, "model": body["model"], "usage": usage})
 
 
@@ -335,6 +365,19 @@ def quote_best(request: dict[str, Any]) -> list[Block]:
         return [text_block(NO_ANSWER)]
     best = sorted(scored)[:2]
     return [text_block(text.strip() + " ", [cite(request, number, place)]) for _, number, place, text in best]
+
+
+def numbered_passages(request: dict[str, Any]) -> dict[int, str]:
+    """The passages of a request to put them in order, by their numbers."""
+    lines = request["messages"][-1]["content"][0]["text"].split("\n")
+    return {row["number"]: row["passage"] for row in map(json.loads, lines)}
+
+
+def order_passages(request: dict[str, Any]) -> list[Block]:
+    """Answer with the numbers of the passages, those that share the most words with the question first."""
+    asked = set(words(question_of(request))) - STOP_WORDS
+    passages = numbered_passages(request)
+    return [text_block(json.dumps(sorted(passages, key=lambda number: -len(asked & set(words(passages[number]))))))]
 
 
 class AnthropicStandin(Standin):

@@ -37,6 +37,12 @@ def test_env_file_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ("ASKFOLDER_PORT", "70000", "less than or equal to 65535"),
         ("ASKFOLDER_EMBEDDER", "magic", "'local', 'openai' or 'voyage'"),
         ("ASKFOLDER_EMBEDDER", "voyage", "needs VOYAGE_API_KEY"),
+        ("ASKFOLDER_ANSWERER", "claude", "needs ANTHROPIC_API_KEY"),
+        ("ASKFOLDER_RERANKER", "voyage", "ASKFOLDER_RERANKER=voyage needs VOYAGE_API_KEY"),
+        ("ASKFOLDER_RERANKER", "claude", "needs ANTHROPIC_API_KEY"),
+        ("ASKFOLDER_RERANKER", "local", "needs ASKFOLDER_RERANKER_MODEL"),
+        ("ASKFOLDER_RERANKER", "cohere", "'off', 'voyage', 'local' or 'claude'"),
+        ("ASKFOLDER_RERANK_SECONDS", "0", "greater than 0"),
         ("ASKFOLDER_RESCAN_SECONDS", "0", "greater than or equal to 1"),
     ],
 )
