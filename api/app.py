@@ -54,6 +54,8 @@ class SearchBody(_Body):
     query: Question
     top_k: int = Field(10, ge=1, le=100)
     mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
+    weight: float | None = Field(default=None, ge=0, le=1)
+    context: int = Field(default=0, ge=0, le=20_000)
     rerank: bool | None = None
     collection: str | None = Field(default=None, max_length=200)
     filters: FiltersBody = FiltersBody()
@@ -271,7 +273,9 @@ def post_ask() -> Response:
 def post_search() -> Response:
     body = _body(SearchBody)
     filters = retrieval.Filters(body.filters.source, body.collection)
-    found = search(_asker(), body.query, body.top_k, body.mode, filters, _rerank(body.rerank))
+    found = search(
+        _asker(), body.query, body.top_k, body.mode, filters, _rerank(body.rerank), body.weight, body.context
+    )
     return jsonify(results=[_passage(p) for p in found.passages], timings=found.timings, warnings=found.warnings)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from psycopg_pool import ConnectionPool
 
-from api import citations, extractive
+from api import citations, extractive, passages
 from api.reranking import CANDIDATES, Reranking
 from api.retrieval import Filters, retrieve
 from shared import generations
@@ -20,6 +20,8 @@ from shared.log import log
 from shared.models import Answer, Passage
 from shared.settings import Settings
 
+SPARE = 20  # passages beyond those that are asked for, for the place of repetitions
+EVERYTHING = Filters()
 PASSAGES = 8  # what an answer is made from, unless the question says otherwise
 
 
@@ -51,12 +53,15 @@ def search(
     question: str,
     top_k: int,
     mode: str = "hybrid",
-    filters: Filters | None = None,
+    filters: Filters = EVERYTHING,
     rerank: bool = True,
+    weight: float | None = None,
+    context: int = 0,
 ) -> Found:
     """Passages for a question. When it cannot be embedded, words alone decide, and a warning says so.
 
-    `rerank`: if a reranker is set up; when it fails, the order stays, and a warning says so.
+    `rerank`: if a reranker is set up; when it fails, the order stays, and a warning says so. `weight`: of meaning against words, 0 to 1.
+    `context`: characters that a passage may have together with its neighbours; 0: none.
     """
     reranking = asker.reranking if rerank else None
     found, started = Found(), time.perf_counter()
@@ -64,28 +69,34 @@ def search(
         generation = generations.live(connection)
     if generation is None:
         return found
-    vector = _question_vector(asker, generation, question, found) if mode != "lexical" else None
+    vector = _question_vector(asker, generation, question, filters, found) if mode != "lexical" else None
     found.timings["embed_ms"] = _since(started)
     started = time.perf_counter()
     with asker.pool.connection() as connection:
-        depth = max(top_k, CANDIDATES) if reranking else top_k
-        found.passages = retrieve(connection, generation, question, vector, depth, mode, filters or Filters())
+        depth = max(top_k + SPARE, CANDIDATES if reranking else 0)
+        found.passages = retrieve(
+            connection, generation, question, vector, depth, mode, filters, asker.settings.cosine_weight if weight is None else weight
+        )  # fmt: skip
     found.timings["retrieve_ms"] = _since(started)
     if reranking:
         started = time.perf_counter()
-        passages, warnings = reranking.order(question, found.passages)
-        found.passages, found.warnings = passages[:top_k], found.warnings + warnings
+        found.passages, warnings = reranking.order(question, found.passages)
+        found.warnings += warnings
         found.timings["rerank_ms"] = _since(started)
+    # A reranker has weighed each passage by itself: then only repetitions go.
+    found.passages = passages.spread(found.passages, top_k, 1.0 if reranking else passages.SHARE)
+    if context:
+        with asker.pool.connection() as connection:
+            found.passages = passages.whole(connection, found.passages, context)
     return found
 
 
 def ask(
-    asker: Asker, question: str, top_k: int = PASSAGES, filters: Filters | None = None, rerank: bool = True
+    asker: Asker, question: str, top_k: int = PASSAGES, filters: Filters = EVERYTHING, rerank: bool = True
 ) -> tuple[Answer, Found]:
     """An answer in which every citation stands in the stored text. Raises TransientError when the model does not answer in time."""
     settings = asker.settings
-    found = search(asker, question, top_k * 2, filters=filters, rerank=rerank)
-    found.passages = _distinct(found.passages)[:top_k]
+    found = search(asker, question, top_k, filters=filters, rerank=rerank, context=passages.BUDGET)
     started = time.perf_counter()
     with_claude = settings.answers_with_claude()
     usage: dict[str, int] = {}
@@ -108,8 +119,11 @@ def ask(
     return answer, found
 
 
-def _question_vector(asker: Asker, generation: Generation, question: str, found: Found) -> np.ndarray | None:
-    scope = f"{generation.embedder}:{generation.model}:{generation.dimensions}"
+def _question_vector(
+    asker: Asker, generation: Generation, question: str, filters: Filters, found: Found
+) -> np.ndarray | None:
+    # By what may be searched, too: how fast an answer comes must not tell what others asked elsewhere.
+    scope = f"{generation.id}:{generation.embedder}:{generation.model}:{generation.dimensions}:{filters.collection or ''}"
     vector = asker.cache.get(scope, question)
     if vector is None or vector.shape != (generation.dimensions,):
         try:
@@ -120,11 +134,6 @@ def _question_vector(asker: Asker, generation: Generation, question: str, found:
             return None
         asker.cache.put(scope, question, vector)
     return vector
-
-
-def _distinct(passages: list[Passage]) -> list[Passage]:
-    """Without repeated contents: copies of a file would fill the list."""
-    return list({passage.content: passage for passage in reversed(passages)}.values())[::-1]
 
 
 def _since(started: float) -> float:

@@ -14,25 +14,26 @@ SHARE = 0.5  # of the list, for one document …
 WORTH = 0.9  # … unless what would take its place is worth less than this part of it
 BUDGET = 1_600  # characters of a passage with its neighbours
 REACH = 2  # neighbours on either side
+COMPARED = 40  # passages that are compared with each other
 
 _WORD = re.compile(r"\w+")
 
 
-def spread(passages: Sequence[Passage], top_k: int) -> list[Passage]:
+def spread(passages: Sequence[Passage], top_k: int, share: float = SHARE) -> list[Passage]:
     """The first `top_k` of a ranking (best first), without one document or near-copies filling the list.
 
-    What repeats an earlier passage is left out while there is something else; of one document no more than half the list is
-    taken while others are nearly as good. The order is kept.
+    What repeats an earlier passage is left out while there is something else; of one document no more than `share` of the list
+    is taken while others are nearly as good. The order is kept.
     """
-    words = [frozenset(_WORD.findall(passage.content.lower())) for passage in passages]
+    words = [frozenset(_WORD.findall(passage.content.lower())) for passage in passages[:COMPARED]]
     taken: list[int] = []
     behind: list[int] = []
     copies: list[int] = []
-    most, held = math.ceil(top_k * SHARE), Counter[int]()
+    most, held = math.ceil(top_k * share), Counter[int]()
     for index, passage in enumerate(passages):
         if len(taken) == top_k:
             break
-        if any(_alike(words[index], words[other]) for other in taken + behind):
+        if index < COMPARED and any(_alike(words[index], words[other]) for other in taken + behind):
             copies.append(index)
         elif held[passage.document_id] < most:
             taken.append(index)
@@ -106,11 +107,11 @@ def _cut(connection: Connection, passages: Sequence[Passage], joined: list[Passa
     before = {passage.chunk_id: passage for passage in passages}
     rows = connection.execute(
         """
-        SELECT place, substr(text.content, char_start + 1, char_end - char_start)
+        SELECT place, substr(text.content, wanted.char_start + 1, wanted.char_end - wanted.char_start)
         FROM unnest(%s::bigint[], %s::integer[], %s::integer[]) WITH ORDINALITY AS wanted (chunk_id, char_start, char_end, place)
-        JOIN chunk c ON c.id = chunk_id
+        JOIN chunk c ON c.id = wanted.chunk_id
         JOIN document_text text ON text.document_id = c.document_id
-        JOIN document_generation held USING (document_id, generation_id)
+        JOIN document_generation held ON (held.document_id, held.generation_id) = (c.document_id, c.generation_id)
         WHERE held.text_version = text.text_version
         """,
         [[p.chunk_id for p in joined], [p.char_start for p in joined], [p.char_end for p in joined]],
