@@ -311,7 +311,8 @@ def get_document(document_id: int) -> Response:
 
 
 def _document(row: dict[str, object]) -> dict[str, object]:
-    return {**row, "updated_at": row["updated_at"].isoformat()}  # type: ignore[attr-defined]
+    dates = {name: row[name].isoformat() if row[name] else None for name in ("updated_at", "dated")}  # type: ignore[attr-defined]
+    return {**row, **dates}
 
 
 def post_retry(document_id: int | None = None) -> Response:

@@ -8,6 +8,7 @@ from typing import Any
 
 from shared.errors import UnreadableError
 from shared.models import Parsed
+from worker.formats_metadata import stamps
 from worker.formats_text import clean_title, first_title
 from worker.formats_write import MAX_PAGES, Writer, refuse_pages
 
@@ -76,7 +77,25 @@ def parse_pdf(data: bytes, name: str, max_text_chars: int) -> Parsed:
         )
     xmp = XMP_TITLE.search((result.doc_meta.xmp or "")[:20_000]) if result.doc_meta else None
     title = first_title(tuple(writer.headings)) or clean_title(xmp[1] if xmp else None)
-    return Parsed(text, "pdf", "markdown", title, tuple(writer.headings), tuple(writer.pages))
+    return Parsed(
+        text, "pdf", "markdown", title, tuple(writer.headings), tuple(writer.pages), properties(data, result.doc_meta)
+    )
+
+
+def properties(data: bytes, seen: Any) -> dict[str, Any]:
+    """What the PDF's information dictionary says. `seen`: liteparse's metadata, which knows its dates only."""
+    import pypdfium2
+
+    names = {"title": "Title", "author": "Author", "subject": "Subject", "keywords": "Keywords"}
+    found: list[tuple[str, object]] = []
+    try:
+        with pypdfium2.PdfDocument(data) as document:
+            values = document.get_metadata_dict()
+        found = [(name, values.get(called)) for name, called in names.items()]
+        found += [("created", values.get("CreationDate")), ("modified", values.get("ModDate"))]
+    except pypdfium2.PdfiumError:  # liteparse is more lenient
+        found = [("created", seen.creation_date), ("modified", seen.mod_date)] if seen else []
+    return stamps(found)
 
 
 def page_blocks(page: Any) -> list[Block]:
