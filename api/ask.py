@@ -8,7 +8,8 @@ import numpy as np
 from psycopg_pool import ConnectionPool
 
 from api import citations, extractive
-from api.retrieval import Filters, retrieve
+from api.filters import Filters
+from api.retrieval import retrieve
 from shared import generations
 from shared.cache import QuestionCache
 from shared.db import Connection

@@ -1,12 +1,11 @@
 """Finds passages: dense and BM25 candidates, both scores for every candidate, fused, in one round trip."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from pgvector import HalfVector
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from api.filters import Filters
 from shared.db import Connection
 from shared.generations import Generation
 from shared.models import Passage
@@ -16,14 +15,6 @@ COSINE_WEIGHT = (
 )
 CANDIDATES = 100
 MODES = ("hybrid", "dense", "lexical")
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """`source`: the path begins with it; `collection`: its name."""
-
-    source: str | None = None
-    collection: str | None = None
 
 
 def configure(connection: Connection) -> None:
@@ -72,9 +63,7 @@ FROM fused f JOIN chunk c ON c.id = f.chunk_id JOIN document d ON d.id = c.docum
 ORDER BY f.score DESC, f.chunk_id LIMIT %(top_k)s
 """
 
-_VISIBLE = """d.live_revision IS NOT NULL AND d.state NOT IN ('deleted', 'excluded')
-      AND (%(source)s::text IS NULL OR starts_with(d.key, %(source)s))
-      AND (%(collection)s::text IS NULL OR d.collection_id = (SELECT id FROM collection WHERE name = %(collection)s))"""
+_VISIBLE = "d.live_revision IS NOT NULL AND d.state NOT IN ('deleted', 'excluded') AND {}"
 
 
 def retrieve(
@@ -88,14 +77,16 @@ def retrieve(
 ) -> list[Passage]:
     """The best passages for a question, best first. vector: float32, shape (dimensions,); None: only words count."""
     dense = mode in ("hybrid", "dense") and vector is not None
-    query = sql.SQL(_SEARCH).format(vectors=generation.vectors, lexical=generation.lexical, visible=sql.SQL(_VISIBLE))
+    query = sql.SQL(_SEARCH).format(
+        vectors=generation.vectors, lexical=generation.lexical, visible=sql.SQL(_VISIBLE).format(filters.condition())
+    )
     with connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(
             query,
             {
                 "question": question, "vector": HalfVector(vector) if vector is not None else None, "top_k": top_k,
                 "candidates": max(CANDIDATES, top_k), "weight": COSINE_WEIGHT, "dense": dense, "lexical": mode != "dense" or not dense,
-                "source": filters.source, "collection": filters.collection,
+                **filters.parameters(),
             },
         ).fetchall()  # fmt: skip
     return [Passage(**{**row, "heading": tuple(row["heading"])}) for row in rows]

@@ -414,9 +414,14 @@ def set_text(connection: Connection, claim: Claim, parsed: Parsed, revision: str
         WHERE id = %(id)s RETURNING text_version
         """,
         {
-            "revision": revision, "sha256": sha256, "title": parsed.title, "format": parsed.format,
-            "metadata": json.dumps(parsed.metadata), "dated": parsed.dated, "id": claim.id,
-        },  # fmt: skip
+            "revision": revision,
+            "sha256": sha256,
+            "title": parsed.title,
+            "format": parsed.format,
+            "metadata": json.dumps(parsed.metadata),
+            "dated": parsed.dated,
+            "id": claim.id,
+        },
     ).fetchone()
     assert row is not None
     connection.execute(

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -146,7 +146,7 @@ def plain(value: object, depth: int = 1) -> Any:
     return None
 
 
-def dated(metadata: dict[str, Any]) -> datetime | None:
+def dated(metadata: Mapping[str, Any]) -> datetime | None:
     """The document's own date, in UTC: the first of DATES that can be understood. Days and months begin at midnight in UTC."""
     return next((moment for name in DATES if (moment := read_date(metadata.get(name)))), None)
 
@@ -172,7 +172,7 @@ def read_date(value: object) -> datetime | None:
 
 
 def written_date(text: str) -> datetime:
-    """"3 March 2024" and the like, or the date of a mail. Raises ValueError."""
+    """ "3 March 2024" and the like, or the date of a mail. Raises ValueError."""
     for form in WRITTEN:
         try:
             return datetime.strptime(text, form)

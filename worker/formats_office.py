@@ -21,6 +21,7 @@ from worker.formats_write import Writer
 MAX_MEMBERS = 20_000
 MAX_BYTES = 300_000_000
 MAX_RATIO = 400
+MAX_PROPERTIES = 1_000_000  # bytes
 BIG = 10_000_000  # below this a high ratio does no harm
 KIND = {"docx": "Word document", "pptx": "presentation", "xlsx": "workbook"}
 MAIN_PART = {"docx": "word/document.xml", "pptx": "ppt/presentation.xml", "xlsx": "xl/workbook.xml"}
@@ -115,11 +116,17 @@ class Archive:
         return found
 
     def properties(self) -> list[tuple[str, str | None]]:
-        """(name, value) of the core properties; those of a damaged part are nobody's loss."""
+        """(name, value) of the core properties; none where they are damaged, for the text can still be read."""
         part = next(
             (part for kind, part in self.relations("").values() if kind == "core-properties"), "docProps/core.xml"
         )
-        return [("author" if local(e) == "creator" else local(e), e.text) for e in self.optional(part)]
+        if part not in self.names or self.zip.getinfo(part).file_size > MAX_PROPERTIES:
+            return []
+        try:
+            root = self.xml(part)
+        except UnreadableError:
+            return []
+        return [("author" if local(e) == "creator" else local(e), e.text) for e in root if local(e)]
 
 
 def parse_office(data: bytes, name: str, format: str, max_text_chars: int) -> Parsed:
