@@ -235,7 +235,7 @@ def _moment(name: str, value: str | None) -> datetime | None:
 def _metadata(wanted: Mapping[str, Any]) -> dict[str, Any]:
     if len(json.dumps(wanted)) > MAX_METADATA:
         raise FilterError(f"The metadata asked for is longer than {MAX_METADATA:,} characters; ask for less.")
-    _refuse_values(wanted, 1)
+    _refuse_values(wanted, 0)
     lowered = {" ".join(name.split()).lower(): value for name, value in wanted.items()}  # as the names are stored
     if sum(1 for _ in _leaves(lowered)) > MAX_VALUES:
         raise FilterError(f"More than {MAX_VALUES} values of metadata are asked for; ask for fewer.")
@@ -243,7 +243,7 @@ def _metadata(wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_values(value: Any, depth: int) -> None:
-    if depth > MAX_DEPTH:
+    if depth > MAX_DEPTH and isinstance(value, (Mapping, list)):
         raise FilterError(f"The metadata asked for is nested more than {MAX_DEPTH} levels deep, as no document's is.")
     if isinstance(value, float) and not math.isfinite(value):
         raise FilterError("The metadata asked for holds a number that JSON does not have (NaN or Infinity).")

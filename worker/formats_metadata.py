@@ -132,7 +132,7 @@ def plain(value: object, depth: int = 1) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        text = storable(value).strip()
+        text = " ".join(storable(value).split())
         return text if 0 < len(text) <= MAX_VALUE else None
     if isinstance(value, date):  # a datetime is one
         return value.isoformat()
