@@ -36,6 +36,7 @@ class Claim:
     wanted_size: int
     live_revision: str | None
     live_sha256: bytes | None
+    described: bool
     text_version: int
     attempts: int
     retries: int
@@ -349,7 +350,7 @@ def claim(connection: Connection, document_id: int, worker: str = "") -> Claim |
               AND (d.state = 'queued' OR (d.state = 'ingesting' AND d.leased_until < now())
                    OR ((d.leased_until IS NULL OR d.leased_until < now()) AND {_UNBUILT}))
             RETURNING d.id, d.lease, d.source_id, d.collection_id, s.kind, s.root, d.key, d.state, d.wanted_revision, d.wanted_size,
-                      d.live_revision, d.live_sha256, d.text_version, d.attempts, d.retries
+                      d.live_revision, d.live_sha256, d.described, d.text_version, d.attempts, d.retries
             """,
             [LEASE_SECONDS, worker or None, document_id],
         ).fetchone()

@@ -131,7 +131,7 @@ def check_changes(system: System) -> None:
 
 
 def check_rehash(system: System) -> None:
-    """What was read before there was metadata is read again by reconcile --rehash, once."""
+    """What was read before there was metadata is read again by reconcile --rehash, once, or when it is touched."""
     with psycopg.connect(system.env["DATABASE_URL"], autocommit=True) as connection:
         connection.execute(
             "UPDATE askfolder.document SET metadata = '{}', described = false, dated = revision_time(live_revision)"
@@ -141,6 +141,10 @@ def check_rehash(system: System) -> None:
         until(lambda: sources(system, metadata={"tags": "bird"}) == {"notes/a.md"})
         system.settled()
         assert one(system, "report.docx")["metadata"]["author"] == "Cleo"
+        connection.execute("UPDATE askfolder.document SET metadata = '{}', described = false WHERE key = 'notes/a.md'")
+        (system.folder / "notes" / "a.md").touch()
+        until(lambda: sources(system, metadata={"tags": "bird"}) == {"notes/a.md"})
+        system.settled()
         versions = "SELECT key, text_version FROM askfolder.document ORDER BY key"
         before = connection.execute(versions).fetchall()
         assert cli(system, "reconcile", "--rehash").returncode == 0
