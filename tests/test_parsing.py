@@ -1081,6 +1081,10 @@ def test_metadata_of_pdf(parser: Parser, tmp_path: Path) -> None:
         parsed = parse(parser, tmp_path, "b.pdf", pdf("The heron stands.", info=f"/Author(Anna)/CreationDate{date}"))
         assert (parsed.metadata, parsed.dated) == ({"author": "Anna"}, None)
     assert parse(parser, tmp_path, "c.pdf", pdf("The heron stands.")).metadata == {}
+    half = parse(parser, tmp_path, "d.pdf", pdf("The heron.", info="/Title<FEFFD800>/CreationDate(D:20240501)"))
+    assert half.metadata == {"created": "2024-05-01T00:00:00+00:00"}, (
+        "half a character costs the words, not the document"
+    )
 
 
 CORE = (

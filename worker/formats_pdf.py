@@ -1,5 +1,6 @@
 """PDF to plain reading Markdown with page numbers, over liteparse's layout blocks."""
 
+import contextlib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -83,18 +84,14 @@ def parse_pdf(data: bytes, name: str, max_text_chars: int) -> Parsed:
 
 
 def properties(data: bytes, seen: Any) -> dict[str, Any]:
-    """What the PDF's information dictionary says. `seen`: liteparse's metadata, which knows its dates only."""
+    """What the PDF's information dictionary says. `seen`: liteparse's metadata, which has the dates but not the words."""
     import pypdfium2
 
-    names = {"title": "Title", "author": "Author", "subject": "Subject", "keywords": "Keywords"}
-    found: list[tuple[str, object]] = []
-    try:
-        with pypdfium2.PdfDocument(data) as document:
-            values = document.get_metadata_dict()
-        found = [(name, values.get(called)) for name, called in names.items()]
-        found += [("created", values.get("CreationDate")), ("modified", values.get("ModDate"))]
-    except pypdfium2.PdfiumError:  # liteparse is more lenient
-        found = [("created", seen.creation_date), ("modified", seen.mod_date)] if seen else []
+    found: list[tuple[str, object]] = [("created", seen.creation_date), ("modified", seen.mod_date)] if seen else []
+    with contextlib.suppress(pypdfium2.PdfiumError), pypdfium2.PdfDocument(data) as document:
+        for name in ("Title", "Author", "Subject", "Keywords"):
+            with contextlib.suppress(UnicodeDecodeError):  # half a character
+                found.append((name, document.get_metadata_value(name)))
     return stamps(found)
 
 
