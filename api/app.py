@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 
 from api import retrieval
 from api.ask import PASSAGES, Asker, ask, search
+from api.filters import FilterError, Filters, read_filters, refuse_unknown
 from api.reranking import open_reranking
 from shared import access, db, doctor, documents, generations, queue, sources
 from shared.cache import QuestionCache
@@ -47,7 +48,13 @@ class _Body(BaseModel):
 
 
 class FiltersBody(_Body):
-    source: str | None = Field(default=None, max_length=4096)
+    """What each means: api/filters.py."""
+
+    source: str | None = None
+    type: str | list[str] | None = None
+    after: str | None = None
+    before: str | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class SearchBody(_Body):
@@ -187,6 +194,8 @@ def problem(status: int, title: str, detail: str, **more: object) -> Response:
 def _problem(error: Exception) -> Response:
     if isinstance(error, _Invalid):
         return problem(error.status, error.title, str(error))
+    if isinstance(error, FilterError):
+        return problem(422, "Invalid filter", str(error))
     if isinstance(error, HTTPException):
         code = error.code or 500
         detail = f"The request is larger than {MAX_BODY // 1024} kB." if code == 413 else error.description or ""
@@ -217,8 +226,8 @@ class _Invalid(Exception):
 def _body(model: type[M]) -> M:
     try:
         raw: Any = request.get_json(force=True)
-    except HTTPException as error:
-        if error.code == 413:
+    except (HTTPException, RecursionError) as error:
+        if isinstance(error, HTTPException) and error.code == 413:
             raise
         raise _Invalid(400, "Not JSON", f"The body is not valid JSON; send for example {_example(model)}.") from None
     return _valid(model, raw)
@@ -262,8 +271,7 @@ def page() -> Response | str:
 
 def post_ask() -> Response:
     body = _body(AskBody)
-    filters = retrieval.Filters(body.filters.source, body.collection)
-    answer, found = ask(_asker(), body.question, body.top_k, filters, _rerank(body.rerank))
+    answer, found = ask(_asker(), body.question, body.top_k, _filters(body), _rerank(body.rerank))
     return jsonify(
         answer=answer.text, citations=answer.citations, passages=[_passage(p) for p in found.passages], verdict=answer.verdict,
         answerer=answer.answerer, usage=answer.usage, timings=found.timings, warnings=[*found.warnings, *answer.warnings],
@@ -272,9 +280,8 @@ def post_ask() -> Response:
 
 def post_search() -> Response:
     body = _body(SearchBody)
-    filters = retrieval.Filters(body.filters.source, body.collection)
     found = search(
-        _asker(), body.query, body.top_k, body.mode, filters, _rerank(body.rerank), body.weight, body.context
+        _asker(), body.query, body.top_k, body.mode, _filters(body), _rerank(body.rerank), body.weight, body.context
     )
     return jsonify(results=[_passage(p) for p in found.passages], timings=found.timings, warnings=found.warnings)
 
@@ -288,6 +295,14 @@ def _rerank(wanted: bool | None) -> bool:
             "No reranker is set up: set ASKFOLDER_RERANKER (docs/retrieval.md), or leave rerank out.",
         )
     return wanted is not False
+
+
+def _filters(body: SearchBody | AskBody) -> Filters:
+    filters = read_filters(collection=body.collection, **body.filters.model_dump())
+    if filters.collection is not None:
+        with _asker().pool.connection() as connection:
+            refuse_unknown(connection, filters)
+    return filters
 
 
 def _passage(passage: Passage) -> dict[str, object]:
@@ -334,7 +349,8 @@ def get_document(document_id: int) -> Response:
 
 
 def _document(row: dict[str, object]) -> dict[str, object]:
-    return {**row, "updated_at": row["updated_at"].isoformat()}  # type: ignore[attr-defined]
+    dates = {name: row[name].isoformat() if row[name] else None for name in ("updated_at", "dated")}  # type: ignore[attr-defined]
+    return {**row, **dates}
 
 
 def post_retry(document_id: int | None = None) -> Response:

@@ -8,8 +8,9 @@ import numpy as np
 from psycopg_pool import ConnectionPool
 
 from api import citations, extractive, passages
+from api.filters import Filters
 from api.reranking import CANDIDATES, Reranking
-from api.retrieval import Filters, retrieve
+from api.retrieval import retrieve
 from shared import generations
 from shared.cache import QuestionCache
 from shared.db import Connection
@@ -123,7 +124,9 @@ def _question_vector(
     asker: Asker, generation: Generation, question: str, filters: Filters, found: Found
 ) -> np.ndarray | None:
     # By what may be searched, too: how fast an answer comes must not tell what others asked elsewhere.
-    scope = f"{generation.id}:{generation.embedder}:{generation.model}:{generation.dimensions}:{filters.collection or ''}"
+    scope = (
+        f"{generation.id}:{generation.embedder}:{generation.model}:{generation.dimensions}:{filters.collection or ''}"
+    )
     vector = asker.cache.get(scope, question)
     if vector is None or vector.shape != (generation.dimensions,):
         try:

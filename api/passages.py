@@ -116,7 +116,7 @@ def _cut(connection: Connection, passages: Sequence[Passage], joined: list[Passa
         """,
         [[p.chunk_id for p in joined], [p.char_start for p in joined], [p.char_end for p in joined]],
     )
-    texts = dict(rows.fetchall())
+    texts: dict[int, str] = dict(rows.fetchall())
     return [
         replace(passage, content=texts[place]) if place in texts else before[passage.chunk_id]
         for place, passage in enumerate(joined, 1)

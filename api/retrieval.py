@@ -14,6 +14,7 @@ from pgvector import HalfVector
 from psycopg import sql
 from psycopg.rows import class_row, dict_row
 
+from api.filters import Filters
 from shared import words
 from shared.db import Connection
 from shared.generations import Generation
@@ -40,27 +41,6 @@ class Lexeme:
     chunks: int
     strong: int | None
     stronger: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """`source`: the path begins with it; `collection`: its name."""
-
-    source: str | None = None
-    collection: str | None = None
-
-    @property
-    def empty(self) -> bool:
-        return self == Filters()
-
-    def condition(self) -> sql.Composable:
-        return sql.SQL(
-            "(%(source)s::text IS NULL OR starts_with(d.key, %(source)s)) AND "
-            "(%(collection)s::text IS NULL OR d.collection_id = (SELECT id FROM collection WHERE name = %(collection)s))"
-        )
-
-    def parameters(self) -> dict[str, object]:
-        return {"source": self.source, "collection": self.collection}
 
 
 def configure(connection: Connection) -> None:
@@ -98,7 +78,7 @@ def retrieve(
         rows = cursor.execute(
             _statement(generation, filters, narrow, max(CANDIDATES, top_k), dense, len(queries)),
             {
-                **filters.parameters(), "vector": HalfVector(vector) if dense else None, "idf": _sparse(idf), **{f"terms_{i}": terms for i, terms in enumerate(queries)},
+                **filters.parameters(), "vector": HalfVector(vector) if vector is not None and dense else None, "idf": _sparse(idf), **{f"terms_{i}": terms for i, terms in enumerate(queries)},
                 "generation": generation.id, "top_k": top_k, "weight": cosine_weight, "echo": ECHO,
             },
         ).fetchall()  # fmt: skip
@@ -108,14 +88,30 @@ def retrieve(
 # --- what the question's lexemes weigh -------------------------------------------------------------------------------
 
 
+_TOTAL = """
+SELECT coalesce(
+    (SELECT sum(chunks) FROM lexeme_stats WHERE generation_id = %(generation)s AND place = 0
+         AND (%(collection)s::text IS NULL OR collection_id = (SELECT id FROM collection WHERE name = %(collection)s))),
+    (SELECT sum(chunks) FROM document d WHERE {visible}
+         AND (%(collection)s::text IS NULL OR collection_id = (SELECT id FROM collection WHERE name = %(collection)s))), 0)
+"""
+
+
 def _sizes(connection: Connection, generation: Generation, filters: Filters) -> tuple[int, int]:
-    """How many chunks the collection has, and how many of them the filters allow."""
-    query = sql.SQL(
-        "SELECT coalesce(sum(chunks), 0), coalesce(sum(chunks) FILTER (WHERE {condition}), 0) FROM document d WHERE {visible}"
-    )
-    row = connection.execute(query.format(condition=filters.condition(), visible=_VISIBLE), filters.parameters()).fetchone()
+    """How many chunks the collection has, as when they were counted last, and how many of them the filters allow."""
+    row = connection.execute(
+        sql.SQL(_TOTAL).format(visible=_VISIBLE), {"generation": generation.id, "collection": filters.collection}
+    ).fetchone()
     assert row is not None
-    return int(row[0]), int(row[1])
+    total = int(row[0])
+    if filters.empty:
+        return total, total
+    query = sql.SQL("SELECT coalesce(sum(chunks), 0) FROM document d WHERE {visible} AND {condition}")
+    row = connection.execute(
+        query.format(visible=_VISIBLE, condition=filters.condition()), filters.parameters()
+    ).fetchone()
+    assert row is not None
+    return max(total, int(row[0])), int(row[0])
 
 
 _LEXEMES = """
@@ -185,7 +181,9 @@ def _sparse(idf: dict[int, float]) -> str:
 def _plausible(lexeme: Lexeme, total: int) -> Lexeme:
     """With a count that can be: without statistics a lexeme of more than COUNTED rows is taken for one of half of all."""
     common = lexeme.strong is None and lexeme.chunks >= COUNTED
-    return Lexeme(lexeme.place, min(max(lexeme.chunks, total // 2 if common else 0), total), lexeme.strong, lexeme.stronger)
+    return Lexeme(
+        lexeme.place, min(max(lexeme.chunks, total // 2 if common else 0), total), lexeme.strong, lexeme.stronger
+    )
 
 
 def _singles(lexemes: Sequence[Lexeme], budget: float) -> tuple[list[str], float]:
@@ -257,7 +255,9 @@ _FUSED = """
 + (1 - %(weight)s) * coalesce(s.bm25 / nullif(best.bm25, 0), 0)"""
 
 
-def _statement(generation: Generation, filters: Filters, narrow: bool, limit: int, dense: bool, queries: int) -> sql.Composed:
+def _statement(
+    generation: Generation, filters: Filters, narrow: bool, limit: int, dense: bool, queries: int
+) -> sql.Composed:
     """Limits are written out: the planner would have to guess them, and a prepared plan is kept."""
     score = _FUSED if dense and queries else "s.cosine" if dense else "s.bm25"
     condition = filters.condition()

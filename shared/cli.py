@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,55 @@ def up(inbox: Path | None) -> None:
     run(load(), click.echo)
 
 
+_FILTERS = (
+    click.option(
+        "--source", help="Only documents whose path begins with this, or matches it: 'notes/', '**/2024-*.md'."
+    ),
+    click.option(
+        "--type", "types", multiple=True, help="Only this type of file: pdf, docx, md, html, py …; may be given again."
+    ),
+    click.option("--after", help="Only documents dated on this day or later: 2024-06-30."),
+    click.option("--before", help="Only documents dated before this day."),
+    click.option(
+        "--metadata",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Only documents that say so of themselves: author=Anna, tags=x.",
+    ),
+)
+
+
+def _filtered(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that narrow a question."""
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command
+
+
+def _filters(options: dict[str, Any]) -> dict[str, Any]:
+    """The options as /search and /ask take them. A value that is JSON, like 3 or true or '"3"', is what it says, else it is text."""
+    metadata: dict[str, Any] = {}
+    for pair in options.pop("metadata"):
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise click.UsageError(f"{pair!r} is not NAME=VALUE, like author=Anna.")
+        try:
+            metadata[name] = json.loads(value)
+        except ValueError:
+            metadata[name] = value
+    given = {"type": list(options.pop("types")), **options, "metadata": metadata}
+    filters = {name: value for name, value in given.items() if value}
+    return {"filters": filters} if filters else {}
+
+
 @cli.command()
 @click.argument("question", nargs=-1, required=True)
 @click.option("--top-k", type=int, help="Passages that the answer is made from.")
+@_filtered
 @click.option("--json", "as_json", is_flag=True, help="Print the API's answer as it is.")
-def ask(question: tuple[str, ...], top_k: int | None, as_json: bool) -> None:
+def ask(question: tuple[str, ...], top_k: int | None, as_json: bool, **options: Any) -> None:
     """Answer a question from the documents. Exit code 3: nothing in them answers it."""
-    body = {"question": " ".join(question)} | ({"top_k": top_k} if top_k is not None else {})
+    body = {"question": " ".join(question)} | ({"top_k": top_k} if top_k is not None else {}) | _filters(options)
     answer = _call("POST", "/ask", body)
     if as_json:
         click.echo(json.dumps(answer, ensure_ascii=False, indent=2))
@@ -75,10 +118,12 @@ def ask(question: tuple[str, ...], top_k: int | None, as_json: bool) -> None:
 @click.option("--top-k", type=int, default=10, show_default=True)
 @click.option("--mode", type=click.Choice(["hybrid", "dense", "lexical"]), default="hybrid", show_default=True)
 @click.option("--rerank/--no-rerank", default=None, help="With the reranker, or without; unsaid: if one is set up.")
+@_filtered
 @click.option("--json", "as_json", is_flag=True, help="Print the API's answer as it is.")
-def search(query: tuple[str, ...], top_k: int, mode: str, rerank: bool | None, as_json: bool) -> None:
+def search(query: tuple[str, ...], top_k: int, mode: str, rerank: bool | None, as_json: bool, **options: Any) -> None:
     """List the passages that match best. Exit code 3: none."""
-    found = _call("POST", "/search", {"query": " ".join(query), "top_k": top_k, "mode": mode, "rerank": rerank})
+    body = {"query": " ".join(query), "top_k": top_k, "mode": mode, "rerank": rerank} | _filters(options)
+    found = _call("POST", "/search", body)
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
     else:

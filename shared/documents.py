@@ -36,6 +36,7 @@ class Claim:
     wanted_size: int
     live_revision: str | None
     live_sha256: bytes | None
+    described: bool
     text_version: int
     attempts: int
     retries: int
@@ -59,9 +60,10 @@ class Known:
     wanted_size: int
     live_revision: str | None
     live_sha256: bytes | None
+    described: bool
 
 
-_KNOWN = "SELECT d.id, d.key, d.state, d.wanted_revision, d.wanted_size, d.live_revision, d.live_sha256 FROM document d"
+_KNOWN = "SELECT d.id, d.key, d.state, d.wanted_revision, d.wanted_size, d.live_revision, d.live_sha256, d.described FROM document d"
 
 
 def known(connection: Connection, source_id: int, below: Iterable[str] | None = None) -> dict[str, Known]:
@@ -139,16 +141,22 @@ def rebuild(connection: Connection, ids: Iterable[int]) -> int:
     ).rowcount
 
 
+# A date that came from the file goes with it; the document's own stays.
+_TOUCHED = """
+    dated = CASE WHEN dated IS DISTINCT FROM revision_time(live_revision) THEN dated ELSE coalesce(revision_time(%(revision)s), dated) END
+"""
+
+
 def move(connection: Connection, document_id: int, key: str, revision: str) -> None:
     """Gives a document its new name; what was embedded stays (the name is in no embedding)."""
     connection.execute(
-        """
-        UPDATE document SET key = %s, wanted_revision = %s, live_revision = %s, state = CASE state WHEN 'excluded' THEN state ELSE 'ready' END,
-            attempts = 0, retries = 0, not_before = NULL, published_at = NULL, lease = NULL, leased_until = NULL, worker = NULL,
+        f"""
+        UPDATE document SET {_TOUCHED}, key = %(key)s, wanted_revision = %(revision)s, live_revision = %(revision)s,
+            state = CASE state WHEN 'excluded' THEN state ELSE 'ready' END, attempts = 0, retries = 0, not_before = NULL, published_at = NULL, lease = NULL, leased_until = NULL, worker = NULL,
             stage = NULL, progress_done = NULL, progress_total = NULL, error = NULL, deleted_at = NULL, updated_at = now()
-        WHERE id = %s
+        WHERE id = %(id)s
         """,
-        [key, revision, revision, document_id],
+        {"key": key, "revision": revision, "id": document_id},
     )
 
 
@@ -342,7 +350,7 @@ def claim(connection: Connection, document_id: int, worker: str = "") -> Claim |
               AND (d.state = 'queued' OR (d.state = 'ingesting' AND d.leased_until < now())
                    OR ((d.leased_until IS NULL OR d.leased_until < now()) AND {_UNBUILT}))
             RETURNING d.id, d.lease, d.source_id, d.collection_id, s.kind, s.root, d.key, d.state, d.wanted_revision, d.wanted_size,
-                      d.live_revision, d.live_sha256, d.text_version, d.attempts, d.retries
+                      d.live_revision, d.live_sha256, d.described, d.text_version, d.attempts, d.retries
             """,
             [LEASE_SECONDS, worker or None, document_id],
         ).fetchone()
@@ -400,9 +408,21 @@ def hold(connection: Connection, claim: Claim) -> None:
 def set_text(connection: Connection, claim: Claim, parsed: Parsed, revision: str, sha256: bytes) -> int:
     """Makes a new text the live one, inside the transaction that holds the document. Returns its version."""
     row = connection.execute(
-        "UPDATE document SET text_version = text_version + 1, live_revision = %s, wanted_revision = %s, live_sha256 = %s, title = %s, "
-        "format = %s WHERE id = %s RETURNING text_version",
-        [revision, revision, sha256, parsed.title, parsed.format, claim.id],
+        """
+        UPDATE document SET text_version = text_version + 1, live_revision = %(revision)s, wanted_revision = %(revision)s,
+            live_sha256 = %(sha256)s, title = %(title)s, format = %(format)s, metadata = %(metadata)s::jsonb, described = true,
+            dated = coalesce(%(dated)s, revision_time(%(revision)s), now())
+        WHERE id = %(id)s RETURNING text_version
+        """,
+        {
+            "revision": revision,
+            "sha256": sha256,
+            "title": parsed.title,
+            "format": parsed.format,
+            "metadata": json.dumps(parsed.metadata),
+            "dated": parsed.dated,
+            "id": claim.id,
+        },
     ).fetchone()
     assert row is not None
     connection.execute(
@@ -425,10 +445,10 @@ def set_text(connection: Connection, claim: Claim, parsed: Parsed, revision: str
 
 
 def unchanged(connection: Connection, claim: Claim, revision: str) -> None:
-    """The bytes are those that are live already: only the revision is another one."""
+    """The bytes are those that are live already: only the revision is another one, and the date where the file gave it."""
     connection.execute(
-        "UPDATE document SET live_revision = %s, wanted_revision = %s WHERE id = %s AND lease = %s",
-        [revision, revision, claim.id, claim.lease],
+        f"UPDATE document SET {_TOUCHED}, wanted_revision = %(revision)s, live_revision = %(revision)s WHERE id = %(id)s AND lease = %(lease)s",
+        {"revision": revision, "id": claim.id, "lease": claim.lease},
     )
 
 
@@ -467,7 +487,7 @@ def failed(connection: Connection, claim: Claim, reason: str) -> None:
         connection.execute(
             """
             UPDATE document SET state = 'failed', error = %s, live_revision = NULL, live_sha256 = NULL, title = NULL, chunks = 0,
-                lease = NULL, leased_until = NULL, worker = NULL, published_at = NULL, stage = NULL, progress_done = NULL,
+                metadata = '{}', described = false, dated = NULL, lease = NULL, leased_until = NULL, worker = NULL, published_at = NULL, stage = NULL, progress_done = NULL,
                 progress_total = NULL, updated_at = now()
             WHERE id = %s
             """,
@@ -503,21 +523,23 @@ def stumbled(connection: Connection, claim: Claim, reason: str) -> None:
 
 # --- what people read ------------------------------------------------------------------------------------------------
 
-_LISTED = """
-    SELECT d.id, d.key AS source, d.title, d.state, d.stage,
+_SHOWN = """
+    d.id, d.key AS source, d.title, d.state, d.stage,
            CASE WHEN d.progress_total IS NULL THEN NULL ELSE json_build_object('done', d.progress_done, 'total', d.progress_total) END AS progress,
-           d.error, d.attempts, d.wanted_size AS size, d.chunks, d.format, d.updated_at, s.root AS source_root, d.live_revision IS NOT NULL AS answers
-    FROM document d JOIN source s ON s.id = d.source_id
+           d.error, d.attempts, d.wanted_size AS size, d.chunks, d.format, d.updated_at, s.root AS source_root, d.live_revision IS NOT NULL AS answers,
+           d.dated
 """
+_FROM = " FROM document d JOIN source s ON s.id = d.source_id"
 
 
 def listed(
     connection: Connection, limit: int, cursor: int = 0, state: str | None = None, q: str | None = None
 ) -> list[dict[str, object]]:
-    """Documents by id, after `cursor`; `q`: a part of the name. Deleted ones only when they are asked for."""
+    """Documents by id, without their metadata, after `cursor`; `q`: a part of the name. Deleted ones only when they are asked for."""
     with connection.cursor(row_factory=dict_row) as rows:
         return rows.execute(
-            _LISTED
+            f"SELECT {_SHOWN}"
+            + _FROM
             + """
             WHERE d.id > %(cursor)s AND (d.state = %(state)s OR (%(state)s::text IS NULL AND d.state <> 'deleted'))
               AND (%(q)s::text IS NULL OR strpos(lower(d.key), lower(%(q)s)) > 0)
@@ -528,8 +550,9 @@ def listed(
 
 
 def one(connection: Connection, document_id: int) -> dict[str, object] | None:
+    """A document with its metadata."""
     with connection.cursor(row_factory=dict_row) as rows:
-        return rows.execute(_LISTED + " WHERE d.id = %s", [document_id]).fetchone()
+        return rows.execute(f"SELECT {_SHOWN}, d.metadata {_FROM} WHERE d.id = %s", [document_id]).fetchone()
 
 
 def counts(connection: Connection) -> dict[str, int]:

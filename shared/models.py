@@ -1,6 +1,9 @@
 """The values that travel between the stages."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,8 @@ class Parsed:
     `text` never holds NUL or lone surrogates. `kind`: how its blocks are told apart ("markdown" also for everything that was
     converted to Markdown: headings `#`, fences, pipe tables). `pages`: (character offset, number) where each page or slide
     starts, ascending, empty where the format has none. `title` comes from inside the document, never from its name.
+    `metadata`: what the document says of itself, JSON of at most 16 kB, names in lower case (author, date, created, modified,
+    language, keywords, subject, description, and others). `dated`: its own date, where it says one.
     """
 
     text: str
@@ -27,6 +32,8 @@ class Parsed:
     title: str | None = None
     headings: tuple[Heading, ...] = ()
     pages: tuple[tuple[int, int], ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    dated: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,3 +85,28 @@ def test_pool_waits_for_the_migration(empty_url: str) -> None:
         db.migrate(empty_url)
         with pool.connection(timeout=10) as connection:
             assert connection.execute("SELECT '[1,2]'::halfvec").fetchone() is not None
+
+
+def test_documents_of_before_there_was_metadata_get_their_files_dates(empty_url: str, tmp_path: Path) -> None:
+    for path in db.MIGRATIONS.glob("000[12]_*.sql"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    db.migrate(empty_url, tmp_path)
+    live = {"a": "1718452800123456789-5", "b": "0-5", "c": "d41d8cd98f00b204e9800998ecf8427e-2", "d": None}
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO askfolder.source (collection_id, kind, root) VALUES (1, 'folder', '/')")
+        for key, revision in live.items():
+            connection.execute(
+                "INSERT INTO askfolder.document (source_id, collection_id, key, state, wanted_revision, wanted_size, live_revision, ready_at) "
+                "VALUES (1, 1, %s, 'ready', '1-1', 1, %s, '2024-01-01Z')",
+                [key, revision],
+            )
+        assert "0003_metadata.sql" in db.migrate(empty_url)
+        rows = connection.execute(
+            "SELECT key, (dated AT TIME ZONE 'UTC')::text, metadata, described FROM askfolder.document ORDER BY key"
+        ).fetchall()
+    assert rows == [
+        ("a", "2024-06-15 12:00:00.123457", {}, False),
+        ("b", "1970-01-01 00:00:00", {}, False),
+        ("c", "2024-01-01 00:00:00", {}, False),
+        ("d", None, {}, False),
+    ]

@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -97,8 +98,8 @@ def relations(targets: dict[str, tuple[str, str]]) -> str:
     return f"<Relationships>{inner}</Relationships>"
 
 
-def pdf(*pages: str, encrypted: bool = False) -> bytes:
-    """A PDF with one line of text on each page; as encrypted, its password fits nothing."""
+def pdf(*pages: str, encrypted: bool = False, info: str = "") -> bytes:
+    """A PDF with one line of text on each page; as encrypted, its password fits nothing. `info`: its properties."""
     count = len(pages)
     kids = " ".join(f"{4 + 2 * index} 0 R" for index in range(count))
     objects = [
@@ -117,6 +118,9 @@ def pdf(*pages: str, encrypted: bool = False) -> bytes:
     if encrypted:
         objects.append(f"<</Filter/Standard/V 1/R 2/P -4/O({'A' * 32})/U({'B' * 32})>>")
         trailer = f"/Encrypt {len(objects)} 0 R/ID[({'a' * 16})({'a' * 16})]"
+    if info:
+        objects.append(f"<<{info}>>")
+        trailer = f"/Info {len(objects)} 0 R"
     out = "%PDF-1.4\n"
     offsets = []
     for number, text in enumerate(objects, 1):
@@ -917,3 +921,217 @@ def test_real_documents(parser: Parser) -> None:
             if got != row["expected"]:
                 wrong.append((row["path"], row["expected"], got))
     assert wrong == []
+
+
+# Metadata
+
+
+def metadata(parser: Parser, folder: Path, front: str, name: str = "a.md") -> dict[str, object]:
+    """What front matter gives; its words stay in the text."""
+    text = f"---\n{front}\n---\n\nThe heron.\n"
+    parsed = parse(parser, folder, name, text.encode())
+    assert parsed.text == text
+    return dict(parsed.metadata)
+
+
+def test_front_matter(parser: Parser, tmp_path: Path) -> None:
+    front = (
+        "Title: On herons\nauthors: [Anna, Béla]\nupdated: 2024-05-02 10:00:00 +0200\nDate: 2024-05-01\nlang: no\ntags:\n  - x\n  - y\n"
+        "keywords: fish; frogs, eels\nlevel: 3\nratio: 0.5\nbig: 12345678901234567890\ncode: 007\nat: 12:30\nflag: yes\ndraft: true\nnone: ~\n"
+        "empty:\nnested:\n  deep: {er: [1, two]}\nsummary: |\n  Two\n  lines\n2024: a year\n? [a, b]\n: odd"
+    )
+    found = metadata(parser, tmp_path, front.partition("\n?")[0])
+    assert found == {
+        "author": ["Anna", "Béla"], "date": "2024-05-01", "modified": "2024-05-02T08:00:00+00:00", "language": "no",
+        "keywords": ["fish", "frogs", "eels"], "title": "On herons", "authors": ["Anna", "Béla"],
+        "updated": "2024-05-02 10:00:00 +0200", "lang": "no", "tags": ["x", "y"], "level": 3, "ratio": 0.5,
+        "big": "12345678901234567890", "code": "007", "at": "12:30", "flag": "yes", "draft": True,
+        "nested": {"deep": {"er": [1, "two"]}}, "summary": "Two lines", "2024": "a year",
+    }  # fmt: skip
+    assert list(found)[:5] == ["author", "date", "modified", "language", "keywords"]
+    assert metadata(parser, tmp_path, "author: Anna", "a.txt") == {"author": "Anna"}
+    assert metadata(parser, tmp_path, "author: Anna", "a.py") == {}
+    assert metadata(parser, tmp_path, front) in (found, {}), "a list for a name"
+    toml = b'+++\ntitle = "On herons"\ndate = 2024-05-01T10:00:00+02:00\ntags = ["x"]\n+++\nThe heron.\n'
+    parsed = parse(parser, tmp_path, "t.md", toml)
+    assert parsed.metadata == {"date": "2024-05-01T08:00:00+00:00", "title": "On herons", "tags": ["x"]}
+    assert parsed.dated == datetime(2024, 5, 1, 8, tzinfo=UTC)
+    windows = b"\xef\xbb\xbf---\r\nauthor: Anna\r\n---\r\nThe heron.\r\n"
+    assert parse(parser, tmp_path, "w.md", windows).metadata == {"author": "Anna"}
+
+
+ODD_FRONT = {
+    "an alias": "a: &a [1, 2]\nb: *a",
+    "a bomb": "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(f"{n}: &{n} [{','.join([f'*{p}'] * 9)}]" for p, n in ("ab", "bc", "cd", "de", "ef")),
+    "nesting": "a: " + "[" * 15_000 + "]" * 15_000,
+    "nested blocks": "\n".join(" " * n + "a:" for n in range(200)),
+    "a program": "a: !!python/object/apply:os.system [exit]",
+    "an unknown tag": "a: !Ref b",
+    "a wrong number": "a: !!int 0x" + "9z",
+    "a long number": "a: !!int " + "9" * 5000,
+    "a wrong date": "a: !!timestamp 2024-13-45",
+    "a tab": "a:\tb\n\tc: d",
+    "no mapping": "- a\n- b",
+    "a word": "heron",
+    "a broken one": "a: [b",
+    "two documents": "a: b\n--- \nc: d",
+    "too long": "a: " + "x" * 40_000,
+    "a rule": "\nNote: after a horizontal rule\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("front", ODD_FRONT.values(), ids=ODD_FRONT.keys())
+def test_front_matter_that_is_text_only(parser: Parser, tmp_path: Path, front: str) -> None:
+    started = time.monotonic()
+    assert metadata(parser, tmp_path, front) in ({}, {"a": "b"})
+    assert time.monotonic() - started < 3
+
+
+def test_odd_values(parser: Parser, tmp_path: Path) -> None:
+    front = (
+        "picture: !!binary R0lGODlhDAAMAIQAAPAA\nset: !!set {x, y}\nday: !!timestamp 2024-05-01\nnan: .nan\ninf: !!float .inf\nbig: !!int 0xffffffffffffffffffff\n"
+        f'long: {"x" * 2001}\nfits: {"x" * 2000}\nnul: "a\\0b"\nhalf: "\\ud800"\n{"n" * 101}: name\nTags: a\ntags: b\n'
+        "deep: {a: {b: {c: {d: {e: {}, f: 1}}}}}"
+    )
+    found = metadata(parser, tmp_path, front)
+    assert sorted(found.pop("set")) == ["x", "y"]  # type: ignore[call-overload]
+    assert found == {
+        "day": "2024-05-01", "nan": ".nan", "fits": "x" * 2000, "nul": "a\ufffdb", "half": "\ufffd", "tags": ["a", "b"],
+        "deep": {"a": {"b": {"c": {"d": {"f": 1}}}}},
+    }  # fmt: skip
+    many = metadata(parser, tmp_path, "\n".join(f"name{n}: {'ü' * 200}" for n in range(100)) + "\nauthor: Anna")
+    assert many["author"] == "Anna"
+    assert 14_000 < len(json.dumps(many, ensure_ascii=False).encode()) <= 17_000
+    only = parse(parser, tmp_path, "only.md", b"---\ntitle: Only\nauthor: Anna\n---\n")
+    assert (only.title, only.metadata["author"]) == ("Only", "Anna")
+    for front in ("", "# a comment"):
+        assert metadata(parser, tmp_path, front) == {}
+
+
+@pytest.mark.parametrize(
+    ("written", "moment"),
+    [
+        ("2024-05-01", "2024-05-01T00:00:00"),
+        ("'2024-05-01'", "2024-05-01T00:00:00"),
+        ("2024-05-01T10:00:00+02:00", "2024-05-01T08:00:00"),
+        ("2024-05-01 10:00:00 -0330", "2024-05-01T13:30:00"),
+        ("2024-05-01 10:00", "2024-05-01T10:00:00"),
+        ("2024-05-01T10:00:00.123Z", "2024-05-01T10:00:00.123000"),
+        ("20240501", "2024-05-01T00:00:00"),
+        ("2024/5/1", "2024-05-01T00:00:00"),
+        ("2024-05", "2024-05-01T00:00:00"),
+        ("2024", "2024-01-01T00:00:00"),
+        ("1 May 2024", "2024-05-01T00:00:00"),
+        ("May 1, 2024", "2024-05-01T00:00:00"),
+        ("Wed, 01 May 2024 10:00:00 +0200", "2024-05-01T08:00:00"),
+        ("05/01/2024", None),
+        ("2024-13-01", None),
+        ("2024-02-30", None),
+        ("0001-01-01T00:00+14:00", None),
+        ("soon", None),
+        ("[2024-05-01]", None),
+        ("true", None),
+    ],
+)
+def test_dates_of_documents(parser: Parser, tmp_path: Path, written: str, moment: str | None) -> None:
+    parsed = parse(parser, tmp_path, "a.md", f"---\ndate: {written}\n---\nThe heron.\n".encode())
+    assert parsed.dated == (datetime.fromisoformat(f"{moment}+00:00") if moment else None)
+    assert "date" in parsed.metadata, "what is not understood stays as it is written"
+
+
+def test_which_date_is_the_documents_own(parser: Parser, tmp_path: Path) -> None:
+    for front, day in (("updated: 2024-05-03\ncreated: 2024-05-02\ndate: 2024-05-01", 1), ("updated: 2024-05-03\ncreated: 2024-05-02", 2),
+                       ("updated: 2024-05-03", 3), ("date: soon\nlastmod: 2024-05-04", 4)):  # fmt: skip
+        parsed = parse(parser, tmp_path, "a.md", f"---\n{front}\n---\nThe heron.\n".encode())
+        assert parsed.dated == datetime(2024, 5, day, tzinfo=UTC)
+    assert parse(parser, tmp_path, "a.md", b"The heron.\n").dated is None
+
+
+def test_metadata_of_html(parser: Parser, tmp_path: Path) -> None:
+    page = (
+        '<html lang="de"><head><title>Vom Reiher</title><meta charset="utf-8"><meta name="Author" content="Anna"><meta name="keywords" content="fish, frogs,">'
+        '<meta name="viewport" content="width=1"><meta name="csrf-token" content="secret"><meta property="og:image" content="x.png">'
+        '<meta property="article:published_time" content="2024-05-01T10:00:00+02:00"><meta property="og:description" content="A bird">'
+        '<meta name="citation_author" content="Béla"><meta name="citation_author" content="Cleo"><meta http-equiv="refresh" content="1">'
+        '<meta name="empty" content=""><meta name="none"></head><body><p>The heron.</p></body></html>'
+    )
+    parsed = parse(parser, tmp_path, "a.html", page.encode())
+    assert parsed.metadata == {
+        "author": "Anna", "date": "2024-05-01T08:00:00+00:00", "language": "de", "keywords": ["fish", "frogs"], "description": "A bird",
+        "title": "Vom Reiher", "citation_author": ["Béla", "Cleo"], "article:published_time": "2024-05-01T10:00:00+02:00",
+        "og:description": "A bird",
+    }  # fmt: skip
+    assert parsed.dated == datetime(2024, 5, 1, 8, tzinfo=UTC)
+    crowd = "".join(f'<meta name="n{n}" content="{"x" * 100}">' for n in range(5000))
+    assert len(json.dumps(dict(parse(parser, tmp_path, "b.html", f"{crowd}<p>The heron.".encode()).metadata))) < 17_000
+
+
+def test_metadata_of_pdf(parser: Parser, tmp_path: Path) -> None:
+    info = (
+        "/Author(Anna)/Title(On herons)/Subject<FEFF00520065006900680065007200FC>/Keywords(fish, frogs)/Creator(TeX)/Producer(x)"
+        "/CreationDate(D:20240501100000+02'00')/ModDate(D:20240502)"
+    )
+    parsed = parse(parser, tmp_path, "a.pdf", pdf("The heron stands.", info=info))
+    assert parsed.metadata == {
+        "author": "Anna", "created": "2024-05-01T08:00:00+00:00", "modified": "2024-05-02T00:00:00+00:00",
+        "keywords": ["fish", "frogs"], "subject": "Reiherü", "title": "On herons",
+    }  # fmt: skip
+    assert parsed.dated == datetime(2024, 5, 1, 8, tzinfo=UTC)
+    for date in ("(D:19700101000000Z)", "(soon)", "(D:20241399)", "(D:)", "7"):
+        parsed = parse(parser, tmp_path, "b.pdf", pdf("The heron stands.", info=f"/Author(Anna)/CreationDate{date}"))
+        assert (parsed.metadata, parsed.dated) == ({"author": "Anna"}, None)
+    assert parse(parser, tmp_path, "c.pdf", pdf("The heron stands.")).metadata == {}
+    half = parse(parser, tmp_path, "d.pdf", pdf("The heron.", info="/Title<FEFFD800>/CreationDate(D:20240501)"))
+    assert half.metadata == {"created": "2024-05-01T00:00:00+00:00"}, (
+        "half a character costs the words, not the document"
+    )
+
+
+CORE = (
+    '<cp:coreProperties xmlns:cp="http://schemas.openxmlformats.org/package/2006/metadata/core-properties" '
+    'xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:dcterms="http://purl.org/dc/terms/" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">'
+    "<dc:title>On herons</dc:title><dc:creator>Anna</dc:creator><cp:lastModifiedBy>Béla</cp:lastModifiedBy><cp:keywords>fish; frogs</cp:keywords>"
+    '<dc:subject>Birds</dc:subject><dc:description/><dc:language>de</dc:language><dcterms:created xsi:type="dcterms:W3CDTF">{}</dcterms:created>'
+    '<dcterms:modified xsi:type="dcterms:W3CDTF">2024-05-02T08:00:00Z</dcterms:modified></cp:coreProperties>'
+)
+
+
+def test_metadata_of_office(parser: Parser, tmp_path: Path) -> None:
+    core = {"docProps/core.xml": CORE.format("2024-05-01T08:00:00Z")}
+    slide = '<p:sld xmlns:p="p" xmlns:a="a"><p:cSld><p:spTree><p:sp><p:txBody><a:p><a:r><a:t>The heron.</a:t></a:r></a:p></p:txBody></p:sp></p:spTree></p:cSld></p:sld>'
+    files = {
+        "a.docx": docx(word_paragraph("The heron."), **core),
+        "a.xlsx": xlsx('<row r="1"><c r="A1" t="inlineStr"><is><t>The heron.</t></is></c></row>', **core),
+        "a.pptx": archive(
+            {
+                "ppt/presentation.xml": f'<p:presentation xmlns:p="p" {R}><p:sldIdLst><p:sldId id="1" r:id="r1"/></p:sldIdLst></p:presentation>',
+                "ppt/_rels/presentation.xml.rels": relations({"r1": ("slide", "slides/slide1.xml")}),
+                "ppt/slides/slide1.xml": slide,
+                **core,
+            }
+        ),
+    }
+    for name, data in files.items():
+        parsed = parse(parser, tmp_path, name, data)
+        assert parsed.metadata == {
+            "author": "Anna", "created": "2024-05-01T08:00:00+00:00", "modified": "2024-05-02T08:00:00+00:00", "language": "de",
+            "keywords": ["fish", "frogs"], "subject": "Birds", "title": "On herons",
+        }, name  # fmt: skip
+        assert (parsed.title, parsed.dated) == ("On herons", datetime(2024, 5, 1, 8, tzinfo=UTC))
+    template = docx(word_paragraph("The heron."), **{"docProps/core.xml": CORE.format("2013-12-23T23:15:00Z")})
+    assert parse(parser, tmp_path, "b.docx", template).dated == datetime(2024, 5, 2, 8, tzinfo=UTC), (
+        "python-docx's template"
+    )
+    elsewhere = docx(
+        word_paragraph("The heron."),
+        **{
+            "_rels/.rels": relations(
+                {"r": ("core-properties", "props.xml"), "m": ("officeDocument", "word/document.xml")}
+            ),
+            "props.xml": CORE.format("2024-05-01T08:00:00Z"),
+        },
+    )
+    assert parse(parser, tmp_path, "c.docx", elsewhere).metadata["author"] == "Anna"
+    for damaged in ("<a><b>", "", "<!DOCTYPE a [<!ENTITY e 'x'>]><a>&e;</a>", "<a>" + "x" * 1_000_001 + "</a>"):
+        parsed = parse(parser, tmp_path, "d.docx", docx(word_paragraph("The heron."), **{"docProps/core.xml": damaged}))
+        assert (parsed.text, parsed.metadata) == ("The heron.\n", {})

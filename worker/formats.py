@@ -13,6 +13,7 @@ from shared.errors import UnreadableError
 from shared.models import Parsed
 from worker.formats_detect import detect, later, refuse_broken
 from worker.formats_limits import allow, die_with, set_limits
+from worker.formats_metadata import dated, front_matter
 from worker.formats_text import parse_text
 from worker.formats_write import refuse_pages
 
@@ -29,6 +30,8 @@ def parse_file(path: str, name: str, max_text_chars: int) -> Parsed:
     refuse_broken(format, name)
     if format in TEXT_FORMATS:
         parsed = parse_text(data, name, format)
+        if format in ("markdown", "text"):  # it stays in the text too: its words can be searched for and cited
+            parsed = replace(parsed, metadata=front_matter(parsed.text))
     elif format == "html":
         from worker.formats_html import parse_html
 
@@ -49,7 +52,7 @@ def parse_file(path: str, name: str, max_text_chars: int) -> Parsed:
         raise UnreadableError(
             f"{name} has no text in it, only blank space; write something into it and it is read again."
         )
-    return bounded(parsed, name)
+    return bounded(replace(parsed, dated=dated(parsed.metadata)) if parsed.metadata else parsed, name)
 
 
 def bounded(parsed: Parsed, name: str) -> Parsed:
@@ -90,6 +93,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             "title": parsed.title,
             "headings": [(heading.start, heading.level, heading.title) for heading in parsed.headings],
             "pages": parsed.pages,
+            "metadata": parsed.metadata,
+            "dated": parsed.dated.isoformat() if parsed.dated else None,
         }
     except UnreadableError as error:
         return {"error": "unreadable", "message": str(error)}

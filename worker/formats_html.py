@@ -7,16 +7,26 @@ summaries) that no option turns off and that cannot be told from the page's own 
 import codecs
 import re
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from lxml import etree  # type: ignore[import-untyped]
 
 from shared.errors import UnreadableError
 from shared.models import Parsed
+from worker.formats_metadata import described
 from worker.formats_text import clean_title, decode, first_title, storable
 from worker.formats_write import Writer, pipe_row
 
 META_CHARSET = re.compile(rb"(?:<meta[^>]+charset|<\?xml[^>]+encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
+# <meta> that speaks to browsers, robots and networks, or holds a secret, rather than saying what the page is about.
+FOR_PROGRAMS = re.compile(
+    r"(?:viewport|robots|\w*bot|referrer|generator|progid|originator|rating|theme-color|color-scheme|format-detection|next-head-count"
+    r"|handheldfriendly|mobile|apple-|application-|msapplication|msvalidate|ms\.|x-|fb:|twitter:|og:(?!description$)"
+    r"|.*(?:csrf|token|nonce|verif|param)|$)",
+    re.I,
+)
+MAX_META = 500
 SKIPPED = {
     "head", "script", "style", "template", "noscript", "iframe", "object", "embed", "applet", "audio", "video",
     "canvas", "svg", "map", "img", "picture", "source", "select", "datalist", "textarea", "button", "input",
@@ -58,7 +68,20 @@ def parse_html(data: bytes, name: str) -> Parsed:
         )
     found = root.find(".//title")
     title = first_title(tuple(writer.headings)) or clean_title(found.text if found is not None else None)
-    return Parsed(writer.text(), "html", "markdown", title, tuple(writer.headings))
+    metadata = page_metadata(root) if root is not None else {}
+    return Parsed(writer.text(), "html", "markdown", title, tuple(writer.headings), metadata=metadata)
+
+
+def page_metadata(root: Any) -> dict[str, Any]:
+    """What a page's <meta>, <title> and lang say of it."""
+    title = root.find(".//title")
+    language = root.get("lang") or root.get("{http://www.w3.org/XML/1998/namespace}lang") or root.get("xml:lang")
+    found = [("title", title.text if title is not None else None), ("language", language)]
+    for element in islice(root.iter("meta"), MAX_META):
+        name = element.get("name") or element.get("property") or ""
+        if not FOR_PROGRAMS.match(name):
+            found.append((name, element.get("content")))
+    return described(found)
 
 
 def declared_encoding(data: bytes) -> str | None:

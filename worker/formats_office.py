@@ -14,15 +14,18 @@ from lxml import etree  # type: ignore[import-untyped]
 
 from shared.errors import UnreadableError
 from shared.models import Parsed
+from worker.formats_metadata import stamps
 from worker.formats_text import clean_title, first_title
 from worker.formats_write import Writer
 
 MAX_MEMBERS = 20_000
 MAX_BYTES = 300_000_000
 MAX_RATIO = 400
+MAX_PROPERTIES = 1_000_000  # bytes
 BIG = 10_000_000  # below this a high ratio does no harm
 KIND = {"docx": "Word document", "pptx": "presentation", "xlsx": "workbook"}
 MAIN_PART = {"docx": "word/document.xml", "pptx": "ppt/presentation.xml", "xlsx": "xl/workbook.xml"}
+NOT_METADATA = {"lastModifiedBy", "lastPrinted", "revision", "version", "identifier"}
 XML_LIMITS: dict[str, Any] = {"resolve_entities": False, "no_network": True, "load_dtd": False, "huge_tree": False}
 
 
@@ -112,8 +115,18 @@ class Archive:
                 found[relation.get("Id") or ""] = ((relation.get("Type") or "").rpartition("/")[2], target.lstrip("/"))
         return found
 
-    def core_title(self) -> str | None:
-        return next((element.text for element in self.optional("docProps/core.xml") if local(element) == "title"), None)
+    def properties(self) -> list[tuple[str, str | None]]:
+        """(name, value) of the core properties; none where they are damaged, for the text can still be read."""
+        part = next(
+            (part for kind, part in self.relations("").values() if kind == "core-properties"), "docProps/core.xml"
+        )
+        if part not in self.names or self.zip.getinfo(part).file_size > MAX_PROPERTIES:
+            return []
+        try:
+            root = self.xml(part)
+        except UnreadableError:
+            return []
+        return [("author" if local(e) == "creator" else local(e), e.text) for e in root if local(e)]
 
 
 def parse_office(data: bytes, name: str, format: str, max_text_chars: int) -> Parsed:
@@ -136,10 +149,12 @@ def parse_office(data: bytes, name: str, format: str, max_text_chars: int) -> Pa
         raise UnreadableError(nothing_in(name, format))
     if not title and format == "docx":
         title = first_title(tuple(writer.headings))
-    title = clean_title(title) or clean_title(archive.core_title())
+    properties = archive.properties()
+    title = clean_title(title) or clean_title(dict(properties).get("title"))
     if not title and format == "pptx" and writer.headings:
         title = clean_title(writer.headings[0].title)
-    return Parsed(text, format, "markdown", title, tuple(writer.headings), tuple(writer.pages))
+    metadata = stamps((name, value) for name, value in properties if name not in NOT_METADATA)
+    return Parsed(text, format, "markdown", title, tuple(writer.headings), tuple(writer.pages), metadata)
 
 
 def nothing_in(name: str, format: str) -> str:

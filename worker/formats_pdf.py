@@ -1,5 +1,6 @@
 """PDF to plain reading Markdown with page numbers, over liteparse's layout blocks."""
 
+import contextlib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 from shared.errors import UnreadableError
 from shared.models import Parsed
+from worker.formats_metadata import stamps
 from worker.formats_text import clean_title, first_title
 from worker.formats_write import MAX_PAGES, Writer, refuse_pages
 
@@ -76,7 +78,21 @@ def parse_pdf(data: bytes, name: str, max_text_chars: int) -> Parsed:
         )
     xmp = XMP_TITLE.search((result.doc_meta.xmp or "")[:20_000]) if result.doc_meta else None
     title = first_title(tuple(writer.headings)) or clean_title(xmp[1] if xmp else None)
-    return Parsed(text, "pdf", "markdown", title, tuple(writer.headings), tuple(writer.pages))
+    return Parsed(
+        text, "pdf", "markdown", title, tuple(writer.headings), tuple(writer.pages), properties(data, result.doc_meta)
+    )
+
+
+def properties(data: bytes, seen: Any) -> dict[str, Any]:
+    """What the PDF's information dictionary says. `seen`: liteparse's metadata, which has the dates but not the words."""
+    import pypdfium2
+
+    found: list[tuple[str, object]] = [("created", seen.creation_date), ("modified", seen.mod_date)] if seen else []
+    with contextlib.suppress(pypdfium2.PdfiumError), pypdfium2.PdfDocument(data) as document:
+        for name in ("Title", "Author", "Subject", "Keywords"):
+            with contextlib.suppress(UnicodeDecodeError):  # half a character
+                found.append((name, document.get_metadata_value(name)))
+    return stamps(found)
 
 
 def page_blocks(page: Any) -> list[Block]:

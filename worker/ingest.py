@@ -80,9 +80,7 @@ def _ingest(pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embe
             documents.hold(connection, claim)
             if store_text is not None:
                 version = store_text(connection)
-            index.replace(
-                connection, generation, claim.id, inputs, version, language, all_words=store_text is not None
-            )
+            index.replace(connection, generation, claim.id, inputs, version, language, all_words=store_text is not None)
             store_text = None
             if generation is active[-1]:
                 documents.ready(connection, claim)
@@ -96,7 +94,7 @@ def _text(pool: Pool, parser: Parser, claim: Claim) -> tuple[int, Parsed, Callab
     if claim.state == "ready" and stored:
         return *stored, None  # only another generation lacks it
     with FolderSource(Path(claim.root)).fetch(claim.key) as file:
-        if file.sha256 == claim.live_sha256 and stored:
+        if file.sha256 == claim.live_sha256 and claim.described and stored:
             with pool.connection() as connection:
                 documents.unchanged(connection, claim, file.revision)
             return *stored, None

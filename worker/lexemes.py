@@ -76,6 +76,10 @@ def count(connection: Connection, generation: Generation) -> None:
             terms = sql.SQL("SELECT bm25_terms(bm25) FROM {lexical} WHERE collection_id = {collection}").format(
                 lexical=generation.lexical, collection=sql.Literal(collection_id)
             )
+            connection.execute(
+                "INSERT INTO lexeme_stats (generation_id, collection_id, place, chunks, strong, stronger) VALUES (%s, %s, 0, %s, 0, 0)",
+                [generation.id, collection_id, number],
+            )
             connection.execute(_COUNT, [generation.id, collection_id, terms.as_string(connection)])
         connection.execute(
             "UPDATE generation SET counted_changes = %s, counted_chunks = %s WHERE id = %s",

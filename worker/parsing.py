@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -261,6 +262,8 @@ def _result(reply: dict[str, Any], name: str, memory_bytes: int) -> Parsed:
                     title=reply["title"],
                     headings=tuple(Heading(*heading) for heading in reply["headings"]),
                     pages=tuple((start, number) for start, number in reply["pages"]),
+                    metadata=dict(reply["metadata"]),
+                    dated=datetime.fromisoformat(reply["dated"]) if reply["dated"] else None,
                 )
             except (KeyError, TypeError, ValueError) as error:
                 raise UnreadableError(_crashed(name, NONSENSE)) from error

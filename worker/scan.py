@@ -127,13 +127,13 @@ class Scanner:
         return False
 
     def _altered(self, file: Found | None, row: Known) -> bool:
-        """Whether a file that looks as it did (size and time) holds other bytes."""
+        """Whether a file that looks as it did (size and time) holds other bytes, or was read before metadata was looked for."""
         with contextlib.suppress(AskfolderError):
             return (
                 file is not None
                 and file.revision == row.live_revision
                 and row.live_sha256 is not None
-                and self.source.hash(file.key) != row.live_sha256
+                and (not row.described or self.source.hash(file.key) != row.live_sha256)
             )
         return False
 

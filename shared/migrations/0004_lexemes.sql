@@ -12,7 +12,7 @@ CREATE TABLE lexeme_configuration (
 );
 
 -- In how many chunks a lexeme stands; made in the background (worker/lexemes.py). Lexemes of one chunk are left out.
--- strong, stronger: where its weight is at least 1.6 and 1.8.
+-- strong, stronger: where its weight is at least 1.6 and 1.8. At place 0 stands the number of all chunks.
 CREATE TABLE lexeme_stats (
     generation_id bigint NOT NULL REFERENCES generation ON DELETE CASCADE,
     collection_id bigint NOT NULL REFERENCES collection,

@@ -184,7 +184,13 @@ class Walk:
                 self.connection, claim, Parsed(text, "text", "text"), _revision(written), digest
             )
             index.replace(
-                self.connection, self.generation, claim.id, list(zip(chunks, hashes, strict=True)), version, True
+                self.connection,
+                self.generation,
+                claim.id,
+                list(zip(chunks, hashes, strict=True)),
+                version,
+                "english",
+                True,
             )
             documents.ready(self.connection, claim)
 
