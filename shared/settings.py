@@ -68,7 +68,9 @@ class Settings(BaseSettings):
     )
 
     context: Literal["off", "claude"] = _env(
-        "ASKFOLDER_CONTEXT", "off", "who writes a sentence or two about each chunk's place in its document, to find it by"
+        "ASKFOLDER_CONTEXT",
+        "off",
+        "who writes a sentence or two about each chunk's place in its document, to find it by",
     )
     context_model: str = _env("ASKFOLDER_CONTEXT_MODEL", "claude-haiku-5-5", "the model that writes them")
 
