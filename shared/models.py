@@ -40,7 +40,8 @@ class Parsed:
 class Chunk:
     """A part of a document: `parsed.text[char_start:char_end] == content`.
 
-    `context`: what a model wrote to situate it within its document, searched with it and never quoted; empty where there is none.
+    `context`: what a model wrote to situate it within its document, searched with it and never quoted. Empty: it gave none;
+    None: none was asked for.
     """
 
     ordinal: int
@@ -49,7 +50,7 @@ class Chunk:
     page: int | None
     char_start: int
     char_end: int
-    context: str = ""
+    context: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,7 +220,7 @@ def _paragraph(text: str) -> str:
 
 
 def cached(connection: Connection, claim: Claim, model: str, text: str, chunks: Sequence[Chunk]) -> dict[str, str]:
-    """Content → context of those that were written already, for this document or for a copy of it in the collection."""
+    """Content → context of those that were written already, for this document or for a copy of it in the collection; they become its own."""
     contents = {index.hash_of(chunk.content): chunk.content for chunk in chunks}
     rows = connection.execute(
         """
@@ -231,7 +231,9 @@ def cached(connection: Connection, claim: Claim, model: str, text: str, chunks: 
             ORDER BY content_hash, document_id = %(document)s DESC
         ), own AS (
             INSERT INTO context_cache (document_id, model, content_hash, text_hash, context)
-            SELECT %(document)s, %(model)s, content_hash, %(text)s, context FROM found ON CONFLICT DO NOTHING
+            SELECT %(document)s, %(model)s, content_hash, %(text)s, context FROM found
+            ON CONFLICT (document_id, model, content_hash) DO UPDATE SET text_hash = excluded.text_hash
+            WHERE context_cache.text_hash <> excluded.text_hash
         )
         SELECT content_hash, context FROM found
         """,
@@ -244,6 +246,21 @@ def cached(connection: Connection, claim: Claim, model: str, text: str, chunks: 
         },
     )
     return {contents[content_hash]: context for content_hash, context in rows}
+
+
+def forget_unasked(connection: Connection) -> None:
+    """Has a generation that is being built again take up the documents that came to it while contexts were turned off."""
+    connection.execute(
+        """
+        WITH unasked AS (
+            SELECT DISTINCT c.generation_id, c.document_id FROM chunk c JOIN generation g ON g.id = c.generation_id
+            WHERE g.state = 'building' AND strpos(g.template, '/') > 0 AND c.context IS NULL
+        ), gone AS (
+            DELETE FROM chunk c USING unasked u WHERE c.generation_id = u.generation_id AND c.document_id = u.document_id
+        )
+        DELETE FROM document_generation h USING unasked u WHERE h.generation_id = u.generation_id AND h.document_id = u.document_id
+        """
+    )
 
 
 def keep(connection: Connection, claim: Claim, model: str, text: str, written: Mapping[str, str]) -> None:

@@ -115,7 +115,7 @@ def replace(
         else:
             names = ("ordinal", "heading_path", "page", "char_start", "char_end")
             new.append(
-                {**dict(zip(names, place, strict=True)), "content": chunk.content, "context": chunk.context or None,
+                {**dict(zip(names, place, strict=True)), "content": chunk.content, "context": chunk.context,
                  "input_hash": input_hash.hex()}
             )  # fmt: skip
     gone += [number for rows_left in held.values() for number, _ in rows_left]

@@ -169,7 +169,7 @@ def _situated(
             with pool.connection() as connection:
                 context.keep(connection, claim, model, parsed.text, written)
                 documents.progress(connection, claim, "contexts", done, total, further=True)
-    return [replace(c, context=have.get(c.content, "")) for c in chunks]
+    return [replace(c, context=have.get(c.content)) for c in chunks]
 
 
 def chunk_sizes(embedder: Embedder, wanted: int, contexts: bool = False) -> tuple[int, int]:

@@ -162,6 +162,7 @@ def want_generation(settings: Settings, connection: Connection) -> None:
         embedder.dimensions, f"{CHUNKER_VERSION}/{sizes}", context.template(settings),
     )  # fmt: skip
     embedder.close()
+    context.forget_unasked(connection)
     log.info(f"Embedder {embedder.name} {embedder.model}: its index is {state}", action="generation.wanted")
 
 

@@ -1,7 +1,7 @@
 -- Contexts: what a model wrote to situate a chunk within its document (ASKFOLDER_CONTEXT). They are embedded and searched with the
 -- chunk, and are never part of what is quoted.
 
-ALTER TABLE chunk ADD COLUMN context text; -- NULL: none was asked for, or the model gave none
+ALTER TABLE chunk ADD COLUMN context text; -- empty: the model gave none; NULL: none was asked for
 
 ALTER TABLE document
     DROP CONSTRAINT document_stage_check,
@@ -12,7 +12,7 @@ CREATE TABLE context_cache (
     document_id  bigint NOT NULL REFERENCES document ON DELETE CASCADE,
     model        text NOT NULL,
     content_hash bytea NOT NULL,       -- SHA-256 of the chunk's content
-    text_hash    bytea NOT NULL,       -- SHA-256 of the document's text when it was written: a copy of a file pays nothing
+    text_hash    bytea NOT NULL,       -- SHA-256 of the document's last text with that chunk: a copy of a file pays nothing
     context      text NOT NULL,        -- empty: the model gave none
     PRIMARY KEY (document_id, model, content_hash)
 );
