@@ -53,7 +53,7 @@ class Estimate:
     folder: str
     files: int = 0
     bytes: int = 0
-    formats: Counter[str] = field(default_factory=Counter)
+    formats: dict[str, int] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     characters: int = 0
     chunks: int = 0
@@ -114,7 +114,7 @@ class _Counting:
 
     def add(self, name: str, parsed: Parsed) -> None:
         chunks = chunk(parsed, self.embedder.count, *self.sizes)
-        self.result.formats[parsed.format] += 1
+        self.result.formats[parsed.format] = self.result.formats.get(parsed.format, 0) + 1
         self.result.characters += len(parsed.text)
         self.result.chunks += len(chunks)
         self.result.tokens += sum(self.embedder.count([c.content for c in chunks]))
@@ -149,7 +149,7 @@ def _embedding(settings: Settings, embedder: Embedder, tokens: int) -> Bill:
 def described(result: Estimate) -> str:
     """The estimate for people."""
     readable = sum(result.formats.values())
-    types = ", ".join(f"{count:,} {name}" for name, count in result.formats.most_common())
+    types = ", ".join(f"{count:,} {name}" for name, count in sorted(result.formats.items(), key=lambda one: -one[1]))
     lines = [f"{result.folder}: {result.files:,} files, {result.bytes / 1e6:,.1f} MB", f"  can be read      {readable:,}{f' ({types})' if types else ''}"]  # fmt: skip
     if result.unreadable:
         lines.append(f"  cannot be read   {len(result.unreadable):,}")
