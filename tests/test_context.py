@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from shared import messages
+from shared import access, documents, messages
+from shared.db import Connection
 from shared.embedding import estimate_tokens
 from shared.errors import PermanentError, TransientError
 from shared.models import Chunk, Parsed
+from shared.settings import Settings
 from tests.standins import AnthropicStandin, context_word, numbered_chunks, text_block, write_contexts
-from worker import context
+from worker import context, index
 from worker.context import AT_ONCE, LONGEST, WINDOW_TOKENS, Writer, plan, read_contexts
 
 KEY = "sk-ant-the-secret-key"
@@ -210,3 +213,48 @@ def test_the_estimate_is_that_of_the_requests(claude: AnthropicStandin) -> None:
     assert spent["output"] == context.OUTPUT_TOKENS * len(chunks)
     few = context.tokens("a.txt", *document(3))
     assert (few["cache_write"], few["cache_read"]) == (0, 0)
+
+
+# What is kept, and said
+
+
+def claim_of(connection: Connection, key: str) -> documents.Claim:
+    source = connection.execute(
+        "INSERT INTO source (collection_id, kind, root) SELECT id, 'folder', '/inbox' FROM collection "
+        "ON CONFLICT (kind, root) DO UPDATE SET root = excluded.root RETURNING id"
+    ).fetchone()
+    assert source
+    documents.want(connection, source[0], [(key, "1-1", 1)])
+    row = connection.execute("SELECT id FROM document WHERE key = %s", [key]).fetchone()
+    assert row
+    claim = documents.claim(connection, row[0])
+    assert claim
+    return claim
+
+
+def test_contexts_are_kept_and_leave_with_their_document(connection: Connection) -> None:
+    parsed, chunks = document(2)
+    first, copy = claim_of(connection, "a.txt"), claim_of(connection, "copy.txt")
+    written = {chunks[0].content: "A context.", chunks[1].content: ""}
+    context.keep(connection, first, MODEL, parsed.text, written)
+    assert context.cached(connection, first, MODEL, "an edited text", chunks) == written
+    assert context.cached(connection, first, "another-model", parsed.text, chunks) == {}
+    assert context.cached(connection, copy, MODEL, parsed.text, chunks) == {}, (
+        "not of the text that it is a copy of now"
+    )
+    assert context.cached(connection, copy, MODEL, "an edited text", chunks) == written
+    documents.gone(connection, [first.id])
+    connection.execute("UPDATE document SET deleted_at = now() - interval '1 day' WHERE deleted_at IS NOT NULL")
+    assert documents.purge(connection) == 1
+    assert connection.execute("SELECT DISTINCT document_id FROM context_cache").fetchall() == [(copy.id,)]
+    assert context.cached(connection, copy, MODEL, "", chunks) == written, "the copy has its own"
+
+
+def test_what_leaves_the_machine_is_said() -> None:
+    on = Settings(context="claude", anthropic_api_key=SecretStr("sk-ant-test"), answerer="extractive")
+    assert access.described(on)["leaves"] == (
+        "all texts, to Anthropic, where claude-haiku-5-5 writes contexts for their chunks"
+    )
+    assert "context" not in access.described(on.model_copy(update={"context": "off"}))["leaves"]
+    assert context.template(on) == f"{index.TEMPLATE}/claude-haiku-5-5"
+    assert context.template(on.model_copy(update={"context": "off"})) == index.TEMPLATE
