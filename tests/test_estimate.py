@@ -88,6 +88,9 @@ def test_providers_and_contexts(folder: Path, model: Path, tmp_path: Path) -> No
     assert contexts["dollars"] == prices.cost("claude-haiku-5-5", **spent)
     assert said["dollars"] == pytest.approx(embedding["dollars"] + contexts["dollars"])
 
+    (folder / "copy.txt").write_text("\n".join(LINES))
+    assert estimate(model, tmp_path, str(folder), **on)["dollars"] == said["dollars"], "a copy is paid for once"
+
     words = run(model, tmp_path, str(folder), **on, ASKFOLDER_CONTEXT_MODEL="my-model").stdout
     assert "all texts go to OpenAI: at most about $0.0" in words
     assert "all texts go to Anthropic: no price is known for my-model" in words
