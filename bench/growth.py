@@ -35,7 +35,12 @@ def lines(results: Sequence[Result]) -> list[str]:
             )
         rows.append([f"{name}: median / 95 %", *cells])
     for name in dict.fromkeys(name for r in results for name in r.a_second):
-        rows.append([f"{name}: a second", *(f"{r.a_second[name]:,.0f}" if name in r.a_second else "" for r in results)])
+        cells = []
+        for r in results:
+            other = r.a_second.get(name.replace("hybrid", "textbook")) if name.startswith("hybrid") else None
+            ratio = f" (×{r.a_second[name] / other:.1f} of the textbook's)" if other else ""
+            cells.append(f"{r.a_second[name]:,.0f}{ratio}" if name in r.a_second else "")
+        rows.append([f"{name}: a second", *cells])
     for name in dict.fromkeys(name for r in results for name in r.shares):
         rows.append([name, *(f"{r.shares[name]:.3f}" if name in r.shares else "" for r in results)])
     return [f"| {' | '.join(row)} |" for row in rows]
