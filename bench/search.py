@@ -169,7 +169,6 @@ def over_http(work: Path, servers: Servers, generation: Generation, material: Ma
     }  # fmt: skip
     system = System(work / "inbox", work / "data", port, env)
     cache, scope = QuestionCache(servers.redis_url), f"{generation.embedder}:{generation.model}:{generation.dimensions}"
-    by_sql = searches(generation, material)["hybrid"]
     taken: dict[str, list[float]] = defaultdict(list)
     try:
         system.start("web")
@@ -179,7 +178,16 @@ def over_http(work: Path, servers: Servers, generation: Generation, material: Ma
                 calls: dict[str, Callable[[], object]] = {
                     "POST /search, question not cached": partial(client.call, "POST", "/search", {"query": asked}),
                     "POST /search, question cached": partial(client.call, "POST", "/search", {"query": asked}),
-                    "… its SQL alone": partial(by_sql, connection, max(n, 0)),
+                    "… its SQL alone": partial(
+                        retrieval.retrieve,
+                        connection,
+                        generation,
+                        asked,
+                        material.question_vectors[n],
+                        10,
+                        "hybrid",
+                        Filters(),
+                    ),
                     "… looking into the cache": partial(cache.get, scope, asked),
                 }
                 for name, call in calls.items():
