@@ -23,6 +23,7 @@ from pgvector import HalfVector
 from psycopg import sql
 
 from api import retrieval
+from api.ask import cache_scope
 from api.filters import Filters
 from bench.chunks import EMBEDDED, IN_A_DOCUMENT, Material, gather, store, without_graph
 from bench.growth import Result, lines, plot, write
@@ -168,7 +169,7 @@ def over_http(work: Path, servers: Servers, generation: Generation, material: Ma
         "ASKFOLDER_DATA": str(work / "data"), "ASKFOLDER_PORT": str(port), "ASKFOLDER_ADMIN_KEY": KEY,
     }  # fmt: skip
     system = System(work / "inbox", work / "data", port, env)
-    cache, scope = QuestionCache(servers.redis_url), f"{generation.embedder}:{generation.model}:{generation.dimensions}"
+    cache, scope = QuestionCache(servers.redis_url), cache_scope(generation, Filters())
     taken: dict[str, list[float]] = defaultdict(list)
     try:
         system.start("web")
