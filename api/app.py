@@ -62,7 +62,7 @@ class SearchBody(_Body):
     top_k: int = Field(10, ge=1, le=100)
     mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
     weight: float | None = Field(default=None, ge=0, le=1)
-    context: int = Field(default=0, ge=0, le=20_000)
+    neighbours: int = Field(default=0, ge=0, le=20_000)
     rerank: bool | None = None
     collection: str | None = Field(default=None, max_length=200)
     filters: FiltersBody = FiltersBody()
@@ -281,7 +281,7 @@ def post_ask() -> Response:
 def post_search() -> Response:
     body = _body(SearchBody)
     found = search(
-        _asker(), body.query, body.top_k, body.mode, _filters(body), _rerank(body.rerank), body.weight, body.context
+        _asker(), body.query, body.top_k, body.mode, _filters(body), _rerank(body.rerank), body.weight, body.neighbours
     )
     return jsonify(results=[_passage(p) for p in found.passages], timings=found.timings, warnings=found.warnings)
 

@@ -57,12 +57,12 @@ def search(
     filters: Filters = EVERYTHING,
     rerank: bool = True,
     weight: float | None = None,
-    context: int = 0,
+    neighbours: int = 0,
 ) -> Found:
     """Passages for a question. When it cannot be embedded, words alone decide, and a warning says so.
 
     `rerank`: if a reranker is set up; when it fails, the order stays, and a warning says so. `weight`: of meaning against words, 0 to 1.
-    `context`: characters that a passage may have together with its neighbours; 0: none.
+    `neighbours`: characters that a passage may have together with its neighbours; 0: none.
     """
     reranking = asker.reranking if rerank else None
     found, started = Found(), time.perf_counter()
@@ -86,9 +86,9 @@ def search(
         found.timings["rerank_ms"] = _since(started)
     # A reranker has weighed each passage by itself: then only repetitions go.
     found.passages = passages.spread(found.passages, top_k, 1.0 if reranking else passages.SHARE)
-    if context:
+    if neighbours:
         with asker.pool.connection() as connection:
-            found.passages = passages.whole(connection, found.passages, context)
+            found.passages = passages.whole(connection, found.passages, neighbours)
     return found
 
 
@@ -97,7 +97,7 @@ def ask(
 ) -> tuple[Answer, Found]:
     """An answer in which every citation stands in the stored text. Raises TransientError when the model does not answer in time."""
     settings = asker.settings
-    found = search(asker, question, top_k, filters=filters, rerank=rerank, context=passages.BUDGET)
+    found = search(asker, question, top_k, filters=filters, rerank=rerank, neighbours=passages.BUDGET)
     started = time.perf_counter()
     with_claude = settings.answers_with_claude()
     usage: dict[str, int] = {}
