@@ -20,14 +20,14 @@ from shared.sentences import LIST_ITEM, sentences
 
 Vectors = npt.NDArray[np.float32]
 
-PASSAGES = 8
+PASSAGES = 5  # of more, the further ones cost time and find nothing
 QUOTES = 3
 PLACES = 3  # that are cited for a sentence that stands in several
 STEM = 5  # letters of a word that decide what it matches: endings and most derivations go
 LONG = 300  # characters: what is longer is divided at stops and semicolons too, as in text without capitals
 LONGEST = 600  # characters of a quote that is continued beyond its sentence
 # Chosen on chunking_eval, xquad_de and xquad_en for 3.5 % false refusals, averaged over their documents (docs/answers.md).
-THRESHOLD = 1.58
+THRESHOLD = 1.50
 HELD = 0.03  # of evidence for each unit of inverse frequency of the question's words that the best passage holds
 MARGIN = 0.45  # a further quote is at most so much weaker than the best one
 NEW_WORDS = 0.3  # what a further quote gains when it holds all that the others lack
@@ -77,7 +77,7 @@ class _Sentence:
 def extract(question: str, passages: Sequence[Passage], embed: Callable[[Sequence[str]], Vectors]) -> Draft:
     """One to three quotes from the passages that answer the question; none when the evidence is weak.
 
-    `passages`: the best first; the first 8 are read. `embed`: texts → float32, shape (n, dimensions), L2-normalised, by
+    `passages`: the best first; the first 5 are read. `embed`: texts → float32, shape (n, dimensions), L2-normalised, by
     all-MiniLM-L6-v2: the threshold holds for that model.
     """
     passages = passages[:PASSAGES]
