@@ -26,8 +26,8 @@ PLACES = 3  # that are cited for a sentence that stands in several
 STEM = 5  # letters of a word that decide what it matches: endings and most derivations go
 LONG = 300  # characters: what is longer is divided at stops and semicolons too, as in text without capitals
 LONGEST = 600  # characters of a quote that is continued beyond its sentence
-# Chosen on chunking_eval, xquad_de and xquad_en for 3.5 % false refusals, averaged over their documents (docs/answers.md).
-THRESHOLD = 1.50
+# Chosen on chunking_eval, xquad_de and xquad_en, reported on others: docs/answers.md.
+THRESHOLD = 1.40
 HELD = 0.03  # of evidence for each unit of inverse frequency of the question's words that the best passage holds
 MARGIN = 0.45  # a further quote is at most so much weaker than the best one
 NEW_WORDS = 0.3  # what a further quote gains when it holds all that the others lack
@@ -145,17 +145,21 @@ def _rate(
     quotable = [one for one in rated if _says_something(texts[one.passage], one.place)] or rated
     best = max(quotable, key=lambda one: one.score)
     held = around[best.passage].union(*words[best.passage])
-    return quotable, _evidence(best.score, vectors @ asked, sum(weights[word] for word in held & weights.keys())), weights
+    return (
+        quotable,
+        _evidence(best.score, vectors @ asked, sum(weights[word] for word in held & weights.keys())),
+        weights,
+    )
 
 
 def _evidence(score: float, cosines: Vectors, held: float) -> float:
-    """How much speaks for an answer: the best sentence's score, how near any comes, and how much of the question is held.
+    """How much speaks for an answer: the best sentence's score, how far the nearest stands out, how much of the question is held.
 
     `cosines`: of every sentence with the question; texts that have only the language in common with it have some too, so
-    half of the middle one proves nothing. `held`: the weights of the question's words in the best sentence's passage, summed
+    only what exceeds the middle one counts. `held`: the weights of the question's words in the best sentence's passage, summed
     and not divided by all of them: a long question says much that its answer does not, and a single word that occurs is little.
     """
-    return score + float(cosines.max()) - 0.5 * float(np.median(cosines)) + HELD * held
+    return score + float(cosines.max() - np.median(cosines)) + HELD * held
 
 
 def _weights(
