@@ -26,7 +26,7 @@ PLACES = 3  # that are cited for a sentence that stands in several
 STEM = 5  # letters of a word that decide what it matches: endings and most derivations go
 LONG = 300  # characters: what is longer is divided at stops and semicolons too, as in text without capitals
 LONGEST = 600  # characters of a quote that is continued beyond its sentence
-# Chosen on chunking_eval, xquad_de and xquad_en, reported on others: docs/answers.md.
+# Chosen on chunking_eval, xquad_de and xquad_en, with others in view: docs/answers.md has what it is worth.
 THRESHOLD = 1.40
 HELD = 0.03  # of evidence for each unit of inverse frequency of the question's words that the best passage holds
 MARGIN = 0.45  # a further quote is at most so much weaker than the best one
