@@ -20,7 +20,7 @@ from shared.sentences import LIST_ITEM, sentences
 
 Vectors = npt.NDArray[np.float32]
 
-PASSAGES = 5  # of more, the further ones cost time and find nothing
+PASSAGES = 5  # reading eight found no more (docs/answers.md)
 QUOTES = 3
 PLACES = 3  # that are cited for a sentence that stands in several
 STEM = 5  # letters of a word that decide what it matches: endings and most derivations go
