@@ -21,6 +21,7 @@ from shared.embedding import is_loopback
 from shared.errors import AskfolderError, PermanentError, TransientError
 from shared.models import NO_ANSWER, Passage
 from shared.sentences import sentences
+from shared.usage import Call
 
 URL = "https://api.anthropic.com"
 MAX_TOKENS = 4096  # of an answer, and of what the model thinks before it
@@ -67,8 +68,9 @@ _without_effort: set[str] = set()  # models that refused the parameter
 
 
 def answer(
-    question: str, passages: Sequence[Passage], *, api_key: str, model: str, base_url: str, seconds: float
-) -> tuple[Draft, dict[str, int]]:
+    question: str, passages: Sequence[Passage], *, api_key: str, model: str, base_url: str, seconds: float,
+    call: Call | None = None,
+) -> tuple[Draft, dict[str, int]]:  # fmt: skip
     """Claude's answer to the question from the passages, and the tokens it took.
 
     `base_url`: empty for Anthropic's own. `seconds`: from now, for everything, retries and silence included.
@@ -88,7 +90,7 @@ def answer(
             }
         ],
     }
-    message = complete(request, api_key=api_key, base_url=base_url, seconds=seconds)
+    message = complete(request, api_key=api_key, base_url=base_url, seconds=seconds, call=call)
     usage = message.usage
     tokens = {
         "input_tokens": usage.input_tokens or 0,
@@ -124,17 +126,17 @@ class _Result:
 
 def complete(
     request: dict[str, Any], *, api_key: str, base_url: str, seconds: float, attempts: int = ATTEMPTS,
-    model_setting: str = "ANTHROPIC_MODEL", seconds_setting: str = "ASKFOLDER_ASK_SECONDS",
+    model_setting: str = "ANTHROPIC_MODEL", seconds_setting: str = "ASKFOLDER_ASK_SECONDS", call: Call | None = None,
 ) -> Message:  # fmt: skip
     """The whole message that answers a request. This is the only layer that retries: nothing of an attempt was shown to anybody.
 
-    `seconds`, errors: as in `answer`. The settings are those that an error's sentence names.
+    `seconds`, errors: as in `answer`. The settings are those that an error's sentence names. `call`: is billed each attempt.
     """
     client, deadline = _client(api_key, base_url or URL), time.monotonic() + seconds
     for attempt in count(1):
         effort = {} if request["model"] in _without_effort else {"output_config": {"effort": "low"}}
         try:
-            return _whole(_events(client, request | effort, deadline))
+            return _whole((call or Call()).watched(_events(client, request | effort, deadline)))
         except TimeoutError:
             raise TransientError(
                 f"Claude did not answer within {seconds:g} s. Ask again, or raise {seconds_setting}."
