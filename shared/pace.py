@@ -90,7 +90,7 @@ class Pace:
         if self._redis is None or time.monotonic() < self._away_until:
             return -1
         try:
-            return int(self._redis.eval(script, 1, self._key, *arguments))  # type: ignore[arg-type]
+            return int(self._redis.eval(script, 1, self._key, *arguments))
         except redis.RedisError:
             self._away_until = time.monotonic() + AWAY_SECONDS
             return -1
