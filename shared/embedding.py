@@ -571,6 +571,7 @@ class OpenAIEmbedder(RemoteEmbedder):
 
     def close(self) -> None:
         self._client.close()
+        self._pace.close()
 
     def _post(self, texts: Sequence[str], kind: Literal["document", "query"], timeout: float) -> httpx2.Response:
         try:
@@ -614,6 +615,7 @@ class VoyageEmbedder(RemoteEmbedder):
 
     def close(self) -> None:
         self._client.close()
+        self._pace.close()
 
     def _post(self, texts: Sequence[str], kind: Literal["document", "query"], timeout: float) -> httpx2.Response:
         # Without truncation=false a text that is too long would be cut off in silence.

@@ -86,6 +86,10 @@ class Pace:
         """An answer came: the distance shrinks."""
         self._ask(_WELL, SHORTEST_MS)
 
+    def close(self) -> None:
+        if self._redis is not None:
+            self._redis.close()
+
     def _ask(self, script: str, *arguments: int) -> int:
         if self._redis is None or time.monotonic() < self._away_until:
             return -1

@@ -3,8 +3,7 @@
 import datetime
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,9 @@ from shared.errors import PermanentError, SettingsError, TransientError
 from shared.models import Passage
 from shared.prices import PRICES, Price
 from shared.usage import BudgetError, Call, Meter, Tokens
+from tests import spending
 from tests.conftest import until
+from tests.spending import CAP, PROCESSES, THREADS, WORDS
 from tests.standins import AnthropicStandin, OpenAIStandin, Standin, VoyageStandin, text_block
 
 KEY = "key-of-the-tests"
@@ -84,13 +85,17 @@ def test_a_cap_holds_back_what_may_exceed_it(pool: ConnectionPool[Connection], c
     most = Tokens(1_000_000)  # of voyage-4: $0.06
     with meter.call("documents", "voyage-4", most, 9) as call:
         assert embedding_budget(connection) == {"spent": 0.0, "reserved": 0.06, "cap": 1.0}
-        with pytest.raises(BudgetError, match=r"have reserved what ASKFOLDER_BUDGET_EMBEDDING \(\$0\.1 a day\)") as caught:
+        with pytest.raises(
+            BudgetError, match=r"have reserved what ASKFOLDER_BUDGET_EMBEDDING \(\$0\.1 a day\)"
+        ) as caught:
             with meter.call("questions", "voyage-4", most, 9):
                 pytest.fail("beyond the cap")
         assert caught.value.retry_after == usage.BUSY_SECONDS
         call.billed(Tokens(800_000))
     assert embedding_budget(connection) == {"spent": 0.048, "reserved": 0.0, "cap": 1.0}
-    with pytest.raises(BudgetError, match=r"used up \(\$0\.0480 of \$0\.1\); it goes on at 00:00 UTC, in .* min, or") as caught:
+    with pytest.raises(
+        BudgetError, match=r"used up \(\$0\.0480 of \$0\.1\); it goes on at 00:00 UTC, in .* min, or"
+    ) as caught:
         with meter.call("documents", "voyage-4", most, 9):
             pytest.fail("beyond the cap")
     assert caught.value.retry_after is not None
@@ -310,51 +315,24 @@ def test_a_reranker_without_money_is_not_called_sick(pool: ConnectionPool[Connec
 # --- under load --------------------------------------------------------------------------------------------------------
 
 
-CAP = 0.01
-PROCESSES, THREADS = 4, 3
-
-
-def hammer(database_url: str, url: str, stop: Any, results: Any) -> None:
-    """A process with threads that embed until the cap stops them, and then some."""
-    embedded, refused = [], []
-    with db.pool(database_url, THREADS) as pool:
-        embedder = VoyageEmbedder(KEY, "voyage-4-large", base_url=url, meter=Meter(pool, {"embedding": CAP}))
-
-        def work(thread: int) -> None:
-            for number in range(1_000):
-                try:
-                    embedder.embed([f"process and thread {thread} and number {number} " + "some more words " * 200] * 2)
-                    embedded.append(1)
-                except BudgetError:
-                    refused.append(1)
-                    if len(refused) > 20 * THREADS or stop.is_set():
-                        return
-                    time.sleep(0.02)
-
-        with ThreadPoolExecutor(THREADS) as threads:
-            list(threads.map(work, range(THREADS)))
-    results.put((len(embedded), len(refused)))
-
-
-def run_processes(target: Callable[..., None], *arguments: Any) -> list[tuple[int, int]]:
+def run_processes(database_url: str, url: str) -> list[tuple[int, int]]:
     context = multiprocessing.get_context("spawn")
-    stop, results = context.Event(), context.Queue()
-    processes = [context.Process(target=target, args=(*arguments, stop, results)) for _ in range(PROCESSES)]
+    results = context.Queue()
+    processes = [context.Process(target=spending.spend, args=(database_url, url, results)) for _ in range(PROCESSES)]
     for process in processes:
         process.start()
     found = [results.get(timeout=90) for _ in processes]
     for process in processes:
-        process.join(10)
+        process.join(30)
         assert process.exitcode == 0
     return found
 
 
 def test_many_processes_never_exceed_a_cap(database_url: str, connection: Connection) -> None:
     with VoyageStandin(delay=0.01) as standin:
-        found = run_processes(hammer, database_url, standin.url)
+        found = run_processes(database_url, standin.url)
         served = standin.requests
-    words = len("process and thread 1 and number 10 ".split()) + 600
-    paid = len(served) * 2 * words * 0.12e-6
+    paid = len(served) * WORDS * 0.12e-6
     assert standin.most_in_flight > PROCESSES
     assert all(refused for _, refused in found)
     assert 0.95 * CAP < paid <= CAP
@@ -370,8 +348,8 @@ def test_what_takes_more_than_was_thought_exceeds_by_the_calls_in_flight(
     """The estimate cannot be below the truth by more than this stand-in pretends: ten times."""
     with VoyageStandin(delay=0.01) as standin:
         standin.usage_times = 10
-        run_processes(hammer, database_url, standin.url)
-    one = 2 * (7 + 600) * 10 * 0.12e-6
+        run_processes(database_url, standin.url)
+    one = WORDS * 10 * 0.12e-6
     spent = usage.today(connection, {})["embedding"]["spent"]
     assert spent is not None
     assert CAP < spent <= CAP + PROCESSES * THREADS * one
