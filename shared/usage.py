@@ -111,7 +111,9 @@ def expire(connection: Connection) -> int:
     row = connection.execute(
         """
         WITH lost AS (
-            DELETE FROM reservation WHERE expires_at < now() RETURNING name, day, dollars
+            DELETE FROM reservation
+            WHERE id IN (SELECT id FROM reservation WHERE expires_at < now() FOR UPDATE SKIP LOCKED)
+            RETURNING name, day, dollars
         ), given_back AS (
             UPDATE budget SET reserved = greatest(reserved - l.dollars, 0)
             FROM (SELECT name, day, sum(dollars) AS dollars FROM lost GROUP BY name, day) AS l

@@ -1,5 +1,6 @@
 """A provider that says it is too much is left alone by all processes, and asked gently after that."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -85,7 +86,7 @@ def test_after_a_pause_requests_come_one_after_another_and_soon_as_before(make: 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(ask, all_))
     times.sort()
-    distances = [b - a for a, b in zip(times, times[1:], strict=False)]
+    distances = [b - a for a, b in itertools.pairwise(times)]
     assert times[0] >= 0.3
     assert distances[0] >= pace.FIRST_MS / 2000 - 0.03  # the first that went well has halved it
     assert times[-1] < 3
@@ -154,6 +155,6 @@ def test_no_request_arrives_while_the_provider_wants_none(redis_url: str) -> Non
             embedder.close()
         times = sorted(request["time"] for request in standin.requests)
     assert len(times) == 4 * 15 + 1
-    longest = max(b - a for a, b in zip(times, times[1:], strict=False))
+    longest = max(b - a for a, b in itertools.pairwise(times))
     assert longest > 0.85, "all paused"
     assert times[-1] - times[0] < 6, "and went on"

@@ -85,26 +85,32 @@ def test_a_cap_holds_back_what_may_exceed_it(pool: ConnectionPool[Connection], c
     most = Tokens(1_000_000)  # of voyage-4: $0.06
     with meter.call("documents", "voyage-4", most, 9) as call:
         assert embedding_budget(connection) == {"spent": 0.0, "reserved": 0.06, "cap": 1.0}
-        with pytest.raises(
-            BudgetError, match=r"have reserved what ASKFOLDER_BUDGET_EMBEDDING \(\$0\.1 a day\)"
-        ) as caught:
-            with meter.call("questions", "voyage-4", most, 9):
-                pytest.fail("beyond the cap")
+        with (
+            pytest.raises(
+                BudgetError, match=r"have reserved what ASKFOLDER_BUDGET_EMBEDDING \(\$0\.1 a day\)"
+            ) as caught,
+            meter.call("questions", "voyage-4", most, 9),
+        ):
+            pytest.fail("beyond the cap")
         assert caught.value.retry_after == usage.BUSY_SECONDS
         call.billed(Tokens(800_000))
     assert embedding_budget(connection) == {"spent": 0.048, "reserved": 0.0, "cap": 1.0}
-    with pytest.raises(
-        BudgetError, match=r"used up \(\$0\.0480 of \$0\.1\); it goes on at 00:00 UTC, in .* min, or"
-    ) as caught:
-        with meter.call("documents", "voyage-4", most, 9):
-            pytest.fail("beyond the cap")
+    with (
+        pytest.raises(
+            BudgetError, match=r"used up \(\$0\.0480 of \$0\.1\); it goes on at 00:00 UTC, in .* min, or"
+        ) as caught,
+        meter.call("documents", "voyage-4", most, 9),
+    ):
+        pytest.fail("beyond the cap")
     assert caught.value.retry_after is not None
     assert 0 < caught.value.retry_after <= usage.LONGEST_WAIT
     with meter.call("documents", "voyage-4", Tokens(800_000), 9) as call:  # what fits still goes
         call.billed(Tokens(800_000))
-    with pytest.raises(BudgetError, match=r"One call may cost up to \$0\.1200, more than"):
-        with meter.call("documents", "voyage-4", Tokens(2_000_000), 9):
-            pytest.fail("beyond the cap")
+    with (
+        pytest.raises(BudgetError, match=r"One call may cost up to \$0\.1200, more than"),
+        meter.call("documents", "voyage-4", Tokens(2_000_000), 9),
+    ):
+        pytest.fail("beyond the cap")
     with meter.call("answers", "claude-opus-5-5", most, 9), meter.call("documents", "my-model", most, 9):
         pass  # another budget, and no known price
     with Meter(pool, {"embedding": 0.20}).call("documents", "voyage-4", most, 9):
@@ -270,9 +276,11 @@ def test_a_repetition_is_reserved_anew(
     anthropic.usage_times = 100
     anthropic.misbehave("cut_stream")
     meter = Meter(pool, {"answers": 0.00012})
-    with pytest.raises(BudgetError, match="used up"):
-        with meter.call("answers", "claude-haiku-5-5", Tokens(100, 100), 5) as call:
-            complete(anthropic, call)
+    with (
+        pytest.raises(BudgetError, match="used up"),
+        meter.call("answers", "claude-haiku-5-5", Tokens(100, 100), 5) as call,
+    ):
+        complete(anthropic, call)
     assert len(anthropic.requests) == 1
     today = usage.today(connection, {})["answers"]
     assert today["reserved"] == 0
@@ -361,7 +369,7 @@ def test_what_takes_more_than_was_thought_exceeds_by_the_calls_in_flight(
 def test_prices_of_ones_own(pool: ConnectionPool[Connection], connection: Connection) -> None:
     assert prices.read(" my-model=0.5, org/other:7b = 1/5 ,") == {"my-model": Price(0.5), "org/other:7b": Price(1, 5)}
     for wrong in ("my-model", "my-model=", "=1", "m=1/2/3", "m=-1", "m=nan", "m=inf"):
-        with pytest.raises(SettingsError, match="ASKFOLDER_PRICES: .* is no price; write"):
+        with pytest.raises(SettingsError, match=r"ASKFOLDER_PRICES: .* is no price; write"):
             prices.read(wrong)
     meter = Meter(pool, {"embedding": 0.1}, {"my-model": Price(0.5)})
     with meter.call("documents", "my-model", Tokens(100_000), 9) as call:
