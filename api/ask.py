@@ -134,10 +134,7 @@ def ask(
 def _question_vector(
     asker: Asker, generation: Generation, question: str, filters: Filters, found: Found
 ) -> np.ndarray | None:
-    # By what may be searched, too: how fast an answer comes must not tell what others asked elsewhere.
-    scope = (
-        f"{generation.id}:{generation.embedder}:{generation.model}:{generation.dimensions}:{filters.collection or ''}"
-    )
+    scope = cache_scope(generation, filters)
     vector = asker.cache.get(scope, question)
     if vector is None or vector.shape != (generation.dimensions,):
         try:
@@ -148,6 +145,16 @@ def _question_vector(
             return None
         asker.cache.put(scope, question, vector)
     return vector
+
+
+def cache_scope(generation: Generation, filters: Filters) -> str:
+    """What a question's embedding is kept for: an index, and what is searched in it.
+
+    The collection is part of it: how fast an answer comes must not tell what others asked elsewhere.
+    """
+    return (
+        f"{generation.id}:{generation.embedder}:{generation.model}:{generation.dimensions}:{filters.collection or ''}"
+    )
 
 
 def _since(started: float) -> float:

@@ -66,23 +66,38 @@ def retrieve(
     cosine_weight: float = COSINE_WEIGHT,
 ) -> list[Passage]:
     """The best passages for a question, best first. vector: float32, shape (dimensions,); None: only words count."""
+    query = prepare(connection, generation, question, vector, top_k, mode, filters, cosine_weight)
+    if query is None:
+        return []
+    with connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(*query).fetchall()
+    return [Passage(**{**row, "heading": tuple(row["heading"])}) for row in rows]
+
+
+def prepare(
+    connection: Connection,
+    generation: Generation,
+    question: str,
+    vector: np.ndarray | None,
+    top_k: int,
+    mode: str,
+    filters: Filters,
+    cosine_weight: float,
+) -> tuple[sql.Composed, dict[str, object]] | None:
+    """The statement that `retrieve` runs, and its parameters; None when nothing can be found."""
     dense = mode in ("hybrid", "dense") and vector is not None
-    lexical = mode != "dense" or not dense
     total, allowed = _sizes(connection, generation, filters)
-    lexemes = _lexemes(connection, generation, question, filters) if lexical else []
+    lexemes = _lexemes(connection, generation, question, filters) if mode != "dense" or not dense else []
     queries, idf = weigh(lexemes, total, allowed)
     if not allowed or not (dense or queries):
-        return []
+        return None
     narrow = allowed * allowed <= EXACT * total
-    with connection.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(
-            _statement(generation, filters, narrow, max(CANDIDATES, top_k), dense, len(queries)),
-            {
-                **filters.parameters(), "vector": HalfVector(vector) if vector is not None and dense else None, "idf": _sparse(idf), **{f"terms_{i}": terms for i, terms in enumerate(queries)},
-                "generation": generation.id, "top_k": top_k, "weight": cosine_weight, "echo": ECHO,
-            },
-        ).fetchall()  # fmt: skip
-    return [Passage(**{**row, "heading": tuple(row["heading"])}) for row in rows]
+    statement = _statement(generation, filters, narrow, max(CANDIDATES, top_k), dense, len(queries))
+    return statement, {
+        **filters.parameters(), "vector": HalfVector(vector) if vector is not None and dense else None, "generation": generation.id,
+        "idf": _sparse(idf), **{f"terms_{i}": terms for i, terms in enumerate(queries)},
+        "top_k": top_k, "weight": cosine_weight, "echo": ECHO,
+    }  # fmt: skip
 
 
 # --- what the question's lexemes weigh -------------------------------------------------------------------------------
