@@ -23,7 +23,7 @@ from shared.prices import Price
 from shared.settings import Settings
 
 Budget = Literal["embedding", "answers"]
-Purpose = Literal["documents", "questions", "context", "answers", "reranking", "rewriting"]
+Purpose = Literal["documents", "questions", "context", "answers", "reranking", "rewriting", "checking"]
 BUDGETS: dict[Purpose, Budget] = {
     "documents": "embedding",  # embedding of documents …
     "questions": "embedding",  # … and of questions
@@ -31,6 +31,7 @@ BUDGETS: dict[Purpose, Budget] = {
     "answers": "answers",
     "reranking": "answers",
     "rewriting": "answers",
+    "checking": "answers",  # a small model's second opinion
 }
 SETTING: dict[Budget, str] = {"embedding": "ASKFOLDER_BUDGET_EMBEDDING", "answers": "ASKFOLDER_BUDGET_ANSWERS"}
 BUSY_SECONDS = 5.0  # until calls that are under way have left what they did not take
@@ -236,11 +237,12 @@ class Call:
         written, told = 0, False
         try:
             for event in events:
-                if event.type == "message_start":
+                kind = getattr(event, "type", None)  # None: nothing for a while
+                if kind == "message_start":
                     tokens = Tokens.of(event.message.usage)
-                elif event.type == "content_block_delta":
+                elif kind == "content_block_delta":
                     written += len(getattr(event.delta, "text", None) or getattr(event.delta, "thinking", None) or "")
-                elif event.type == "message_delta" and tokens is not None:
+                elif kind == "message_delta" and tokens is not None:
                     tokens, told = replace(tokens, output=event.usage.output_tokens or 0), True
                 yield event
         except TimeoutError:

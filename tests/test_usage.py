@@ -260,10 +260,12 @@ def test_each_attempt_of_claude_is_billed(anthropic: AnthropicStandin, monkeypat
 def test_a_stream_that_is_left_is_billed(anthropic: AnthropicStandin) -> None:
     call = Call()
     client = claude._client(KEY, anthropic.url)
-    events = call.watched(claude._events(client, REQUEST, time.monotonic() + 5))
+    inner = claude._events(client, REQUEST, time.monotonic() + 5)
+    events = call.watched(inner)
     while next(events).type != "text":
         pass
     events.close()
+    assert next(inner, "ended") == "ended"
     assert call.calls == 1
     assert call.tokens.input > 0
 
