@@ -242,9 +242,9 @@ class ClaudeReranker:
 
     def __init__(self, api_key: str, model: str, base_url: str, seconds: float, meter: Meter = UNMETERED) -> None:
         """`base_url`: empty for Anthropic's own. `seconds`: that one answer may take, connecting included."""
-        from api import claude  # the SDK takes two seconds to import: only who uses it waits
+        from shared import messages  # the SDK takes two seconds to import: only who uses it waits
 
-        self._complete = claude.complete
+        self._complete = messages.complete
         self._key, self._model, self._base_url, self._seconds = api_key, model, base_url, seconds
         self._meter = meter
 

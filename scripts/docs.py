@@ -33,7 +33,7 @@ COMMANDS = f"""\
 <!-- {GENERATED} -->
 
 `./askfolder` works in the checkout without activating anything; in a container the command is `askfolder`. All but `up`
-talk to a running system: that of this checkout, or the one that `ASKFOLDER_URL` and `ASKFOLDER_KEY` name.
+and `estimate` talk to a running system: that of this checkout, or the one that `ASKFOLDER_URL` and `ASKFOLDER_KEY` name.
 
 Exit codes: 0 done; 1 it failed, and a sentence says why; 2 the command was typed wrong; {NO_ANSWER_EXIT} nothing was
 found; {NOT_RUNNING_EXIT} askfolder does not answer; {HELD_EXIT} the scan was not carried out; {FINDINGS_EXIT} the doctor found something.

@@ -57,6 +57,10 @@ def described(settings: Settings) -> dict[str, str]:
         settings.embedder
     )
     leaves = [f"all texts and questions, to {where}"] if where else []
+    if settings.context == "claude":
+        leaves.append(
+            f"all texts, to {settings.anthropic_base_url or 'Anthropic'}, where {settings.context_model} writes contexts for their chunks"
+        )
     if settings.answers_with_claude():
         leaves.append(f"questions and the passages found for them, to {settings.anthropic_base_url or 'Anthropic'}")
     reranker = {"voyage": settings.voyage_base_url or "Voyage", "claude": settings.anthropic_base_url or "Anthropic"}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 import webbrowser
@@ -14,7 +15,7 @@ import click
 from shared import client
 from shared.client import Client, NotRunningError
 from shared.errors import AskfolderError
-from shared.settings import load
+from shared.settings import ROOT, load
 
 NO_ANSWER_EXIT = 3
 NOT_RUNNING_EXIT = 4
@@ -303,6 +304,24 @@ def evaluate(
     first = experiment.Choice({"mode": mode, "top_k": top_k, **named}).changed(more)
     choices = [first] if compare is None else [first, first.changed(compare)]
     experiment.evaluate(experiment.Plan(questions, choices, temporary, documents, keep, limit), report, as_json)
+
+
+@cli.command()
+@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, all files that cannot be read too.")
+def estimate(folder: Path | None, as_json: bool) -> None:
+    """Say what a folder would cost before anything is sent: files, chunks, tokens, dollars.
+
+    DIR: the folder to look at; the inbox if left out. It is read and chunked here with what is set up, as a running system would.
+    """
+    path = os.path.abspath(folder.expanduser()) if folder else str(load().inbox)
+    # A process of its own, as `up` starts them: what reads documents is the worker's.
+    command = [sys.executable, "-m", "worker.estimate", path, *(["--json"] if as_json else [])]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    try:
+        sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @cli.command(name="open")

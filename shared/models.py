@@ -38,7 +38,11 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of a document: `parsed.text[char_start:char_end] == content`."""
+    """A part of a document: `parsed.text[char_start:char_end] == content`.
+
+    `context`: what a model wrote to situate it within its document, searched with it and never quoted. Empty: it gave none;
+    None: none was asked for.
+    """
 
     ordinal: int
     content: str
@@ -46,6 +50,7 @@ class Chunk:
     page: int | None
     char_start: int
     char_end: int
+    context: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,13 @@ class Settings(BaseSettings):
         "ASKFOLDER_RERANK_SECONDS", 3.0, "a reranker's deadline; then the order stays", gt=0, le=60
     )
 
+    context: Literal["off", "claude"] = _env(
+        "ASKFOLDER_CONTEXT",
+        "off",
+        "who writes a sentence or two about each chunk's place in its document, to find it by",
+    )
+    context_model: str = _env("ASKFOLDER_CONTEXT_MODEL", "claude-haiku-5-5", "the model that writes them")
+
     answerer: Literal["auto", "claude", "extractive"] = _env(
         "ASKFOLDER_ANSWERER", "auto", "auto: Claude where there is a key, else sentences quoted from the documents"
     )
@@ -186,6 +193,7 @@ def read(changes: Mapping[str, str]) -> Settings:
         ("ASKFOLDER_EMBEDDER", "openai"): ("OPENAI_API_KEY", settings.openai_api_key),
         ("ASKFOLDER_EMBEDDER", "voyage"): ("VOYAGE_API_KEY", settings.voyage_api_key),
         ("ASKFOLDER_ANSWERER", "claude"): ("ANTHROPIC_API_KEY", settings.anthropic_api_key),
+        ("ASKFOLDER_CONTEXT", "claude"): ("ANTHROPIC_API_KEY", settings.anthropic_api_key),
         ("ASKFOLDER_RERANKER", "voyage"): ("VOYAGE_API_KEY", settings.voyage_api_key),
         ("ASKFOLDER_RERANKER", "claude"): ("ANTHROPIC_API_KEY", settings.anthropic_api_key),
         ("ASKFOLDER_RERANKER", "local"): ("ASKFOLDER_RERANKER_MODEL", settings.reranker_model),

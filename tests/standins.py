@@ -382,9 +382,29 @@ def order_passages(request: dict[str, Any]) -> list[Block]:
     return [text_block(json.dumps(sorted(passages, key=lambda number: -len(asked & set(words(passages[number]))))))]
 
 
+def numbered_chunks(request: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The chunks of a request for contexts, by their numbers."""
+    return {row["number"]: row for row in map(json.loads, request["messages"][-1]["content"][-1]["text"].split("\n"))}
+
+
+def write_contexts(request: dict[str, Any]) -> list[Block]:
+    """Answer with a context for each chunk, made of the document's title and a word like no other: ctx and a hash of the chunk."""
+    title = json.loads(request["messages"][-1]["content"][0]["text"])["document"]
+    contexts = [
+        f'<context number="{number}">This is from {title}, {context_word(row["chunk"])}.</context>'
+        for number, row in numbered_chunks(request).items()
+    ]
+    return [text_block("\n".join(contexts))]
+
+
+def context_word(chunk: str) -> str:
+    return "ctx" + "".join(chr(97 + digit % 16) for digit in hashlib.sha256(chunk.encode()).digest()[:8])
+
+
 class AnthropicStandin(Standin):
     """POST /v1/messages and /v1/messages/count_tokens, as Anthropic answers them, in one piece or as a stream.
 
+    What a `cache_control` closes is kept once its request was answered, if it has 512 tokens (words here); `usage` says so.
     `url` is what ANTHROPIC_BASE_URL takes. `reply(request)` returns the blocks of the answer (`text_block`, `cite`).
     Settable too: `stop_reason`, `thinking` (a thinking block comes before the text), `citations_first` (in a stream).
     """
@@ -398,6 +418,7 @@ class AnthropicStandin(Standin):
         self.stop_reason = "end_turn"
         self.thinking = False
         self.citations_first = False
+        self._cached: set[str] = set()
 
     def error_body(self, status: int, message: str, code: str | None) -> dict[str, Any]:
         kinds = {
@@ -423,10 +444,12 @@ class AnthropicStandin(Standin):
             content = self.reply(body)
             if self.thinking:
                 content = [{"type": "thinking", "thinking": "Let me see.", "signature": "c3RhbmRpbg=="}, *content]
+            kept, beginning = self.beginning(body)
+            read = kept if beginning in self._cached else 0
             usage = {
-                "input_tokens": tokens,
-                "cache_creation_input_tokens": 0,
-                "cache_read_input_tokens": 0,
+                "input_tokens": max(tokens - kept, 1),
+                "cache_creation_input_tokens": kept - read,
+                "cache_read_input_tokens": read,
                 "output_tokens": sum(len(words(block.get("text", ""))) for block in content) * self.usage_times + 1,
                 "service_tier": "standard",
             }
@@ -444,6 +467,20 @@ class AnthropicStandin(Standin):
                 self.stream(handler, message, fault)
             else:
                 handler.send_json(200, message)
+            if kept:
+                self._cached.add(beginning)
+
+    @staticmethod
+    def beginning(body: dict[str, Any]) -> tuple[int, str]:
+        """Tokens and text of a request up to its last `cache_control`; 0 when that is too short to be cached, or there is none."""
+        system = body.get("system") or []
+        blocks = [{"type": "text", "text": system}] if isinstance(system, str) else list(system)
+        for message in body["messages"]:
+            blocks += message["content"] if isinstance(message["content"], list) else [message["content"]]
+        ends = [at for at, block in enumerate(blocks, 1) if isinstance(block, dict) and block.get("cache_control")]
+        text = body["model"] + json.dumps(blocks[: max(ends, default=0)])
+        tokens = len(words(text))
+        return (tokens, text) if ends and tokens >= 512 else (0, "")
 
     @staticmethod
     def problem(body: dict[str, Any]) -> str | None:

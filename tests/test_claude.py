@@ -10,6 +10,7 @@ import pytest
 
 from api import claude
 from api.citations import Draft
+from shared import messages
 from shared.errors import PermanentError, TransientError
 from shared.models import NO_ANSWER, Passage
 from tests.standins import AnthropicStandin, cite, search_results, text_block
@@ -33,7 +34,7 @@ PASSAGES = [
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnthropicStandin]:
-    monkeypatch.setattr(claude, "PAUSE", 0.01)
+    monkeypatch.setattr(messages, "PAUSE", 0.01)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # calls to loopback must not go there
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     with AnthropicStandin() as server:
@@ -253,7 +254,7 @@ def test_what_does_not_pass_ends_in_an_error(server: AnthropicStandin, fault: st
     server.misbehave(fault, times=None)
     with pytest.raises(TransientError, match=said):
         ask(server)
-    assert len(server.requests) == claude.ATTEMPTS
+    assert len(server.requests) == messages.ATTEMPTS
 
 
 def test_retry_after_is_waited_for(server: AnthropicStandin) -> None:

@@ -38,6 +38,7 @@ def test_env_file_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ("ASKFOLDER_EMBEDDER", "magic", "'local', 'openai' or 'voyage'"),
         ("ASKFOLDER_EMBEDDER", "voyage", "needs VOYAGE_API_KEY"),
         ("ASKFOLDER_ANSWERER", "claude", "needs ANTHROPIC_API_KEY"),
+        ("ASKFOLDER_CONTEXT", "claude", "ASKFOLDER_CONTEXT=claude needs ANTHROPIC_API_KEY"),
         ("ASKFOLDER_RERANKER", "voyage", "ASKFOLDER_RERANKER=voyage needs VOYAGE_API_KEY"),
         ("ASKFOLDER_RERANKER", "claude", "needs ANTHROPIC_API_KEY"),
         ("ASKFOLDER_RERANKER", "local", "needs ASKFOLDER_RERANKER_MODEL"),

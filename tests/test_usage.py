@@ -12,10 +12,9 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
-from api import claude
 from api.rerankers import ClaudeReranker, VoyageReranker
 from api.reranking import FAILURES, Reranking
-from shared import db, embedding, prices, usage
+from shared import db, embedding, messages, prices, usage
 from shared.db import Connection
 from shared.embedding import OpenAIEmbedder, VoyageEmbedder
 from shared.errors import PermanentError, SettingsError, TransientError
@@ -25,7 +24,9 @@ from shared.usage import BudgetError, Call, Meter, Tokens
 from tests import spending
 from tests.conftest import until
 from tests.spending import CAP, PROCESSES, THREADS, WORDS
-from tests.standins import AnthropicStandin, OpenAIStandin, Standin, VoyageStandin, text_block
+from tests.standins import AnthropicStandin, OpenAIStandin, Standin, VoyageStandin, text_block, write_contexts
+from tests.test_context import document
+from worker.context import AT_ONCE, Writer
 
 KEY = "key-of-the-tests"
 REQUEST: dict[str, Any] = {
@@ -230,11 +231,11 @@ def anthropic() -> Iterator[AnthropicStandin]:
 
 
 def complete(standin: Standin, call: Call, seconds: float = 5) -> Any:
-    return claude.complete(REQUEST, api_key=KEY, base_url=standin.url, seconds=seconds, call=call)
+    return messages.complete(REQUEST, api_key=KEY, base_url=standin.url, seconds=seconds, call=call)
 
 
 def test_each_attempt_of_claude_is_billed(anthropic: AnthropicStandin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claude, "PAUSE", 0.01)
+    monkeypatch.setattr(messages, "PAUSE", 0.01)
     call = Call()
     took = Tokens.of(complete(anthropic, call).usage)
     assert took.input > 0
@@ -259,8 +260,8 @@ def test_each_attempt_of_claude_is_billed(anthropic: AnthropicStandin, monkeypat
 
 def test_a_stream_that_is_left_is_billed(anthropic: AnthropicStandin) -> None:
     call = Call()
-    client = claude._client(KEY, anthropic.url)
-    inner = claude._events(client, REQUEST, time.monotonic() + 5)
+    client = messages._client(KEY, anthropic.url)
+    inner = messages._events(client, REQUEST, time.monotonic() + 5)
     events = call.watched(inner)
     while next(events).type != "text":
         pass
@@ -274,7 +275,7 @@ def test_a_repetition_is_reserved_anew(
     pool: ConnectionPool[Connection], connection: Connection, anthropic: AnthropicStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     """A cut answer spends what is left: its repetition is not sent."""
-    monkeypatch.setattr(claude, "PAUSE", 0.01)
+    monkeypatch.setattr(messages, "PAUSE", 0.01)
     anthropic.usage_times = 100
     anthropic.misbehave("cut_stream")
     meter = Meter(pool, {"answers": 0.00012})
@@ -311,6 +312,25 @@ def test_reranking_counts_and_is_held_back(
     assert [row[:3] for row in found] == [("reranking", "claude-haiku-5-5", 1), ("reranking", "rerank-2.5", 1)]
     assert found[1][3] == 2 * 2 + 3
     assert found[0][4] > 0
+
+
+def test_contexts_count_and_are_held_back(pool: ConnectionPool[Connection], connection: Connection) -> None:
+    parsed, chunks = document(AT_ONCE * 2 + 1)
+    with AnthropicStandin(reply=write_contexts) as claude:
+        for _ in Writer("claude-haiku-5-5", KEY, claude.url, Meter(pool, {"embedding": 1.0})).write(
+            "a.txt", parsed, chunks
+        ):
+            pass
+        (row,) = rows(connection)
+        assert row[:3] == ("context", "claude-haiku-5-5", len(claude.requests))
+        assert all(tokens > 0 for tokens in row[3:7]), "what was written to the cache, and read from it, apart"
+        with pytest.raises(BudgetError):
+            next(
+                Writer("claude-haiku-5-5", KEY, claude.url, Meter(pool, {"embedding": 0.001})).write(
+                    "a.txt", parsed, chunks
+                )
+            )
+        assert row[2] == len(claude.requests)
 
 
 def test_a_reranker_without_money_is_not_called_sick(pool: ConnectionPool[Connection]) -> None:

@@ -24,8 +24,8 @@ Input = tuple[Chunk, bytes]  # a chunk and the hash of what was, or will be, emb
 
 
 def embedding_input(header: str, chunk: Chunk) -> str:
-    """What is embedded: title and heading path, then the content. The file's name is not in it: a rename embeds nothing."""
-    return f"{header}\n\n{chunk.content}" if header else chunk.content
+    """What is embedded: title and heading path, context, content. The file's name is not in it: a rename embeds nothing."""
+    return "\n\n".join(part for part in (header, chunk.context, chunk.content) if part)
 
 
 def hash_of(text: str) -> bytes:
@@ -115,8 +115,9 @@ def replace(
         else:
             names = ("ordinal", "heading_path", "page", "char_start", "char_end")
             new.append(
-                {**dict(zip(names, place, strict=True)), "content": chunk.content, "input_hash": input_hash.hex()}
-            )
+                {**dict(zip(names, place, strict=True)), "content": chunk.content, "context": chunk.context,
+                 "input_hash": input_hash.hex()}
+            )  # fmt: skip
     gone += [number for rows_left in held.values() for number, _ in rows_left]
     if gone:
         connection.execute("DELETE FROM chunk WHERE id = ANY(%s)", [gone])
@@ -130,10 +131,10 @@ def replace(
         row[0]
         for row in connection.execute(
             """
-            INSERT INTO chunk (generation_id, document_id, ordinal, content, heading_path, page, char_start, char_end, input_hash)
-            SELECT %s, %s, ordinal, content, heading_path, page, char_start, char_end, decode(input_hash, 'hex')
-            FROM json_to_recordset(%s) AS x(ordinal integer, content text, heading_path text[], page integer, char_start integer,
-                                            char_end integer, input_hash text)
+            INSERT INTO chunk (generation_id, document_id, ordinal, content, context, heading_path, page, char_start, char_end, input_hash)
+            SELECT %s, %s, ordinal, content, context, heading_path, page, char_start, char_end, decode(input_hash, 'hex')
+            FROM json_to_recordset(%s) AS x(ordinal integer, content text, context text, heading_path text[], page integer,
+                                            char_start integer, char_end integer, input_hash text)
             RETURNING id
             """,
             [generation.id, document_id, json.dumps(new)],
@@ -166,17 +167,18 @@ def replace(
 
 
 def write_words(connection: Connection, generation: Generation, chunk_ids: Sequence[int]) -> None:
-    """Makes the lexical rows of chunks: the file's name, title, headings and content, in the document's language."""
+    """Makes the lexical rows of chunks: the file's name, title, headings, context and content, in the document's language."""
     rows = connection.execute(
         """
-        SELECT c.id, c.document_id, d.collection_id, coalesce(d.configuration, 'english'), d.key, d.title, c.heading_path, c.content
+        SELECT c.id, c.document_id, d.collection_id, coalesce(d.configuration, 'english'), d.key, d.title, c.heading_path,
+               c.context, c.content
         FROM chunk c JOIN document d ON d.id = c.document_id WHERE c.id = ANY(%s)
         """,
         [list(chunk_ids)],
     ).fetchall()
     made = []
-    for number, document_id, collection_id, configuration, key, title, path, content in rows:
-        text = "\n".join([key, title or "", *path, content])
+    for number, document_id, collection_id, configuration, key, title, path, context, content in rows:
+        text = "\n".join([key, title or "", *path, context or "", content])
         made.append(
             {"chunk_id": number, "document_id": document_id, "collection_id": collection_id, "configuration": configuration,
              "content": words.searchable(text), "exact": words.exact(text)}

@@ -1,8 +1,9 @@
-"""fetch → parse → chunk → embed → upsert: what a worker does with one document."""
+"""fetch → parse → chunk → (contexts) → embed → upsert: what a worker does with one document."""
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from shared.errors import PermanentError, TransientError, UnreadableError
 from shared.generations import Generation
 from shared.log import log
 from shared.models import Chunk, Parsed
-from worker import index
+from worker import context, index
 from worker.chunking import chunk
+from worker.context import Writer
 from worker.parsing import Parser
 from worker.sources import FolderSource
 
@@ -31,11 +33,13 @@ Pool = ConnectionPool[Connection]
 
 
 def ingest(
-    pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embedder], document_id: int, worker: str = ""
-) -> str:
+    pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embedder], document_id: int, worker: str = "",
+    writer: Writer | None = None,
+) -> str:  # fmt: skip
     """Brings one document to what its source holds. Returns what came of it, in a word. Raises nothing that a retry could mend.
 
     `worker`: the name of this process, written beside the lease, so that its main process can tell whose leases died with it.
+    `writer`: of contexts, where the settings ask for some.
     """
     try:
         with pool.connection() as connection:
@@ -47,7 +51,7 @@ def ingest(
         return "nothing to do"
     try:
         with _kept_alive(pool, claim):
-            return _ingest(pool, parser, embedder_of, claim)
+            return _ingest(pool, parser, embedder_of, writer, claim)
     except LostClaim:
         return "superseded"
     except UnreadableError as error:
@@ -67,20 +71,24 @@ def ingest(
         return _end(pool, claim, lambda connection: documents.stumbled(connection, claim, reason), "stumbled", reason)
 
 
-def _ingest(pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embedder], claim: Claim) -> str:
+def _ingest(
+    pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embedder], writer: Writer | None, claim: Claim
+) -> str:
     version, parsed, store_text = _text(pool, parser, claim)
     with pool.connection() as connection:
         active = generations.active(connection)
     language = words.configuration(parsed.text)
     for generation in active:  # the live one first: it answers
-        inputs = _embedded(pool, embedder_of(generation), generation, claim, parsed)
+        embedded = _embedded(pool, embedder_of(generation), writer, generation, claim, parsed)
         with pool.connection() as connection:
             documents.progress(connection, claim, "storing")
         with pool.connection() as connection, connection.transaction():
             documents.hold(connection, claim)
             if store_text is not None:
                 version = store_text(connection)
-            index.replace(connection, generation, claim.id, inputs, version, language, all_words=store_text is not None)
+            index.replace(
+                connection, generation, claim.id, embedded, version, language, all_words=store_text is not None
+            )
             store_text = None
             if generation is active[-1]:
                 documents.ready(connection, claim)
@@ -107,14 +115,14 @@ def _text(pool: Pool, parser: Parser, claim: Claim) -> tuple[int, Parsed, Callab
 
 
 def _embedded(
-    pool: Pool, embedder: Embedder, generation: Generation, claim: Claim, parsed: Parsed
+    pool: Pool, embedder: Embedder, writer: Writer | None, generation: Generation, claim: Claim, parsed: Parsed
 ) -> list[index.Input]:
     """The chunks, each with the hash of an input that has a vector; the vectors are committed batch by batch."""
     with pool.connection() as connection:
         documents.progress(connection, claim, "chunking")
     chunks = chunk(parsed, embedder.count, *generation.chunk_sizes)
-    headers = _headers(embedder, parsed.title, chunks)
-    texts = [index.embedding_input(headers[c.heading_path], c) for c in chunks]
+    chunks = _situated(pool, writer, generation, claim, parsed, chunks)
+    texts = inputs(embedder, parsed.title, chunks)
     hashes = [index.hash_of(text) for text in texts]
     with pool.connection() as connection:
         have = index.cached(connection, generation, claim.collection_id, hashes)
@@ -138,10 +146,46 @@ def _embedded(
     return list(zip(chunks, hashes, strict=True))
 
 
-def chunk_sizes(embedder: Embedder, wanted: int) -> tuple[int, int]:
-    """Tokens of a chunk's content, and of its overlap: what is wanted (0: up to 400), no more than the model reads beside the header."""
-    max_tokens = min(embedder.max_tokens - HEADER_TOKENS - 2, wanted or 400)
+def _situated(
+    pool: Pool, writer: Writer | None, generation: Generation, claim: Claim, parsed: Parsed, chunks: list[Chunk]
+) -> list[Chunk]:
+    """The chunks with their contexts, in a generation that has some; they are committed request by request.
+
+    Contexts are written only by the model that the settings name now: a generation that answers until another one is whole
+    takes what there is, and asks nobody.
+    """
+    if not (model := context.model_of(generation)):
+        return chunks
+    with pool.connection() as connection:
+        have = context.cached(connection, claim, model, parsed.text, chunks)
+    wanted = [c for c in chunks if c.content not in have]
+    if writer is not None and writer.model == model and wanted:
+        total, done = len(chunks), len(chunks) - len(wanted)
+        with pool.connection() as connection:
+            documents.progress(connection, claim, "contexts", done, total)
+        for written in writer.write(claim.key.rpartition("/")[2], parsed, wanted):
+            have |= written
+            done = sum(c.content in have for c in chunks)
+            with pool.connection() as connection:
+                context.keep(connection, claim, model, parsed.text, written)
+                documents.progress(connection, claim, "contexts", done, total, further=True)
+    return [replace(c, context=have.get(c.content)) for c in chunks]
+
+
+def chunk_sizes(embedder: Embedder, wanted: int, contexts: bool = False) -> tuple[int, int]:
+    """Tokens of a chunk's content, and of its overlap: what is wanted (0: up to 400), no more than the model reads beside the header.
+
+    `contexts`: leave room for them at a provider, who refuses what is too long; a local model reads it in parts.
+    """
+    room = embedder.max_tokens - HEADER_TOKENS - 2 - (context.ROOM if contexts and embedder.name != "local" else 0)
+    max_tokens = min(room, wanted or 400)
     return max_tokens, max_tokens // 7
+
+
+def inputs(embedder: Embedder, title: str | None, chunks: list[Chunk]) -> list[str]:
+    """What is embedded for each chunk of a document."""
+    headers = _headers(embedder, title, chunks)
+    return [index.embedding_input(headers[c.heading_path], c) for c in chunks]
 
 
 def _headers(embedder: Embedder, title: str | None, chunks: list[Chunk]) -> dict[tuple[str, ...], str]:

@@ -16,7 +16,7 @@ from shared.log import log
 from shared.providers import wanted_embedder
 from shared.queue import check
 from shared.settings import Settings, load
-from worker import index
+from worker import context
 from worker.app import app, queue_of
 from worker.chunking import CHUNKER_VERSION
 from worker.ingest import chunk_sizes
@@ -156,12 +156,13 @@ class Producer:
 def want_generation(settings: Settings, connection: Connection) -> None:
     """Says in the database which embedder, chunker and template are wanted."""
     embedder = wanted_embedder(settings)
-    sizes = "/".join(map(str, chunk_sizes(embedder, settings.chunk_tokens)))
+    sizes = "/".join(map(str, chunk_sizes(embedder, settings.chunk_tokens, settings.context != "off")))
     state = generations.want(
         connection, embedder.name, embedder.model, settings.embedding_model if embedder.name == "local" else "",
-        embedder.dimensions, f"{CHUNKER_VERSION}/{sizes}", index.TEMPLATE,
+        embedder.dimensions, f"{CHUNKER_VERSION}/{sizes}", context.template(settings),
     )  # fmt: skip
     embedder.close()
+    context.forget_unasked(connection)
     log.info(f"Embedder {embedder.name} {embedder.model}: its index is {state}", action="generation.wanted")
 
 

@@ -16,6 +16,7 @@ from shared.providers import embedder_for
 from shared.usage import Meter
 from worker import leases
 from worker.app import app, settings
+from worker.context import Writer, writer_of
 from worker.ingest import Pool, ingest
 from worker.parsing import Parser
 
@@ -49,6 +50,11 @@ def _embedder(embedder: str, model: str, model_path: str, dimensions: int) -> Em
     return embedder_for(settings, embedder, model, model_path, dimensions, meter=_meter())
 
 
+@functools.cache
+def _writer() -> Writer | None:
+    return writer_of(settings, _meter())
+
+
 def _embedder_of(generation: Generation) -> Embedder:
     return _embedder(generation.embedder, generation.model, generation.model_path, generation.dimensions)
 
@@ -57,7 +63,7 @@ def _embedder_of(generation: Generation) -> Embedder:
 def ingest_document(document_id: int) -> str:
     if not leases.readable(settings.inbox):
         return "its source is away"  # the worker stops taking its documents, and the ledger sends this one again
-    return ingest(_pool(), _parser(), _embedder_of, document_id, _name())
+    return ingest(_pool(), _parser(), _embedder_of, document_id, _name(), _writer())
 
 
 @signals.celeryd_init.connect

@@ -174,7 +174,7 @@ document.addEventListener("click", (event) => {
 
 const SHOWN = 50; // rows of the table
 const UNFINISHED = ["ingesting", "failed", "quarantined", "queued"]; // in the order of the table
-const WORDS = { parsing: "reading", embedding: "embedding", quarantined: "set aside", failed: "failed", queued: "waiting" };
+const WORDS = { parsing: "reading", contexts: "writing contexts", embedding: "embedding", quarantined: "set aside", failed: "failed", queued: "waiting" };
 const rows = new Map(); // document id → its row, kept so that a selection survives the next look
 let timer;
 
