@@ -223,7 +223,7 @@ class Call:
         self.calls += 1
         self.tokens += tokens
 
-    def watched(self, events: Iterator[Any]) -> Iterator[Any]:
+    def watched(self, events: Iterator[Any]) -> Generator[Any]:
         """The events of a stream of Anthropic's, as they come. What it took is billed when it ends, breaks off or is left.
 
         Where it broke off, what was written is estimated: three letters a token. One that never spoke until a deadline
