@@ -19,7 +19,7 @@ from api import retrieval
 from api.ask import PASSAGES, Asker, ask, search
 from api.filters import FilterError, Filters, read_filters, refuse_unknown
 from api.reranking import open_reranking
-from shared import access, db, doctor, documents, generations, queue, sources
+from shared import access, db, doctor, documents, generations, queue, sources, usage
 from shared.cache import QuestionCache
 from shared.embedding import Embedder
 from shared.errors import AskfolderError, PermanentError, TransientError
@@ -28,6 +28,7 @@ from shared.log import log
 from shared.models import Passage
 from shared.providers import embedder_for
 from shared.settings import ROOT, Settings, load
+from shared.usage import Meter
 
 COOKIE = "askfolder_key"
 OPEN = {"/healthz", "/readyz"}
@@ -93,16 +94,22 @@ class ListQuery(BaseModel):
     q: str | None = Field(default=None, max_length=1000)
 
 
+class UsageQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    days: int = Field(30, ge=1, le=3660)
+
+
 def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or load()
     app = Flask("api", root_path=str(ROOT / "api"))
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     app.json.sort_keys = False  # type: ignore[attr-defined]
     pool = db.pool(settings.database_url, 16, retrieval.configure)
+    meter = Meter.of(settings, pool, behind=True)
 
     @functools.cache
     def embedder(name: str, model: str, model_path: str, dimensions: int) -> Embedder:
-        return embedder_for(settings, name, model, model_path, dimensions, threads=2)
+        return embedder_for(settings, name, model, model_path, dimensions, threads=2, meter=meter)
 
     def embedder_of(generation: Generation) -> Embedder:
         return embedder(generation.embedder, generation.model, generation.model_path, generation.dimensions)
@@ -113,7 +120,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings.answers_with_claude():
         importlib.import_module("api.claude")  # now, rather than at the first question
     app.extensions["askfolder"] = Asker(
-        settings, pool, QuestionCache(settings.redis_url), embedder_of, local, open_reranking(settings)
+        settings, pool, QuestionCache(settings.redis_url), embedder_of, local, open_reranking(settings, meter), meter
     )
     app.extensions["askfolder.key"] = access.key(settings)
     app.extensions["askfolder.hosts"] = allowed_hosts(settings)
@@ -390,6 +397,15 @@ def post_doctor() -> Response:
     return jsonify(ok=not findings, findings=findings, queued=queued)
 
 
+def get_usage() -> Response:
+    """Rows by day, purpose and model; and what of today's caps is spent, and reserved by calls under way."""
+    query = _valid(UsageQuery, request.args.to_dict())
+    with _asker().pool.connection() as connection:
+        days = usage.by_day(connection, query.days)
+        today = usage.today(connection, usage.caps(_asker().settings))
+    return jsonify(days=days, today=today)
+
+
 def healthz() -> Response:
     return jsonify(status="ok")
 
@@ -429,6 +445,7 @@ _ROUTES = (
     ("/sources", get_sources, ["GET"]),
     ("/reconcile", post_reconcile, ["POST"]),
     ("/doctor", post_doctor, ["POST"]),
+    ("/usage", get_usage, ["GET"]),
     ("/healthz", healthz, ["GET"]),
     ("/readyz", readyz, ["GET"]),
 )

@@ -9,17 +9,18 @@ from psycopg_pool import ConnectionPool
 
 from api import citations, extractive, passages
 from api.filters import Filters
-from api.reranking import CANDIDATES, Reranking
+from api.reranking import CANDIDATES, Reranking, text_of
 from api.retrieval import retrieve
 from shared import generations
 from shared.cache import QuestionCache
 from shared.db import Connection
-from shared.embedding import Embedder
+from shared.embedding import UNMETERED, Embedder, estimate_tokens
 from shared.errors import AskfolderError
 from shared.generations import Generation
 from shared.log import log
 from shared.models import Answer, Passage
 from shared.settings import Settings
+from shared.usage import BudgetError, Meter, Tokens
 
 SPARE = 20  # passages beyond those that are asked for, for the place of repetitions
 EVERYTHING = Filters()
@@ -29,7 +30,7 @@ PASSAGES = 8  # what an answer is made from, unless the question says otherwise
 @dataclass(frozen=True, slots=True)
 class Asker:
     """What answering needs. `embedder_of`: the embedder of a generation; `local`: sentences → vectors of the built-in model;
-    `reranking`: None when none is set up.
+    `reranking`: None when none is set up; `meter`: what counts the cost.
     """
 
     settings: Settings
@@ -38,6 +39,7 @@ class Asker:
     embedder_of: Callable[[Generation], Embedder]
     local: Callable[[Sequence[str]], np.ndarray]
     reranking: Reranking | None = None
+    meter: Meter = UNMETERED
 
 
 @dataclass(slots=True)
@@ -101,16 +103,25 @@ def ask(
     started = time.perf_counter()
     with_claude = settings.answers_with_claude()
     usage: dict[str, int] = {}
+    draft: citations.Draft | None = None
     if not found.passages:
         draft = extractive.extract(question, [], asker.local)
     elif with_claude and settings.anthropic_api_key:
         from api import claude  # the SDK takes two seconds to import: only who uses it waits
 
-        draft, usage = claude.answer(
-            question, found.passages, api_key=settings.anthropic_api_key.get_secret_value(), model=settings.anthropic_model,
-            base_url=settings.anthropic_base_url, seconds=settings.ask_seconds,
-        )  # fmt: skip
-    else:
+        most = Tokens(
+            estimate_tokens("\n".join([claude.SYSTEM, question, *map(text_of, found.passages)])), claude.MAX_TOKENS
+        )
+        try:
+            with asker.meter.call("answers", settings.anthropic_model, most, settings.ask_seconds) as call:
+                draft, usage = claude.answer(
+                    question, found.passages, api_key=settings.anthropic_api_key.get_secret_value(), model=settings.anthropic_model,
+                    base_url=settings.anthropic_base_url, seconds=settings.ask_seconds, call=call,
+                )  # fmt: skip
+        except BudgetError as error:
+            found.warnings.append(f"Quoted from the documents, without a model: {error}")
+            with_claude = False
+    if draft is None:
         draft = extractive.extract(question, found.passages, asker.local)
     found.timings["answer_ms"] = _since(started)
     started = time.perf_counter()

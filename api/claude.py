@@ -11,6 +11,7 @@ from shared import messages
 from shared.errors import TransientError
 from shared.models import NO_ANSWER, Passage
 from shared.sentences import sentences
+from shared.usage import BudgetError, Call
 
 MAX_TOKENS = 4096  # of an answer, and of what the model thinks before it
 
@@ -49,8 +50,9 @@ rules; a question about them is answered from the documents like any other.
 
 
 def answer(
-    question: str, passages: Sequence[Passage], *, api_key: str, model: str, base_url: str, seconds: float
-) -> tuple[Draft, dict[str, int]]:
+    question: str, passages: Sequence[Passage], *, api_key: str, model: str, base_url: str, seconds: float,
+    call: Call | None = None,
+) -> tuple[Draft, dict[str, int]]:  # fmt: skip
     """Claude's answer to the question from the passages, and the tokens it took.
 
     `base_url`, `seconds`, errors: as in `messages.complete`.
@@ -70,7 +72,9 @@ def answer(
         ],
     }
     try:
-        message = messages.complete(request, api_key=api_key, base_url=base_url, seconds=seconds)
+        message = messages.complete(request, api_key=api_key, base_url=base_url, seconds=seconds, call=call)
+    except BudgetError:
+        raise
     except TransientError as error:
         raise TransientError(f"{error} Ask again.", error.retry_after) from None
     return _draft(message, results), messages.usage(message)

@@ -13,8 +13,21 @@ import httpx2
 import numpy as np
 import numpy.typing as npt
 
-from shared.embedding import Provider, VoyageEmbedder, encodable, find_model, max_length, open_model, read_tokenizer
+from shared.embedding import (
+    UNMETERED,
+    NotSentError,
+    Provider,
+    VoyageEmbedder,
+    encodable,
+    estimate_tokens,
+    find_model,
+    max_length,
+    open_model,
+    read_tokenizer,
+    total_tokens,
+)
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
+from shared.usage import Call, Meter, Tokens
 
 Scores = npt.NDArray[np.float64]
 T = TypeVar("T")
@@ -41,11 +54,14 @@ class VoyageReranker(Provider):
     key_setting = VoyageEmbedder.key_setting
     default_url = VoyageEmbedder.default_url
 
-    def __init__(self, api_key: str | None, model: str, base_url: str | None, seconds: float) -> None:
+    def __init__(
+        self, api_key: str | None, model: str, base_url: str | None, seconds: float, meter: Meter = UNMETERED
+    ) -> None:
         """`seconds`: that one answer may take, connecting included. SettingsError: something is missing."""
         super().__init__(api_key, base_url, "ASKFOLDER_RERANKER=voyage")
         self.model = model
         self._seconds = seconds
+        self._meter = meter
         self._client = self._connections()
 
     def rerank(self, question: str, texts: Sequence[str]) -> Scores:
@@ -53,11 +69,10 @@ class VoyageReranker(Provider):
         if not texts:
             return np.zeros(0)
         body = {"query": encodable(question), "documents": list(map(encodable, texts)), "model": self.model, "truncation": True}  # fmt: skip
-        deadline = time.monotonic() + self._seconds
-        try:
-            response = _within(self._seconds, lambda: self._post(body, deadline))
-        except TimeoutError:
-            raise TransientError(f"{self.label} did not answer within {self._seconds:g} s ({DEADLINE}).") from None
+        # Voyage counts the question once for each text.
+        most = Tokens(len(texts) * estimate_tokens(question) + sum(map(estimate_tokens, texts)))
+        with self._meter.call("reranking", self.model, most, self._seconds) as call:
+            response = self._paid(body, most, call)
         if response.status_code != 200:
             raise self._general_refusal(response) or self._refusal(response)
         try:
@@ -72,6 +87,22 @@ class VoyageReranker(Provider):
 
     def close(self) -> None:
         self._client.close()
+
+    def _paid(self, body: dict[str, Any], most: Tokens, call: Call) -> httpx2.Response:
+        """The answer in time, or TransientError. One that got lost counts as paid for, by the estimate."""
+        deadline = time.monotonic() + self._seconds
+        try:
+            response = _within(self._seconds, lambda: self._post(body, deadline))
+        except NotSentError:
+            raise
+        except (TimeoutError, TransientError) as error:
+            call.billed(most)
+            if isinstance(error, TransientError):
+                raise
+            raise TransientError(f"{self.label} did not answer within {self._seconds:g} s ({DEADLINE}).") from None
+        if response.status_code == 200:
+            call.billed(Tokens(total_tokens(response, most.input)))
+        return response
 
     def _post(self, body: dict[str, Any], deadline: float) -> httpx2.Response:
         """The answer, whatever its status. TransientError: there was none. TimeoutError: it drips in beyond the deadline."""
@@ -209,12 +240,13 @@ class ClaudeReranker:
 
     MAX_TOKENS = 2048  # of the order, and of what the model thinks before it
 
-    def __init__(self, api_key: str, model: str, base_url: str, seconds: float) -> None:
+    def __init__(self, api_key: str, model: str, base_url: str, seconds: float, meter: Meter = UNMETERED) -> None:
         """`base_url`: empty for Anthropic's own. `seconds`: that one answer may take, connecting included."""
         from shared import messages  # the SDK takes two seconds to import: only who uses it waits
 
         self._complete = messages.complete
         self._key, self._model, self._base_url, self._seconds = api_key, model, base_url, seconds
+        self._meter = meter
 
     def rerank(self, question: str, texts: Sequence[str]) -> Scores:
         """By place alone: 1 for the first, then 1/n less each. Passages that the model left out stay in order, behind."""
@@ -236,10 +268,12 @@ class ClaudeReranker:
                 }
             ],
         }
-        message = self._complete(
-            request, api_key=self._key, base_url=self._base_url, seconds=self._seconds, attempts=1,
-            model_setting="ASKFOLDER_RERANKER_MODEL", seconds_setting=DEADLINE,
-        )  # fmt: skip
+        most = Tokens(estimate_tokens("\n".join([ORDER, *lines, question])), self.MAX_TOKENS)
+        with self._meter.call("reranking", self._model, most, self._seconds) as call:
+            message = self._complete(
+                request, api_key=self._key, base_url=self._base_url, seconds=self._seconds, attempts=1,
+                model_setting="ASKFOLDER_RERANKER_MODEL", seconds_setting=DEADLINE, call=call,
+            )  # fmt: skip
         order = read_order("".join(block.text for block in message.content if block.type == "text"), len(texts))
         scores = np.zeros(len(texts))
         scores[order] = 1 - np.arange(len(texts)) / len(texts)

@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from api.rerankers import ClaudeReranker, LocalReranker, Reranker, VoyageReranker
+from shared.embedding import UNMETERED
 from shared.errors import AskfolderError, TransientError
 from shared.log import log
 from shared.models import Passage
 from shared.settings import ROOT, Settings
+from shared.usage import BudgetError, Meter
 
 CANDIDATES = 50  # passages that are reranked; those behind them stay where they are
 FAILURES = 3  # in a row, after which the reranker rests
@@ -43,6 +45,8 @@ class Reranking:
         distinct = list(dict.fromkeys(texts))  # copies of a file are read once
         try:
             scores = dict(zip(distinct, self.reranker.rerank(question, distinct).tolist(), strict=True))
+        except BudgetError as error:  # it is well, and may be asked as soon as there is money
+            return list(passages), [_warning(str(error))]
         except AskfolderError as error:
             self._failed(error.retry_after if isinstance(error, TransientError) else None)
             log.warning(str(error), action="question.not_reranked")
@@ -77,13 +81,13 @@ class Reranking:
             self._failures, self._rests_until = 0, 0.0
 
 
-def open_reranking(settings: Settings) -> Reranking | None:
+def open_reranking(settings: Settings, meter: Meter = UNMETERED) -> Reranking | None:
     """What the settings ask for; None: nothing. SettingsError: it cannot work."""
     model, seconds = settings.reranker_model, settings.rerank_seconds
     if settings.reranker == "voyage":
         model, key = model or "rerank-2.5", settings.voyage_api_key
         voyage = VoyageReranker(
-            key.get_secret_value() if key else None, model, settings.voyage_base_url or None, seconds
+            key.get_secret_value() if key else None, model, settings.voyage_base_url or None, seconds, meter
         )
         return Reranking(voyage, f"Voyage {model}")
     if settings.reranker == "local":
@@ -91,7 +95,9 @@ def open_reranking(settings: Settings) -> Reranking | None:
         return Reranking(LocalReranker(directory, seconds, threads=2), f"The local reranker {directory.name}")
     if settings.reranker == "claude":
         model, key = model or "claude-haiku-5-5", settings.anthropic_api_key
-        claude = ClaudeReranker(key.get_secret_value() if key else "", model, settings.anthropic_base_url, seconds)
+        claude = ClaudeReranker(
+            key.get_secret_value() if key else "", model, settings.anthropic_base_url, seconds, meter
+        )
         return Reranking(claude, f"Claude ({model})")
     return None
 

@@ -236,6 +236,43 @@ def doctor(repair: bool, as_json: bool) -> None:
     sys.exit(0 if answer["ok"] or repair else FINDINGS_EXIT)
 
 
+@cli.command()
+@click.option("--days", type=click.IntRange(1, 3660), default=30, show_default=True, help="Today and the days before.")
+@click.option("--json", "as_json", is_flag=True, help="Print the API's answer as it is.")
+def usage(days: int, as_json: bool) -> None:
+    """Show what was sent to models elsewhere, what it cost, and what is left of today's caps (docs/costs.md)."""
+    answer = _call("GET", "/usage", query={"days": days})
+    if as_json:
+        click.echo(json.dumps(answer, ensure_ascii=False, indent=2))
+        return
+    rows = answer["days"]
+    if not rows:
+        click.echo("Nothing was sent to a model elsewhere.")
+    else:
+        width = max(len(_printable(row["model"])) for row in rows)
+        names = ("calls", "input", "output", "to cache", "from cache")
+        click.echo(
+            f"{'day (UTC)':<10}  {'purpose':<9}  {'model':<{width}}"
+            + "".join(f"{n:>12}" for n in names)
+            + "     dollars"
+        )
+    for row in rows:
+        counts = (row["calls"], *(row[f"{kind}_tokens"] for kind in ("input", "output", "cache_write", "cache_read")))
+        click.echo(
+            f"{row['day']:<10}  {row['purpose']:<9}  {_printable(row['model']):<{width}}"
+            + "".join(f"{count:>12,}" for count in counts)
+            + f"{_dollars(row['dollars']):>12}"
+        )
+    if rows:
+        known = [row["dollars"] for row in rows if row["dollars"] is not None]
+        unknown = "" if len(known) == len(rows) else ", and what has no known price (ASKFOLDER_PRICES)"
+        click.echo(f"Together {_dollars(sum(known))}{unknown}.")
+    for name, budget in answer["today"].items():
+        cap = "no cap" if budget["cap"] is None else f"the cap is ${budget['cap']:g}"
+        under_way = f", {_dollars(budget['reserved'])} reserved by calls under way" if budget["reserved"] else ""
+        click.echo(f"Today, {name}: {_dollars(budget['spent'])}{under_way}; {cap}.")
+
+
 @cli.command(name="eval")
 @click.argument("questions", type=click.Path(path_type=Path))
 @click.option("--temporary", is_flag=True, help="On a system of its own, removed in the end.")
@@ -332,6 +369,10 @@ def _scores(result: dict[str, Any]) -> str:
     """What the passage is ordered by comes first."""
     reranked = result["rerank_score"]
     return f"{result['score']:.3f}" if reranked is None else f"reranked {reranked:.3f}, found {result['score']:.3f}"
+
+
+def _dollars(amount: float | None) -> str:
+    return "unknown" if amount is None else f"${amount:.4f}"
 
 
 def _printable(name: str) -> str:

@@ -332,6 +332,13 @@ def retry(connection: Connection, document_id: int | None = None) -> int:
     ).rowcount
 
 
+def wake(connection: Connection) -> int:
+    """After a start: what waits for something that failed, such as a cap of the day, is tried now, as settings may have changed."""
+    return connection.execute(
+        "UPDATE document SET not_before = NULL WHERE state IN ('queued', 'ready') AND not_before > now() AND retries > 0"
+    ).rowcount
+
+
 # --- what a worker writes --------------------------------------------------------------------------------------------
 
 

@@ -27,12 +27,15 @@ import numpy.typing as npt
 
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
 from shared.local_model import CONFIG, prepare
+from shared.pace import Pace
+from shared.usage import BudgetError, Meter, Purpose, Tokens
 
 # Its thread pool does not survive the fork that Celery makes, and two processes with pools would fight over the cores.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tokenizers import Tokenizer
 
 Vectors = npt.NDArray[np.float32]
+UNMETERED = Meter()
 
 
 class Embedder(ABC):
@@ -76,10 +79,13 @@ def open_embedder(
     voyage_base_url: str | None = None,
     local_directory: Path,
     threads: int = 1,
+    meter: Meter = UNMETERED,
+    redis_url: str = "",
 ) -> Embedder:
     """The embedder that the settings ask for. `model`: None for the default; for "local" a directory.
 
-    `local_directory`: where our own local model is kept, and built when it is not there. SettingsError: it cannot work.
+    `local_directory`: where our own local model is kept, and built when it is not there. `redis_url`: where all processes
+    learn that a provider asks to slow down; empty: each for itself. SettingsError: it cannot work.
     """
     if name == "local":
         local = LocalEmbedder(Path(model).expanduser() if model else prepare(local_directory), threads)
@@ -89,9 +95,13 @@ def open_embedder(
             )
         return local
     if name == "openai":
-        return OpenAIEmbedder(openai_api_key, model or "text-embedding-3-small", dimensions, openai_base_url)
+        return OpenAIEmbedder(
+            openai_api_key, model or "text-embedding-3-small", dimensions, openai_base_url, meter=meter, redis_url=redis_url
+        )  # fmt: skip
     if name == "voyage":
-        return VoyageEmbedder(voyage_api_key, model or "voyage-4", dimensions, voyage_base_url)
+        return VoyageEmbedder(
+            voyage_api_key, model or "voyage-4", dimensions, voyage_base_url, meter=meter, redis_url=redis_url
+        )
     raise SettingsError(f"ASKFOLDER_EMBEDDER is {name!r}; it must be local, openai or voyage.")
 
 
@@ -319,6 +329,8 @@ def max_length(directory: Path, ours: dict[str, Any]) -> int:
 RETRIES = 5
 PATIENCE = 60.0  # seconds that one request may take, with its retries
 QUESTION_PATIENCE = 10.0  # someone is waiting
+SLOW_DOWN = frozenset({429, 503, 529})
+UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
 _sleep = time.sleep  # tests replace it
 
 # No text has more tokens than bytes (the providers' tokenizers work on bytes), and an estimate is never below a third
@@ -338,6 +350,10 @@ def estimate_tokens(text: str) -> int:
     other = len(data.translate(None, _LETTERS))
     beyond_ascii = len(data.translate(None, _ASCII))
     return math.ceil((len(data) - other) / 3 + (other - beyond_ascii) + beyond_ascii * 0.75)
+
+
+class NotSentError(TransientError):
+    """There was no connection, so nothing was sent and nothing is paid for."""
 
 
 class QuotaError(TransientError):
@@ -398,7 +414,10 @@ class Provider:
     def _silence(self, error: Exception) -> TransientError:
         """There was no answer. Names the kind of error only: its text may quote headers."""
         host = urlsplit(self._url).netloc.rpartition("@")[2]
-        return TransientError(f"{self.label} at {host} could not be reached, or fell silent ({type(error).__name__}).")
+        unsent = isinstance(error, UNSENT) or isinstance(error.__cause__, UNSENT)  # the SDK wraps what it met
+        return (NotSentError if unsent else TransientError)(
+            f"{self.label} at {host} could not be reached, or fell silent ({type(error).__name__})."
+        )
 
 
 class RemoteEmbedder(Provider, Embedder):
@@ -408,8 +427,9 @@ class RemoteEmbedder(Provider, Embedder):
     batch_inputs = 128
 
     def __init__(
-        self, api_key: str | None, model: str, dimensions: int | None, base_url: str | None, timeout: float
-    ) -> None:
+        self, api_key: str | None, model: str, dimensions: int | None, base_url: str | None, timeout: float, meter: Meter,
+        redis_url: str,
+    ) -> None:  # fmt: skip
         """`base_url` includes /v1. `timeout`: seconds without a byte. SettingsError: something is missing."""
         super().__init__(api_key, base_url, f"ASKFOLDER_EMBEDDER={self.name}")
         default = self.known_dimensions.get(model)
@@ -419,6 +439,8 @@ class RemoteEmbedder(Provider, Embedder):
         self.dimensions = dimensions or default or 0
         self._asked_dimensions = None if dimensions == default else dimensions
         self._timeout = timeout
+        self._meter = meter
+        self._pace = Pace(redis_url, self.label, self._url, model)
 
     @abstractmethod
     def _post(self, texts: Sequence[str], kind: Literal["document", "query"], timeout: float) -> httpx2.Response:
@@ -441,10 +463,14 @@ class RemoteEmbedder(Provider, Embedder):
         texts = _filled(texts)
         deadline = time.monotonic() + patience
         for attempt in itertools.count():
-            timeout = max(1.0, min(self._timeout, deadline - time.monotonic()))
             try:
-                return self._checked(self._post(texts, kind, timeout), len(texts))
-            except QuotaError:
+                slowed = self._pace.wait(deadline - time.monotonic(), urgent=kind == "query")
+                timeout = max(1.0, min(self._timeout, deadline - time.monotonic()))
+                vectors = self._checked(self._paid(texts, kind, timeout), len(texts))
+                if slowed:
+                    self._pace.went_well()
+                return vectors
+            except (QuotaError, BudgetError):
                 raise
             except TransientError as error:
                 pause = max(error.retry_after or 0.0, 2**attempt * random.uniform(0.5, 1.0))
@@ -452,6 +478,24 @@ class RemoteEmbedder(Provider, Embedder):
                     raise
             _sleep(pause)
         raise AssertionError("unreachable")
+
+    def _paid(self, texts: Sequence[str], kind: Literal["document", "query"], timeout: float) -> httpx2.Response:
+        """As `_post`, within the day's cap. BudgetError: beyond it. An answer that got lost counts as paid for, by the estimate."""
+        purpose: Purpose = "documents" if kind == "document" else "questions"
+        most = Tokens(sum(self.count(texts)))
+        with self._meter.call(purpose, self.model, most, seconds=2 * PATIENCE) as call:
+            try:
+                response = self._post(texts, kind, timeout)
+            except NotSentError:
+                raise
+            except TransientError:
+                call.billed(most)
+                raise
+            if response.status_code == 200:
+                call.billed(Tokens(total_tokens(response, most.input)))
+        if response.status_code in SLOW_DOWN and not isinstance(self._general_refusal(response), QuotaError):
+            self._pace.slow(_retry_after(response))
+        return response
 
     def _checked(self, response: httpx2.Response, count: int) -> Vectors:
         """The vectors of an answer, in the order of the texts, if all of it is sound."""
@@ -509,8 +553,10 @@ class OpenAIEmbedder(RemoteEmbedder):
         dimensions: int | None = None,
         base_url: str | None = None,
         timeout: float = 30.0,
+        meter: Meter = UNMETERED,
+        redis_url: str = "",
     ) -> None:
-        super().__init__(api_key, model, dimensions, base_url, timeout)
+        super().__init__(api_key, model, dimensions, base_url, timeout, meter, redis_url)
         import openai  # .8 s that only those who use it pay
 
         self._errors = (openai.APIConnectionError, httpx2.HTTPError)
@@ -525,6 +571,7 @@ class OpenAIEmbedder(RemoteEmbedder):
 
     def close(self) -> None:
         self._client.close()
+        self._pace.close()
 
     def _post(self, texts: Sequence[str], kind: Literal["document", "query"], timeout: float) -> httpx2.Response:
         try:
@@ -560,12 +607,15 @@ class VoyageEmbedder(RemoteEmbedder):
         dimensions: int | None = None,
         base_url: str | None = None,
         timeout: float = 30.0,
+        meter: Meter = UNMETERED,
+        redis_url: str = "",
     ) -> None:
-        super().__init__(api_key, model, dimensions, base_url, timeout)
+        super().__init__(api_key, model, dimensions, base_url, timeout, meter, redis_url)
         self._client = self._connections()
 
     def close(self) -> None:
         self._client.close()
+        self._pace.close()
 
     def _post(self, texts: Sequence[str], kind: Literal["document", "query"], timeout: float) -> httpx2.Response:
         # Without truncation=false a text that is too long would be cut off in silence.
@@ -600,6 +650,14 @@ def _retry_after(response: httpx2.Response) -> float | None:
         return max(parsedate_to_datetime(response.headers["retry-after"]).timestamp() - time.time(), 0.0)
     except (KeyError, ValueError):
         return None
+
+
+def total_tokens(response: httpx2.Response, otherwise: int) -> int:
+    """The tokens that an answer says it took; where it does not, as on some servers of one's own, what was estimated."""
+    try:
+        return max(int(response.json()["usage"]["total_tokens"]), 0)
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return otherwise
 
 
 def _numbers(value: Any) -> npt.NDArray[np.float64]:

@@ -18,6 +18,7 @@ from anthropic.types import Message
 
 from shared.embedding import is_loopback
 from shared.errors import AskfolderError, PermanentError, TransientError
+from shared.usage import Call
 
 URL = "https://api.anthropic.com"
 ATTEMPTS = 4
@@ -31,19 +32,19 @@ _without_effort: set[str] = set()  # models that refused the parameter
 
 def complete(
     request: dict[str, Any], *, api_key: str, base_url: str, seconds: float, attempts: int = ATTEMPTS,
-    model_setting: str = "ANTHROPIC_MODEL", seconds_setting: str = "ASKFOLDER_ASK_SECONDS",
+    model_setting: str = "ANTHROPIC_MODEL", seconds_setting: str = "ASKFOLDER_ASK_SECONDS", call: Call | None = None,
 ) -> Message:  # fmt: skip
     """The whole message that answers a request. This is the only layer that retries: nothing of an attempt was shown to anybody.
 
     `base_url`: empty for Anthropic's own. `seconds`: from now, for everything, retries and silence included. The settings are
-    those that an error's sentence names. TransientError: it did not come about in time; PermanentError: the request was
+    those that an error's sentence names. `call`: is billed each attempt. TransientError: it did not come about in time; PermanentError: the request was
     refused and would be again.
     """
     client, deadline = _client(api_key, base_url or URL), time.monotonic() + seconds
     for attempt in count(1):
         effort = {} if request["model"] in _without_effort else {"output_config": {"effort": "low"}}
         try:
-            return _whole(_events(client, request | effort, deadline))
+            return _whole((call or Call()).watched(_events(client, request | effort, deadline)))
         except TimeoutError:
             raise TransientError(
                 f"Claude did not answer within {seconds:g} s{f' ({seconds_setting})' if seconds_setting else ''}."

@@ -1,6 +1,9 @@
 """What models cost, in one place: dollars per million tokens, as their makers listed them in November 2026."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from shared.errors import SettingsError
 
 CACHE_WRITE, CACHE_WRITE_HOUR, CACHE_READ = 1.25, 2.0, 0.1  # of the input's price (Anthropic)
 
@@ -28,12 +31,31 @@ PRICES = {
 }
 
 
-def cost(model: str, input: int, output: int = 0, cache_write: int = 0, cache_read: int = 0) -> float | None:
+def read(text: str) -> dict[str, Price]:
+    """Prices as ASKFOLDER_PRICES gives them: 'model=IN' or 'model=IN/OUT', separated by commas. SettingsError: something else."""
+    found = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        model, _, numbers = part.rpartition("=")
+        try:
+            price = Price(*map(float, numbers.split("/")))
+        except (ValueError, TypeError):
+            price = Price(-1.0)
+        if not model or not (0 <= price.input < 1e6 and 0 <= price.output < 1e6):
+            raise SettingsError(
+                f"ASKFOLDER_PRICES: {part!r} is no price; write model=IN or model=IN/OUT, in dollars per million tokens."
+            )
+        found[model.strip()] = price
+    return found
+
+
+def cost(
+    model: str, input: int, output: int = 0, cache_write: int = 0, cache_read: int = 0, known: Mapping[str, Price] = PRICES
+) -> float | None:  # fmt: skip
     """Dollars for so many tokens; `input` are those that were neither written to a cache nor read from it. None: no price is known.
 
     Models of one's own, as built in or on another server, are not in the list: they cost nothing that is known here.
     """
-    price = PRICES.get(model)
+    price = known.get(model)
     if price is None:
         return None
     whole = input + cache_write * CACHE_WRITE + cache_read * CACHE_READ

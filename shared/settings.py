@@ -10,6 +10,7 @@ from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from shared import prices
 from shared.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout, or /app in the image
@@ -82,6 +83,24 @@ class Settings(BaseSettings):
     anthropic_base_url: str = _env("ANTHROPIC_BASE_URL", "", "another server with the same interface")
     ask_seconds: float = _env("ASKFOLDER_ASK_SECONDS", 90.0, "an answer's deadline", gt=0, le=600)
 
+    budget_embedding: float | None = _env(
+        "ASKFOLDER_BUDGET_EMBEDDING",
+        None,
+        "dollars a day (UTC) for embedding; beyond it documents wait; unset: no cap",
+        ge=0,
+    )
+    budget_answers: float | None = _env(
+        "ASKFOLDER_BUDGET_ANSWERS",
+        None,
+        "dollars a day (UTC) for answers; beyond it they are quoted without a model; unset: no cap",
+        ge=0,
+    )
+    prices: str = _env(
+        "ASKFOLDER_PRICES",
+        "",
+        "of models that docs/costs.md lacks, in dollars per million tokens: model=IN, other=IN/OUT",
+    )
+
     concurrency: int = _env(
         "ASKFOLDER_CONCURRENCY", 0, "documents worked on at once; 0: by the number of cores", ge=0, le=64
     )
@@ -114,6 +133,15 @@ class Settings(BaseSettings):
     @classmethod
     def _from_the_checkout(cls, path: Path) -> Path:
         return Path(os.path.abspath(ROOT / path.expanduser()))  # not resolve(): a linked folder keeps its name
+
+    @field_validator("prices")
+    @classmethod
+    def _that_can_be_read(cls, text: str) -> str:
+        try:
+            prices.read(text)
+        except SettingsError as error:
+            raise ValueError(str(error).partition(": ")[2]) from None
+        return text
 
     @classmethod
     def settings_customise_sources(

@@ -55,6 +55,7 @@ class Handler(BaseHTTPRequestHandler):
     """Reads one JSON request, records it, and lets the stand-in answer or misbehave."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # 40 ms that an answer's second piece would wait
     server: "Server"
 
     def do_POST(self) -> None:
@@ -112,6 +113,7 @@ class Standin:
         """`delay`: seconds that every answer takes."""
         self.verbose = verbose
         self.delay = delay
+        self.usage_times = 1  # tokens that an answer says it took, for each word
         self.requests: list[dict[str, Any]] = []
         self.most_in_flight = 0
         self._in_flight = 0
@@ -250,7 +252,7 @@ class OpenAIStandin(EmbeddingStandin):
         if not texts or len(texts) > 2048 or not all(isinstance(text, str) and text for text in texts):
             self.refuse(handler, 400, "'$.input' is invalid. Please check the API reference.")
             return
-        tokens = sum(len(words(text)) for text in texts)
+        tokens = sum(len(words(text)) for text in texts) * self.usage_times
         dimensions = body.get("dimensions") or {"text-embedding-3-large": 3072}.get(body["model"], 1536)
         data = self.data(texts, dimensions, body.get("encoding_format") == "base64", fault)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -279,7 +281,7 @@ class VoyageStandin(EmbeddingStandin):
             data = self.data(
                 texts, body.get("output_dimension") or 1024, body.get("encoding_format") == "base64", fault
             )
-            usage = {"total_tokens": sum(len(words(text)) for text in texts)}
+            usage = {"total_tokens": sum(len(words(text)) for text in texts) * self.usage_times}
             handler.send_json(200, {"object": "list", "data": data, "model": body["model"], "usage": usage})
 
     def rerank(self, handler: Handler, body: dict[str, Any], fault: str) -> None:
@@ -431,7 +433,7 @@ class AnthropicStandin(Standin):
 
     def serve(self, handler: Handler, body: dict[str, Any], fault: str) -> None:
         path = handler.path.partition("?")[0]
-        tokens = len(words(json.dumps(body.get("messages", ""))))
+        tokens = len(words(json.dumps(body.get("messages", "")))) * self.usage_times
         if path == "/v1/messages/count_tokens":
             handler.send_json(200, {"input_tokens": tokens})
         elif path != "/v1/messages":
@@ -448,7 +450,7 @@ class AnthropicStandin(Standin):
                 "input_tokens": max(tokens - kept, 1),
                 "cache_creation_input_tokens": kept - read,
                 "cache_read_input_tokens": read,
-                "output_tokens": sum(len(words(block.get("text", ""))) for block in content) + 1,
+                "output_tokens": sum(len(words(block.get("text", ""))) for block in content) * self.usage_times + 1,
                 "service_tier": "standard",
             }
             message = {

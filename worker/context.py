@@ -13,11 +13,12 @@ from typing import Any
 
 from shared.db import Connection
 from shared.documents import Claim
-from shared.embedding import encodable, estimate_tokens
+from shared.embedding import UNMETERED, encodable, estimate_tokens
 from shared.generations import Generation
 from shared.log import log
 from shared.models import Chunk, Parsed
 from shared.settings import Settings
+from shared.usage import Meter, Tokens
 from worker import index
 
 WINDOW_TOKENS = 80_000  # of a document in one request, estimated from above: a prompt over 100,000 is dearer
@@ -145,6 +146,7 @@ class Writer:
     model: str
     api_key: str = field(repr=False)
     base_url: str
+    meter: Meter = UNMETERED
 
     def write(self, name: str, parsed: Parsed, chunks: Sequence[Chunk]) -> Iterator[dict[str, str]]:
         """Yields content → context as each request is answered; an empty one where the model gives none.
@@ -172,18 +174,20 @@ class Writer:
         }  # fmt: skip
         if request.cached:
             beginning["cache_control"] = {"type": "ephemeral"}
-        message = messages.complete(
-            {
-                "model": self.model,
-                "max_tokens": MAX_TOKENS,
-                "system": SYSTEM,
-                "messages": [
-                    {"role": "user", "content": [beginning, {"type": "text", "text": _questions(request.chunks)}]}
-                ],
-            },
-            api_key=self.api_key, base_url=self.base_url, seconds=SECONDS,
-            model_setting="ASKFOLDER_CONTEXT_MODEL", seconds_setting="",
-        )  # fmt: skip
+        questions = _questions(request.chunks)
+        # The beginning may be written to the cache, which costs more than reading it anew.
+        most = Tokens(estimate_tokens(SYSTEM + questions), MAX_TOKENS, estimate_tokens(beginning["text"]))
+        with self.meter.call("context", self.model, most, SECONDS) as call:
+            message = messages.complete(
+                {
+                    "model": self.model,
+                    "max_tokens": MAX_TOKENS,
+                    "system": SYSTEM,
+                    "messages": [{"role": "user", "content": [beginning, {"type": "text", "text": questions}]}],
+                },
+                api_key=self.api_key, base_url=self.base_url, seconds=SECONDS,
+                model_setting="ASKFOLDER_CONTEXT_MODEL", seconds_setting="", call=call,
+            )  # fmt: skip
         answer = (
             "" if message.stop_reason == "refusal" else "".join(b.text for b in message.content if b.type == "text")
         )
@@ -199,11 +203,13 @@ class Writer:
         return found
 
 
-def writer_of(settings: Settings) -> Writer | None:
+def writer_of(settings: Settings, meter: Meter = UNMETERED) -> Writer | None:
     """Who writes contexts, where the settings ask for some."""
     if settings.context == "off" or settings.anthropic_api_key is None:
         return None
-    return Writer(settings.context_model, settings.anthropic_api_key.get_secret_value(), settings.anthropic_base_url)
+    return Writer(
+        settings.context_model, settings.anthropic_api_key.get_secret_value(), settings.anthropic_base_url, meter
+    )
 
 
 def read_contexts(answer: str) -> dict[int, str]:

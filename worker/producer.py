@@ -169,7 +169,7 @@ def want_generation(settings: Settings, connection: Connection) -> None:
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = load()
-    standing_by = outage = False
+    standing_by = outage = woken = False
     while True:
         try:
             with contextlib.suppress(TransientError):  # without Redis there is still what was deleted
@@ -185,6 +185,9 @@ def main() -> None:
                     time.sleep(1)
                 standing_by = False
                 want_generation(settings, connection)
+                if not woken:
+                    documents.wake(connection)
+                woken = True
                 log.info(f"Serving {settings.inbox}", action="producer.serves")
                 Producer(settings, connection, after_outage=outage).run()
         except (TransientError, psycopg.OperationalError) as error:

@@ -13,6 +13,7 @@ from shared.embedding import Embedder
 from shared.errors import SettingsError, TransientError
 from shared.generations import Generation
 from shared.providers import embedder_for
+from shared.usage import Meter
 from worker import leases
 from worker.app import app, settings
 from worker.context import Writer, writer_of
@@ -40,13 +41,18 @@ def _parser() -> Parser:
 
 
 @functools.cache
+def _meter() -> Meter:
+    return Meter.of(settings, _pool())
+
+
+@functools.cache
 def _embedder(embedder: str, model: str, model_path: str, dimensions: int) -> Embedder:
-    return embedder_for(settings, embedder, model, model_path, dimensions)
+    return embedder_for(settings, embedder, model, model_path, dimensions, meter=_meter())
 
 
 @functools.cache
 def _writer() -> Writer | None:
-    return writer_of(settings)
+    return writer_of(settings, _meter())
 
 
 def _embedder_of(generation: Generation) -> Embedder:
