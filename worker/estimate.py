@@ -96,7 +96,9 @@ def estimate(settings: Settings, folder: Path, say: Callable[[int, int], None]) 
         result.embedding = _embedding(settings, embedder, counting.embedded)
     if settings.context == "claude":
         at, written = settings.anthropic_base_url, counting.written
-        dollars = None if at else prices.cost(settings.context_model, written["input"], written["output"], written["cache_write"], written["cache_read"])  # fmt: skip
+        dollars = prices.cost(
+            settings.context_model, written["input"], written["output"], written["cache_write"], written["cache_read"], _known(settings, at)
+        )  # fmt: skip
         result.contexts = Bill(settings.context_model, at or "Anthropic", dict(written), dollars)
     return result
 
@@ -137,10 +139,15 @@ def _embedding(settings: Settings, embedder: Embedder, tokens: int) -> Bill:
     if embedder.name == "local":
         return Bill(embedder.model, "", {"input": tokens}, 0.0)
     at = {"openai": settings.openai_base_url, "voyage": settings.voyage_base_url}[embedder.name]
-    dollars = None if at else prices.cost(embedder.model, tokens)
+    dollars = prices.cost(embedder.model, tokens, known=_known(settings, at))
     return Bill(
         embedder.model, at or {"openai": "OpenAI", "voyage": "Voyage"}[embedder.name], {"input": tokens}, dollars
     )
+
+
+def _known(settings: Settings, at: str) -> dict[str, prices.Price]:
+    """Prices that hold; on another server, at an address, only those that somebody set."""
+    return {**({} if at else prices.PRICES), **prices.read(settings.prices)}
 
 
 # --- in words
