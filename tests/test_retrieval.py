@@ -341,13 +341,25 @@ def test_deleted_documents_are_gone_at_once(connection: Connection, generation: 
         assert found(connection, generation, "heron", mode=mode) == ["heron two"]
 
 
+def test_many_deleted_ones_do_not_hide_the_others(connection: Connection, generation: Generation) -> None:
+    texts = [f"heron {text}" for text in zipf_texts(1_500, 10)]
+    store(connection, generation, texts)
+    asked = vector_of("heron")
+    near = sorted(range(1_500), key=lambda n: -float(vector_of(texts[n]) @ asked))[:600]
+    connection.execute("UPDATE document SET state = 'deleted' WHERE key = ANY(%s)", [[f"doc{n}.md" for n in near]])
+    for mode in ("hybrid", "dense"):
+        passages = retrieve(connection, generation, "heron", asked, 10, mode, ALL)
+        assert len(passages) == 10
+        assert not {p.content for p in passages} & {texts[n] for n in near}
+
+
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 
 def plan(connection: Connection, generation: Generation, question: str, filters: Filters) -> str:
     """The plan of the very statement, as a connection takes it after it was used a while."""
     vector = vector_of(question, generation.dimensions)
-    query = retrieval.prepare(connection, generation, question, vector, 10, "hybrid", filters, 0.65)
+    query = retrieval.prepare(connection, generation, question, vector, 10, "hybrid", filters, 0.65, not filters.empty)
     assert query
     rows = connection.execute(sql.SQL("EXPLAIN ") + query[0], query[1], prepare=True)
     return "\n".join(row[0] for row in rows)
