@@ -1,6 +1,7 @@
 """Citations: what an answer claims to quote, compared with the stored text before it is called a citation."""
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from api.support import Status, leads, rate
 from shared.db import Connection
 from shared.models import NO_ANSWER, Answer, Citation, Passage, Sentence
 
+Standing = dict["Claim", tuple[int | None, tuple[str, ...]]]  # → page, heading path
 Judge = Callable[[str, Sequence[str]], bool | None]  # sentence, quotes → whether they carry it
 
 _FORGED_MARK = re.compile(r"(?<!\w)\[(\d{1,4})\]")  # not argv[1]
@@ -51,10 +53,8 @@ def verify(
     """A whole answer, checked as `Verification` does."""
     verification = Verification(passages, strict)
     for statement in draft.statements:
-        for _ in verification.check(connection, statement):
-            pass
-    for _ in verification.finish(draft):
-        pass
+        deque(verification.check(statement, standing(connection, statement.claims, passages)), 0)
+    deque(verification.finish(draft), 0)
     return verification.answer(answerer, usage)
 
 
@@ -82,12 +82,11 @@ class Verification:
         self._waiting: list[Statement] = []  # lead over to what follows
         self._held: list[Sentence] = []
 
-    def check(self, connection: Connection, statement: Statement) -> Iterator[Citation | Sentence]:
-        """What is to be shown now: each citation before the first sentence that it belongs to."""
+    def check(self, statement: Statement, standing: Standing) -> Iterator[Citation | Sentence]:
+        """What is to be shown now: each citation before the first sentence that it belongs to. `standing`: of its claims."""
         if not statement.claims and _connects(statement.text):
             self._waiting.append(statement)
             return
-        standing = _standing(connection, statement.claims, self.passages)
         self._forged.update(claim for claim in statement.claims if claim not in standing)
         claims = [claim for claim in statement.claims if claim in standing]
         status = self._status(statement.text, claims)
@@ -171,9 +170,7 @@ class Verification:
         return sentence
 
 
-def _standing(
-    connection: Connection, stated: Sequence[Claim], passages: Sequence[Passage]
-) -> dict[Claim, tuple[int | None, tuple[str, ...]]]:
+def standing(connection: Connection, stated: Sequence[Claim], passages: Sequence[Passage]) -> Standing:
     """The claims that stand, each with its own page and heading path: a passage may reach over a page or a heading."""
     claims = list(dict.fromkeys(claim for claim in stated if _within(claim, passages)))
     if not claims:

@@ -270,7 +270,7 @@ def _spelled(text: str, language: str | None) -> Iterator[Number]:
         if place < skip:
             continue
         values = [known.get(part) for part in match[0].split("-")]
-        value = sum(v for v in values if v) if all(values) else known.get(match[0])
+        value: float | None = sum(v for v in values if v) if all(values) else known.get(match[0])
         if value is None and len(values) == 2 and values[0]:
             value = values[0] if match[0].split("-")[1] in _UNITS else None
         if value is None:

@@ -418,18 +418,24 @@ def _denial(mine: _Text, cited: _Text, same: bool) -> Status:
                 status = "partly" if not denied or not _DENIAL.search(clause) else status
             else:
                 return "unsupported"
-        said = set(words(clause))
-        for one, other in _OPPOSITES:
-            for here, there in ((one, other), (other, one)):
-                if (
-                    said & here
-                    and not said & there
-                    and all(there & (near_words := set(words(text))) and not here & near_words for text in near)
-                ):
-                    return "unsupported"
+        if _opposed(set(words(clause)), [set(words(text)) for text in near]):
+            return "unsupported"
     if _negations(mine.text, mine.language) and not _negations(cited.text, cited.language):
         return status if _DENIAL.search(cited.text) else "unsupported"
     return status
+
+
+def _opposed(said: set[str], near: Sequence[set[str]]) -> bool:
+    """Whether the sentence has one word of a pair of opposites, and all clauses like it the other."""
+    for one, other in _OPPOSITES:
+        for here, there in ((one, other), (other, one)):
+            if (
+                said & here
+                and not said & there
+                and all(near_words & there and not near_words & here for near_words in near)
+            ):
+                return True
+    return False
 
 
 @lru_cache(maxsize=4096)

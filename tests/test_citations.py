@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from api.citations import Claim, Draft, Statement, Verification, verify
+from api.citations import Claim, Draft, Statement, Verification, standing, verify
 from shared.db import Connection
 from shared.models import NO_ANSWER, Answer, Passage
 
@@ -210,7 +210,8 @@ def test_a_second_opinion(
 
     verification = Verification(passages, judge=judge)
     for text, quote in (("It is 54 m high.", HIGH), ("Die Enten nisten auf dem Dach.", DUCKS)):
-        list(verification.check(connection, Statement(text, (claim(quote),))))
+        claims = (claim(quote),)
+        list(verification.check(Statement(text, claims), standing(connection, claims, passages)))
     list(verification.finish(Draft()))
     assert asked == [("Die Enten nisten auf dem Dach.", [DUCKS])]
     assert [one.status for one in verification.sentences][1:] == ([status] if status else [])

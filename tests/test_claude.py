@@ -4,12 +4,13 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from api import claude
-from api.citations import Draft
+from api.citations import Draft, Statement
 from shared.errors import PermanentError, TransientError
 from shared.models import NO_ANSWER, Passage
 from tests.standins import AnthropicStandin, cite, search_results, text_block
@@ -40,9 +41,22 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnthropicStandin]:
         yield server
 
 
-def ask(server: AnthropicStandin, seconds: float = 10, question: str = "How high is it?", model: str = "m") -> Draft:
-    draft, _ = claude.answer(question, PASSAGES, api_key=KEY, model=model, base_url=server.url, seconds=seconds)
-    return draft
+def ask(
+    server: AnthropicStandin, seconds: float = 10, question: str = "How high is it?", model: str = "m", native: bool | None = True,
+    usage: dict[str, int] | None = None, key: str = KEY, passages: list[Passage] = PASSAGES,
+) -> Draft:  # fmt: skip
+    """The whole answer. `native`: whether the server is known to cite."""
+    claude._cites.pop((server.url, model), None)
+    if native is not None:
+        claude._cites[server.url, model] = native
+    usage = {} if usage is None else usage
+    *statements, rest = claude.answer(
+        question, passages, usage, api_key=key, model=model, base_url=server.url, seconds=seconds
+    )
+    said = tuple(part for part in statements if isinstance(part, Statement))
+    assert isinstance(rest, Draft)
+    assert not rest.statements
+    return replace(rest, statements=said)
 
 
 def replies(server: AnthropicStandin, *texts: str, **citation: Any) -> Draft:
@@ -91,8 +105,9 @@ def test_the_request(server: AnthropicStandin) -> None:
 
 
 def test_without_passages_nobody_is_asked(server: AnthropicStandin) -> None:
-    options = {"api_key": KEY, "model": "m", "base_url": server.url}
-    assert claude.answer("What?", PASSAGES[1:2], seconds=5, **options) == (Draft(), {})
+    usage: dict[str, int] = {}
+    assert ask(server, passages=PASSAGES[1:2], usage=usage) == Draft()
+    assert not usage
     assert not server.requests
 
 
@@ -116,7 +131,8 @@ def test_citations_become_characters(server: AnthropicStandin) -> None:
         ),
         text_block("That is all."),
     ]
-    draft, usage = claude.answer("?", PASSAGES, api_key=KEY, model="m", base_url=server.url, seconds=10)
+    usage: dict[str, int] = {}
+    draft = ask(server, usage=usage)
     assert quoted(draft) == [
         (
             "The tower is 54 m high, and Ada Frost built it in 1887.\n\n",
@@ -200,7 +216,7 @@ def test_every_single_change_of_a_cited_text_is_noticed(server: AnthropicStandin
 @pytest.mark.parametrize("text", [NO_ANSWER, f"\n {NO_ANSWER} \n", NO_ANSWER.replace("'", "’"), "", " \n"])
 def test_no_answer(server: AnthropicStandin, text: str) -> None:
     server.reply = lambda request: [text_block(text)] if text else []
-    assert ask(server) == Draft()
+    assert ask(server) == Draft(cut=bool(text.strip()))
 
 
 def test_a_block_of_code_is_one_statement(server: AnthropicStandin) -> None:
@@ -331,7 +347,7 @@ def test_a_server_that_is_not_there() -> None:
 def test_a_key_that_cannot_be_one(server: AnthropicStandin) -> None:
     for key in ("sk-ant-ünicode", "two words", "line\nbreak"):
         with pytest.raises(PermanentError, match="ANTHROPIC_API_KEY") as caught:
-            claude.answer("?", PASSAGES, api_key=key, model="m", base_url=server.url, seconds=5)
+            ask(server, key=key)
         assert key not in str(caught.value)
 
 
