@@ -132,11 +132,12 @@ class Verification:
             status = status if opinion is None else "supported" if opinion else "unsupported"
         return status
 
-    def _surroundings(self, claims: Sequence[Claim]) -> tuple[str, str]:
-        """The passages that claims stand in; their titles, headings and sources."""
+    def _surroundings(self, claims: Sequence[Claim]) -> tuple[str, str, str]:
+        """The passages that claims stand in; their titles and headings; their sources."""
         cited = [self.passages[index] for index in dict.fromkeys(claim.passage for claim in claims)]
-        titles = "\n".join(" \n".join([passage.title or "", *passage.heading, passage.source]) for passage in cited)
-        return "\n".join(passage.content for passage in cited), titles
+        titles = [title for passage in cited for title in (passage.title, *passage.heading) if title]
+        sources = (passage.source for passage in cited)
+        return "\n".join(passage.content for passage in cited), "\n".join(titles), "\n".join(sources)
 
     def _lead(self, claims: Sequence[Claim], marks: tuple[int, ...]) -> Iterator[Sentence]:
         """What waited for the sentence that has these claims."""

@@ -161,7 +161,7 @@ def judge(
     except AskfolderError as error:
         log.warning(str(error), action="answer.not_judged")
         return None
-    for name, count in (
+    for name, tokens in (
         ("check_input_tokens", message.usage.input_tokens),
         ("check_output_tokens", message.usage.output_tokens),
     ):

@@ -37,8 +37,8 @@ _NEGATION = {
 }
 # What denies without such a word: it agrees with a negation, and may stand against none.
 _DENIAL = re.compile(
-    r"\b(?:forbid\w*|prohibit\w*|impossible|unable|refus\w*|den(?:y|ied|ies)|lacks?|lacking|fail(?:s|ed)?|invalid|except|unless|only|rarely|"
-    r"hardly|prevents?|exclud\w*|missing|absent|instead|verboten|untersagt|unmöglich|außer|nur|kaum|selten|interdit\w*|impossibles?|sauf|"
+    r"\b(?:forbid\w*|prohibit\w*|impossible|unable|refus\w*|den(?:y|ied|ies)|lacks?|lacking|invalid|except|unless|rarely|"
+    r"hardly|prevents?|exclud\w*|missing|absent|verboten|untersagt|unmöglich|außer|kaum|selten|interdit\w*|impossibles?|sauf|"
     r"prohibid\w*|imposible|salvo)\b",
     re.IGNORECASE,
 )
@@ -71,13 +71,13 @@ _NUMBERED = re.compile(r"(?:step|schritt|étape|paso)\s\d+\s?[.:)]", re.IGNORECA
 _EMPHASIS = re.compile(r"\*\*|__|(?<!\w)[*_](?=\w)|(?<=\w)[*_](?!\w)")
 _CODE = re.compile(r"`([^`\n]+)`")
 _QUOTED = re.compile(r"“([^“”]+)”|„([^„“”]+)[“”]|«\s?([^«»]+?)\s?»|\"([^\"\n]+)\"")
-_TOKEN = re.compile(r"[\w.+#/\\:@~%$-]*[^\W\d_][\w.+#/\\:@~%$-]*")
-_SHAPE = re.compile(r"_|\d|^--?\w|[a-z][A-Z]|\w[.:@\\/]\w|^[./~]+\w|[+#]$|^\$\w")
+_TOKEN = re.compile(r"[\w.+#/\\:@~%-]*[^\W\d_][\w.+#/\\:@~%-]*")
+_SHAPE = re.compile(r"_|\d|^--?\w|[a-z][A-Z]|\w[.:@\\/]\w|^[./~]+\w|[+#]$")
 _ORDINAL = re.compile(r"\d+(?:st|nd|rd|th|er|k|x|e)?", re.IGNORECASE)
 _PLAIN = re.compile(r"[^\W\d_]+(?:[-/][^\W\d_]+)*|(?:[^\W\d_]\.)+[^\W\d_]?")
 _NAME_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _CLAUSE = re.compile(
-    r"[.;:!?,。；，！？]\s|[。；，！？\n]|\s[–—]\s|\s(?:but|aber|sondern|mais|pero|while|whereas|während)\s"
+    r"[.;:!?,。；，！？]\s|[。；，！？]|\n[^\S\n]*\n|\n(?![^\S\n]*[a-z(`])|\s[–—]\s|\s(?:but|aber|sondern|mais|pero|while|whereas|während)\s"
 )
 # What a line that only leads over may say beside the words around it.
 _LEADING = frozenset(
@@ -121,10 +121,12 @@ class _Text:
         return frozenset(_possessed(word.casefold()) for word in _NAME_WORD.findall(self.text.replace("’", "'")))
 
 
-def rate(sentence: str, quotes: Sequence[str], around: str = "", titles: str = "", question: str = "") -> Status:
+def rate(
+    sentence: str, quotes: Sequence[str], around: str = "", titles: str = "", sources: str = "", question: str = ""
+) -> Status:
     """How far the quotes carry the sentence.
 
-    `titles`: title, headings and source of what is cited: they belong to it. `around`: the passages that the quotes stand in:
+    `titles`, `sources`: of what is cited: they belong to it. `around`: the passages that the quotes stand in:
     they may say who "it" is. Nothing is supported by nothing.
     """
     if not quotes:
@@ -132,10 +134,12 @@ def rate(sentence: str, quotes: Sequence[str], around: str = "", titles: str = "
     said = _prose(sentence)
     if _whole(said, quotes):
         return "supported"
-    cited = _Text("\n".join(quotes))
+    cited = _Text("\n\n".join(quotes))
     mine = _Text(said, language(said) or language(question) or cited.language)
     same = cited.language is None or mine.language == cited.language
-    named = _Text(titles, cited.language)
+    if not _code_stands(sentence, f"{cited.text}\n{titles}"):
+        return "unsupported"
+    named = _Text(f"{titles}\n{sources}", cited.language)
     if not _numbers_stand(mine, cited, named) or not _identifiers_stand(sentence, cited, named):
         return "unsupported"
     statuses = [
@@ -147,16 +151,17 @@ def rate(sentence: str, quotes: Sequence[str], around: str = "", titles: str = "
     return max(statuses, key=("supported", "partly", "unsupported").index)
 
 
-def leads(line: str, quotes: Sequence[str], around: str, titles: str, question: str) -> bool:
+def leads(line: str, quotes: Sequence[str], around: str, titles: str, sources: str, question: str) -> bool:
     """Whether a line without citations only leads over to what follows, and adds nothing of its own.
 
     The quotes are those of the next sentence. "These are the steps to install Pelican:" says nothing; "Pelican is unsafe:" does.
     """
     said = _prose(line)
-    near = _Text("\n".join([*quotes, around, titles, question]))
+    near = _Text("\n".join([*quotes, around, titles, sources, question]))
     mine = _Text(said, near.language)
     return (
         _numbers_stand(mine, near, near)
+        and _code_stands(line, near.text)
         and _identifiers_stand(line, near, near)
         and not mine.stems - near.stems - _LEADING
         and bool(_negations(mine.text, mine.language)) <= bool(_negations(near.text, near.language))
@@ -247,7 +252,9 @@ def _identifiers(text: str) -> list[str]:
     found = []
     for token in _TOKEN.findall(text):
         token = token.rstrip(".:,")
-        if _ORDINAL.fullmatch(token) or re.fullmatch(r"[\d.,:]+[^\W\d_]{1,4}|(?:[^\W\d_]\.)+[^\W\d_]?", token):
+        if _ORDINAL.fullmatch(token) or re.fullmatch(
+            r"[\d.,:]+(?:[^\W\d_]{1,4}|-[^\W\d_]+)|(?:[^\W\d_]\.)+[^\W\d_]?", token
+        ):
             continue  # 1st, 54m, e.g.
         acronym = len(token) > 1 and token.isupper() and token.isalpha()
         if acronym or (
@@ -257,13 +264,15 @@ def _identifiers(text: str) -> list[str]:
     return found
 
 
+def _code_stands(sentence: str, text: str) -> bool:
+    whole = " ".join(text.casefold().split())
+    codes = (" ".join(code.casefold().split()) for code in _CODE.findall(sentence))
+    return all(re.search(rf"(?<!\w){re.escape(code)}(?!\w)", whole) for code in codes)
+
+
 def _identifiers_stand(sentence: str, cited: _Text, named: _Text) -> bool:
     held = cited.tokens | named.tokens
     whole = f"{cited.lower}\n{named.lower}"
-    for code in _CODE.findall(sentence):
-        wanted = " ".join(code.casefold().replace("’", "'").split())
-        if not re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", whole):
-            return False
     for token in _identifiers(_CODE.sub(" ", sentence)):
         bare = _bare(token)
         plural = bare.removesuffix("s")
@@ -393,6 +402,10 @@ def _negations(text: str, language: str | None) -> int:
     return len(re.findall(rf"(?<!\w)(?:{pattern})(?!\w)", _HARMLESS.sub(" ", text), re.IGNORECASE))
 
 
+def _denials(texts: Iterable[str]) -> set[str]:
+    return {word.lower() for text in texts for word in _DENIAL.findall(text)}
+
+
 def _clauses(text: str) -> list[str]:
     return [part for part in _CLAUSE.split(text) if any(map(str.isalnum, part))]
 
@@ -409,15 +422,16 @@ def _denial(mine: _Text, cited: _Text, same: bool) -> Status:
         if not stems or not theirs:
             continue
         most = max(len(stems & other) for _, other in theirs)
-        if most < max(1, min(2, len(stems))) or most < len(stems) / 3:
+        if most < max(1, min(2, len(stems) - 1)) or most < len(stems) / 3:
             continue
-        near = [text for text, other in theirs if len(stems & other) == most]
+        least = min(len(other) for _, other in theirs if len(stems & other) == most)
+        near = [text for text, other in theirs if len(stems & other) == most and len(other) == least]
         denied = _negations(clause, mine.language) % 2
         if all(_negations(text, cited.language) % 2 != denied for text in near):
-            if any(_DENIAL.search(text) for text in ([clause] if not denied else near)):
-                status = "partly" if not denied or not _DENIAL.search(clause) else status
-            else:
+            here, there = _denials([clause]), _denials(near)
+            if not (there - here if denied else here - there):  # "forbidden" against "not allowed"
                 return "unsupported"
+            status = "partly"
         if _opposed(set(words(clause)), [set(words(text)) for text in near]):
             return "unsupported"
     if _negations(mine.text, mine.language) and not _negations(cited.text, cited.language):
