@@ -259,7 +259,7 @@ def _calls(
             return
         except TimeoutError:
             raise TransientError(
-                f"Claude did not answer within {seconds:.3g} s. Ask again, or raise {seconds_setting}."
+                f"Claude did not answer within {round(seconds, 1):g} s. Ask again, or raise {seconds_setting}."
             ) from None
         except Exception as error:  # whatever the SDK makes of a broken stream
             if effort and _refuses_effort(error):

@@ -44,7 +44,7 @@ _DENIAL = re.compile(
 )
 # Negations that deny nothing: "no more than 5" is "at most 5".
 _HARMLESS = re.compile(
-    r"\b(?:not only|no(?:t)? (?:more|less|later|fewer|earlier|longer) than|whether or not|nothing but|nicht nur|nicht mehr als|no\.(?=\s?\d)|"
+    r"\b(?:not only|\w+n['’]t only|no(?:t)? (?:more|less|later|fewer|earlier|longer) than|whether or not|nothing but|nicht nur|nicht mehr als|no\.(?=\s?\d)|"
     r"non seulement|no solo|no sólo)(?!\w)",
     re.IGNORECASE,
 )
