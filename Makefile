@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN = .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help up test lint bench faults eval docs clean
+.PHONY: help up test lint bench bench-stream faults eval docs clean
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 up: .venv/.installed  ## Set everything up and run it: the ask page, the folder's watcher, the dashboard
 	@./askfolder up
@@ -19,6 +19,9 @@ lint: .venv/.installed-dev  ## Lint, format and type checks
 bench: .venv/.installed-dev  ## Small drops, and a folder against bare parsing and embedding in one run: make bench DIR=folder
 	@$(BIN)/python -m bench.drop
 	@test -z "$(DIR)" || $(BIN)/python -m bench.ingest "$(DIR)"
+
+bench-stream: .venv/.installed-dev  ## Streamed answers against the bare SDK on the same stand-in, a hundred at once, and some that are left
+	@$(BIN)/python -m bench.stream
 
 faults: .venv/.installed-dev  ## Kill, cut and flood it, and count what is lost: make faults [ONLY="kills redis"] [SIZE=0.1]
 	@$(BIN)/python -m tests.faults $(ONLY) --size $(or $(SIZE),1) --report docs/reliability.md

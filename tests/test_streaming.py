@@ -47,6 +47,18 @@ def system(
             system.stop()
 
 
+@contextlib.contextmanager
+def restarted(system: System, **env: str) -> Iterator[None]:
+    """The API as it is after a start, with other settings."""
+    system.stop("web")
+    system.start("web", **env)
+    try:
+        yield
+    finally:
+        system.stop("web")
+        system.start("web")
+
+
 @pytest.fixture(autouse=True)
 def fresh(standin: AnthropicStandin) -> None:
     standin.behave()
@@ -170,17 +182,12 @@ def test_a_refusal_after_a_sentence_is_an_error(system: System, standin: Anthrop
 
 
 def test_the_deadline_is_absolute(system: System, standin: AnthropicStandin) -> None:
-    system.stop("web")
-    system.start("web", ASKFOLDER_ASK_SECONDS="2")
-    try:
+    with restarted(system, ASKFOLDER_ASK_SECONDS="2"):
         standin.misbehave("stall")
         started = time.monotonic()
         with opened(system) as response:
             events = list(read(response))
         assert 1.9 < time.monotonic() - started < 4
-    finally:
-        system.stop("web")
-        system.start("web")
     assert events[-1][0] == "error"
     assert "within 2 s" in events[-1][1]["detail"]
     assert standin.left.wait(2)
@@ -231,19 +238,16 @@ def test_marks_where_a_server_does_not_cite(system: System, standin: AnthropicSt
         ]
 
     standin.reply, standin.plain = reply, True
-    system.stop("web")  # it knows by now that this server cites
-    system.start("web")
-    events = streamed(system, question="What does a lost oar cost?", top_k=1)
-    assert events[-1][0] == "done"
-    done = events[-1][1]
+    asked = "What does a lost oar cost?"
+    with restarted(system):  # it knows by now that this server cites
+        done = streamed(system, question=asked, top_k=1)[-1][1]
+        assert len(standin.requests) == 2
+        streamed(system, question=asked, top_k=1)
+        assert len(standin.requests) == 3  # it is known
     assert done["answer"].startswith("A lost oar costs 45 euros. [1]"), done
     assert len(done["sentences"]) == 1
     assert (done["dropped"], done["removed"]) == (3, 3)
-    assert len(standin.requests) == 2
     assert [c["quote"] for c in done["citations"]] == ["A lost oar costs 45 euros"]
-    standin.requests.clear()
-    streamed(system, question="What does a lost oar cost?", top_k=1)
-    assert len(standin.requests) == 1  # it is known now
 
 
 def test_the_command_line_reads_the_same(system: System, standin: AnthropicStandin) -> None:
