@@ -2,7 +2,11 @@
 
 import contextlib
 import json
+import os
+import pty
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +18,7 @@ import pytest
 from shared.client import Client
 from shared.errors import AskfolderError
 from shared.models import NO_ANSWER
+from shared.settings import ROOT
 from tests.conftest import KEY, System, new_database, new_system
 from tests.standins import AnthropicStandin, cite, search_results, text_block
 from tests.test_flow_questions import FILES
@@ -257,6 +262,41 @@ def test_the_command_line_reads_the_same(system: System, standin: AnthropicStand
         standin.misbehave("cut_stream", times=None)
         with pytest.raises(AskfolderError, match="broke off"):
             list(client.events("/ask", {"question": QUESTION}))
+
+
+def typed(system: System, terminal: bool, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output, error output of the command line; `terminal`: its output is one."""
+    env = system.env | {"ASKFOLDER_URL": f"http://127.0.0.1:{system.port}", "ASKFOLDER_KEY": KEY}
+    mine, theirs = pty.openpty() if terminal else (0, subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shared.cli", *arguments], cwd=ROOT, env=env, stdout=theirs, stderr=subprocess.PIPE
+    )
+    if not terminal:
+        out, err = process.communicate(timeout=30)
+        return process.returncode, out.decode(), err.decode()
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while data := os.read(mine, 4096):
+            shown += data
+    os.close(mine)
+    err = process.communicate(timeout=30)[1]
+    return process.returncode, shown.decode().replace("\r\n", "\n"), err.decode()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_ask_on_the_command_line(system: System, standin: AnthropicStandin, terminal: bool) -> None:
+    expected = system.call("POST", "/ask", {"question": QUESTION})
+    code, out, err = typed(system, terminal, "ask", QUESTION)
+    assert (code, out.split("\n\n[1]")[0]) == (0, expected["answer"])
+    assert "left out" in err
+    standin.spoil_after = 40
+    standin.reply = lambda request: [*three(request), text_block("word " * 200)]
+    standin.misbehave("cut_stream")
+    code, out, err = typed(system, terminal, "ask", QUESTION)
+    assert code == 1
+    assert "broke off" in err
+    assert out.endswith(" …\n") if terminal else out == ""
 
 
 def test_a_hundred_at_once(system: System, standin: AnthropicStandin) -> None:
