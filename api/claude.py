@@ -152,7 +152,7 @@ def judge(
 ) -> bool | None:
     """Whether a small model finds that the quotes carry the sentence; None where it did not say so in time."""
     asked = json.dumps({"quotes": list(quotes), "sentence": sentence}, ensure_ascii=False)
-    request = {"model": model, "max_tokens": 512, "system": JUDGE, "messages": [{"role": "user", "content": asked}]}
+    request = {"model": model, "max_tokens": 2048, "system": JUDGE, "messages": [{"role": "user", "content": asked}]}
     try:
         message = complete(
             request, api_key=api_key, base_url=base_url, seconds=seconds, attempts=1,
@@ -579,7 +579,10 @@ class _Marks(_Reader):
         while mark := self._MARK.search(self.raw):
             self._say(self.raw[: mark.start()])
             self.raw = self.raw[mark.end() :]
-            self._mark(mark)
+            if not mark[2] and self.text[-1:].isalnum():
+                self._say(mark[0])  # argv[1]
+            else:
+                self._mark(mark)
         begun = self._BEGUN.search(self.raw)
         keep = begun.start() if begun else len(self.raw)
         self._say(self.raw[:keep])

@@ -202,6 +202,8 @@ def facts(text: str, language: str | None) -> Facts:
     text = _CLOCK.sub(clock, _DATE.sub(date, text))
     for match in _NUMBER.finditer(text):
         after = _AFTER.match(text, match.end())
+        if after is None and text[match.end() : match.end() + 1].isalpha():
+            continue  # 4e7ba91: an identifier
         word = after["word"].lower() if after else ""
         if (
             after
@@ -269,7 +271,7 @@ def _spelled(text: str, language: str | None) -> Iterator[Number]:
     for place, match in enumerate(matches):
         if place < skip:
             continue
-        values = [known.get(part) for part in match[0].split("-")]
+        values = [1 if part == "one" and "-" in match[0] else known.get(part) for part in match[0].split("-")]
         value: float | None = sum(v for v in values if v) if all(values) else known.get(match[0])
         if value is None and len(values) == 2 and values[0]:
             value = values[0] if match[0].split("-")[1] in _UNITS else None

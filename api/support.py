@@ -253,7 +253,7 @@ def _identifiers(text: str) -> list[str]:
     for token in _TOKEN.findall(text):
         token = token.rstrip(".:,")
         if _ORDINAL.fullmatch(token) or re.fullmatch(
-            r"[\d.,:]+(?:[^\W\d_]{1,4}|-[^\W\d_]+)|(?:[^\W\d_]\.)+[^\W\d_]?", token
+            r"[\d.,:]+(?:[^\W\d_]{1,4}|-[^\W\d_]+|h\d\d)|(?:[^\W\d_]\.)+[^\W\d_]?", token
         ):
             continue  # 1st, 54m, e.g.
         acronym = len(token) > 1 and token.isupper() and token.isalpha()
