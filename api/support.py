@@ -18,6 +18,7 @@ from shared.words import STOP_WORDS, language, words
 
 Status = Literal["supported", "partly", "unsupported"]
 
+SHORT = 60  # characters: less does not tell a language
 STEM = 5  # letters of a word that decide what it matches
 ENOUGH, LITTLE = 0.5, 0.2  # of a sentence's words that stand in what it cites: "supported", "partly"
 
@@ -44,7 +45,7 @@ _DENIAL = re.compile(
 )
 # Negations that deny nothing: "no more than 5" is "at most 5".
 _HARMLESS = re.compile(
-    r"\b(?:not only|\w+n['’]t only|no(?:t)? (?:more|less|later|fewer|earlier|longer) than|whether or not|nothing but|nicht nur|nicht mehr als|no\.(?=\s?\d)|"
+    r"\b(?:not only|\w+n['’]t only|no (?:more|less|later|fewer|earlier|longer) than|not (?:more|less|later|fewer|earlier|longer) than(?=\s\S?\d)|whether or not|nothing but|nicht nur|nicht mehr als|no\.(?=\s?\d)|"
     r"non seulement|no solo|no sólo)(?!\w)",
     re.IGNORECASE,
 )
@@ -134,8 +135,11 @@ def rate(
     said = _prose(sentence)
     if _whole(said, quotes):
         return "supported"
-    cited = _Text("\n\n".join(quotes))
-    mine = _Text(said, language(said) or language(question) or cited.language)
+    cited = _Text("\n\n".join(quotes), language("\n".join([*quotes, around])))
+    told = (
+        language(f"{question}\n{said}") if question or len(said) >= SHORT else None
+    )  # it answers in the question's language
+    mine = _Text(said, told or cited.language)
     same = cited.language is None or mine.language == cited.language
     if not _code_stands(sentence, f"{cited.text}\n{titles}"):
         return "unsupported"
@@ -398,7 +402,7 @@ def _kin(word: str, stems: frozenset[str]) -> bool:
 
 
 def _negations(text: str, language: str | None) -> int:
-    pattern = _NEGATION.get(language or "english", _NEGATION["english"])
+    pattern = f"{_NEGATION['english']}|{_NEGATION.get(language or 'english', '-')}"
     return len(re.findall(rf"(?<!\w)(?:{pattern})(?!\w)", _HARMLESS.sub(" ", text), re.IGNORECASE))
 
 
@@ -434,6 +438,12 @@ def _denial(mine: _Text, cited: _Text, same: bool) -> Status:
             status = "partly"
         if _opposed(set(words(clause)), [set(words(text)) for text in near]):
             return "unsupported"
+    if re.search(r"(?<!\w)only\b", _HARMLESS.sub("", mine.text)) and not re.search(
+        r"(?<!\w)only\b", _HARMLESS.sub("", cited.text)
+    ):
+        return (
+            "partly" if "only" not in cited.text else "unsupported"
+        )  # "only" is more than was said, and "not only" the contrary
     if _negations(mine.text, mine.language) and not _negations(cited.text, cited.language):
         return status if _DENIAL.search(cited.text) else "unsupported"
     return status

@@ -208,7 +208,7 @@ def test_a_second_opinion(
         asked.append((sentence, list(quotes)))
         return opinion
 
-    verification = Verification(passages, judge=judge)
+    verification = Verification(passages, question="Was nistet auf dem Dach?", judge=judge)
     for text, quote in (("It is 54 m high.", HIGH), ("Die Enten nisten auf dem Dach.", DUCKS)):
         claims = (claim(quote),)
         list(verification.check(Statement(text, claims), standing(connection, claims, passages)))

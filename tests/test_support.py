@@ -57,6 +57,8 @@ GIFT = "Gift cards cannot be returned."
         ("Swimming is forbidden in the pond.", "Nobody may swim in the pond!", "supported"),
         ("Revenue fell by 14 percent.", "Revenue rose by 14 percent.", "unsupported"),
         ("Always wear a vest.", "Never wear a vest.", "unsupported"),
+        ("It may only be read.", "It may not only be read.", "unsupported"),
+        ("Members are not more than half of them.", "Members are more than half of them.", "unsupported"),
         ("It takes no more than 5 days.", "It takes at most 5 days.", "supported"),
         # the words
         ("Elephants are grey.", GIFT, "unsupported"),
@@ -85,7 +87,8 @@ def test_rules(sentence: str, quote: str, status: str) -> None:
     ],
 )  # fmt: skip
 def test_other_languages(sentence: str, quote: str, status: str) -> None:
-    assert rate(sentence, [quote]) == status
+    question = "Was steht dort?" if sentence[:3] in ("Der", "Die", "Ein", "Ges") else "Qu'est-ce qui est dit ?"
+    assert rate(sentence, [quote], question=question) == status
 
 
 def test_who_it_is_may_stand_around() -> None:
