@@ -6,6 +6,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,9 +25,8 @@ AT_ONCE = 10  # sentences of one answer
 
 @pytest.fixture(scope="module")
 def documents() -> dict[str, str]:
-    corpora = ROOT.parent / "shared" / "eval" / "chunking_eval" / "corpora"  # where it is there
-    more = os.environ.get("ASKFOLDER_TEST_CORPORA") and sorted(corpora.glob("*.md"))
-    return read_documents(ROOT, more or ())
+    more = os.environ.get("FORGERIES_FROM")  # a folder of further *.md
+    return read_documents(ROOT, sorted(Path(more).glob("*.md")) if more else ())
 
 
 @pytest.fixture

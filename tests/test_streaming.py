@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -262,6 +263,33 @@ def test_the_command_line_reads_the_same(system: System, standin: AnthropicStand
         standin.misbehave("cut_stream", times=None)
         with pytest.raises(AskfolderError, match="broke off"):
             list(client.events("/ask", {"question": QUESTION}))
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b'event: passages\ndata: {}\n\nevent: delta\ndata: {"text": "Half an ans', "broke"),
+        (b'event: passages\ndata: {}\n\nevent: delta\ndata: {"text": "Half an answer."}\n\n', "broke off"),
+        (b": \n\n", "broke off"),
+    ],
+)
+def test_an_answer_that_ends_without_done_is_none(sent: bytes, said: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + sent)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with (
+            Client(f"http://127.0.0.1:{server.getsockname()[1]}", KEY, 5) as client,
+            pytest.raises(AskfolderError, match=said),
+        ):
+            list(client.events("/ask", {"question": QUESTION}))
+        thread.join()
 
 
 def typed(system: System, terminal: bool, *arguments: str) -> tuple[int, str, str]:
