@@ -121,6 +121,11 @@ _SPELLED = {
 }  # fmt: skip
 CALENDAR = frozenset(_MONTHS) | frozenset(_DAYS)
 MEASURES = frozenset(_UNITS) | frozenset(_MAGNITUDES)
+_ORDINALS = frozenset(
+    """first third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth erste ersten erster erstes zweite zweiten zweiter
+    zweites dritte dritten dritter drittes vierte vierten vierter fünfte fünften fünfter sechste sechsten premier première deuxième
+    troisième quatrième primer primero primera tercer tercero tercera""".split()
+)
 _POINT = frozenset({"english", "unspaced", "hebrew", "hindi", "tamil", "irish"})  # whose decimals follow a point
 
 _MONTH = "|".join(sorted(_MONTHS, key=len, reverse=True))
@@ -151,7 +156,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """`value`: what it means, or as it stands where it is no quantity (3.11.2). `unit`: one name for each; "clock": in minutes."""
+    """`value`: what it means, or as it stands where it is no quantity (3.11.2). `unit`: one name for each; "clock": in minutes; "ordinal": third."""
 
     value: float | str
     unit: str | None
@@ -285,4 +290,5 @@ def _spelled(text: str, language: str | None) -> Iterator[Number]:
             value, match, following = value * scale, following[0], following[1:]
             skip = place + 2
         word = following[0][0] if following else ""
-        yield Number(float(value), _UNITS.get(word), match[0], match.start())
+        unit = "ordinal" if match[0] in _ORDINALS else _UNITS.get(word)
+        yield Number(float(value), unit, match[0], match.start())

@@ -7,6 +7,7 @@ lowers a sentence to "partly" at most.
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -220,7 +221,18 @@ def _numbers_stand(mine: _Text, cited: _Text, named: _Text) -> bool:
     for name in mine.facts.calendar - {reading.month for readings in mine.facts.dates for reading in readings}:
         if name not in theirs.calendar | titles.calendar | in_dates and mine.facts.calendar:
             return False
-    return all(_number_stands(number, held, values) for number in mine.facts.numbers)
+    return all(_number_stands(number, held, values) for number in mine.facts.numbers) and _units_stand(
+        mine.facts.numbers, held
+    )
+
+
+def _units_stand(said: Iterable[Number], held: Iterable[Number]) -> bool:
+    """Where the same number comes with several units (2 days, 2 weeks), none is said more often than it stands there."""
+    mine, theirs = Counter((n.value, n.unit) for n in said), Counter((n.value, n.unit) for n in held)
+    several = {value for value, count in Counter(value for value, _ in theirs).items() if count > 1}
+    return all(
+        theirs[place] >= count for place, count in mine.items() if place[0] in several and place[1] and theirs[place]
+    )
 
 
 def _number_stands(number: Number, held: Iterable[Number], values: set[float | str]) -> bool:
@@ -257,7 +269,7 @@ def _identifiers(text: str) -> list[str]:
     for token in _TOKEN.findall(text):
         token = token.rstrip(".:,")
         if _ORDINAL.fullmatch(token) or re.fullmatch(
-            r"[\d.,:]+(?:[^\W\d_]{1,4}|-[^\W\d_]+|h\d\d)|(?:[^\W\d_]\.)+[^\W\d_]?", token
+            r"[\d.,:]+(?:[^\W\d_]{1,4}|[-/][^\W\d_]+|h\d\d)|(?:[^\W\d_]\.)+[^\W\d_]?", token
         ):
             continue  # 1st, 54m, e.g.
         acronym = len(token) > 1 and token.isupper() and token.isalpha()

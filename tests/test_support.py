@@ -30,6 +30,8 @@ GIFT = "Gift cards cannot be returned."
         ("The mount carries twelve kilograms.", "It carries eleven kilograms.", "unsupported"),
         ("The heap is turned every three weeks.", "Turn the heap every 3 weeks.", "supported"),
         ("Everybody has 28 weeks of holiday.", "Everybody has 28 days of paid holiday.", "unsupported"),
+        ("It is due in 2 weeks and again in 2 weeks.", "It is due in 2 days and again in 2 weeks.", "unsupported"),
+        ("It needs 1% more in the first year.", "It needs 7% more in the first year.", "unsupported"),
         ("It comes on the 3rd floor.", "Your desk is on the third floor.", "supported"),
         ("Version 3.11.2 is needed.", "It needs version 3.11.2 of it.", "supported"),
         ("Version 3.11.3 is needed.", "It needs version 3.11.2 of it.", "unsupported"),
