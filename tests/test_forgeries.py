@@ -132,8 +132,6 @@ def test_true_citations_are_kept(
     cases = some(true_cases(documents, random.Random(7)))
     lost = [case for group in groups(cases) for answer in [play(connection, server, group, documents, ids)] for case in group if not shown(case, answer)]  # fmt: skip
     print(f"{len(cases)} true ones of {len({case.kind for case in cases})} kinds, {len(lost)} lost")
-    for case in (*locals().get("lost", ()), *locals().get("leaked", ())):
-        print(case.kind, repr(case.said), repr(case.quote(documents)), sep="\n   ")
     assert len(cases) >= 200
     assert len(lost) <= 0.01 * len(cases), [(case.kind, case.said, case.quote(documents)) for case in lost]
 
@@ -145,8 +143,6 @@ def test_forged_citations_are_not_shown(
     leaked = [case for group in groups(cases) for answer in [play(connection, server, group, documents, ids)] for case in group if shown(case, answer)]  # fmt: skip
     kinds = Counter(case.kind for case in cases)
     print(f"{len(cases)} forged ones, {len(leaked)} shown; {dict(kinds)}")
-    for case in (*locals().get("lost", ()), *locals().get("leaked", ())):
-        print(case.kind, repr(case.said), repr(case.quote(documents)), sep="\n   ")
     assert len(cases) >= 200
     assert len(kinds) >= 15
     assert [(case.kind, case.said, case.quote(documents)) for case in leaked] == []
