@@ -21,7 +21,7 @@ Status = Literal["supported", "partly", "unsupported"]
 
 SHORT = 60  # characters: less does not tell a language
 STEM = 5  # letters of a word that decide what it matches
-ENOUGH, LITTLE = 0.5, 0.2  # of a sentence's words that stand in what it cites: "supported", "partly"
+ENOUGH, LITTLE = 0.5, 0.25  # of a sentence's words that stand in what it cites: "supported", "partly"
 
 _NEGATION = {
     "english": r"not|no|never|none|nobody|nothing|neither|nor|cannot|without|nowhere|\w+n['’]t",
