@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help up test lint bench bench-search faults eval docs clean
+.PHONY: help up test lint bench bench-search bench-stream faults eval docs clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,8 @@ bench: .venv/.installed-dev  ## Small drops, and a folder against bare parsing a
 
 bench-search: .venv/.installed-dev  ## Searching as an index grows: make bench-search [SIZES="10000 100000"] [DIR=folder] [ARGS="--write"]
 	@$(BIN)/python -m bench.search $(SIZES) $(if $(DIR),--dir "$(DIR)") $(ARGS)
+bench-stream: .venv/.installed-dev  ## Streamed answers against the bare SDK on the same stand-in, a hundred at once, and some that are left
+	@$(BIN)/python -m bench.stream
 
 faults: .venv/.installed-dev  ## Kill, cut and flood it, and count what is lost: make faults [ONLY="kills redis"] [SIZE=0.1]
 	@$(BIN)/python -m tests.faults $(ONLY) --size $(or $(SIZE),1) --report docs/reliability.md

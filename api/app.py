@@ -1,22 +1,35 @@
 """The Flask app: who may come in, what they may ask, and how errors are said."""
 
+import contextlib
 import functools
 import hmac
 import importlib
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
 import psycopg
-from flask import Flask, Response, current_app, jsonify, redirect, render_template, request, url_for
+from flask import (
+    Flask,
+    Response,
+    current_app,
+    has_request_context,
+    jsonify,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
 from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from werkzeug.exceptions import HTTPException
 
 from api import retrieval
-from api.ask import PASSAGES, Asker, ask, search
+from api.ask import PASSAGES, Asker, Found, answering, ask, search
 from api.filters import FilterError, Filters, read_filters, refuse_unknown
 from api.reranking import open_reranking
 from shared import access, db, doctor, documents, generations, queue, sources, usage
@@ -25,13 +38,14 @@ from shared.embedding import Embedder
 from shared.errors import AskfolderError, PermanentError, TransientError
 from shared.generations import Generation
 from shared.log import log
-from shared.models import Passage
+from shared.models import Answer, Citation, Passage, Sentence
 from shared.providers import embedder_for
 from shared.settings import ROOT, Settings, load
 from shared.usage import Meter
 
 COOKIE = "askfolder_key"
 OPEN = {"/healthz", "/readyz"}
+EVENTS = "text/event-stream"
 MAX_BODY = 256 * 1024  # bytes
 LEAST_DISK = 50_000_000  # bytes: with less, PostgreSQL is about to fail
 M = TypeVar("M", bound=BaseModel)
@@ -73,6 +87,7 @@ class AskBody(_Body):
     question: Question
     top_k: int = Field(PASSAGES, ge=1, le=100)
     rerank: bool | None = None
+    strict: bool | None = None
     collection: str | None = Field(default=None, max_length=200)
     filters: FiltersBody = FiltersBody()
 
@@ -199,29 +214,35 @@ def problem(status: int, title: str, detail: str, **more: object) -> Response:
 
 
 def _problem(error: Exception) -> Response:
+    status, title, detail, retry_after = _said(error)
+    response = problem(status, title, detail)
+    if retry_after is not None:
+        response.headers["Retry-After"] = str(retry_after)
+    return response
+
+
+def _said(error: Exception) -> tuple[int, str, str, int | None]:
+    """Status, title, sentence, and seconds after which to try again."""
     if isinstance(error, _Invalid):
-        return problem(error.status, error.title, str(error))
+        return error.status, error.title, str(error), None
     if isinstance(error, FilterError):
-        return problem(422, "Invalid filter", str(error))
+        return 422, "Invalid filter", str(error), None
     if isinstance(error, HTTPException):
         code = error.code or 500
         detail = f"The request is larger than {MAX_BODY // 1024} kB." if code == 413 else error.description or ""
-        return problem(code, error.name, detail)
+        return code, error.name, detail, None
     if isinstance(error, (psycopg.OperationalError, PoolTimeout)):
         log.error(f"The database is away: {error}", action="api.no_database")
-        response = problem(
-            503, "Database away", "PostgreSQL does not answer; try again in a moment (/readyz tells what is missing)."
-        )
-        response.headers["Retry-After"] = "2"
-        return response
+        detail = "PostgreSQL does not answer; try again in a moment (/readyz tells what is missing)."
+        return 503, "Database away", detail, 2
     if isinstance(error, TransientError):
-        response = problem(503, "Try again later", str(error))
-        response.headers["Retry-After"] = str(round(error.retry_after or 5))
-        return response
+        return 503, "Try again later", str(error), round(error.retry_after or 5)
     if isinstance(error, AskfolderError):
-        return problem(502 if isinstance(error, PermanentError) else 500, "Not possible as it is set up", str(error))
-    log.error("A request failed", action="api.error", path=request.path, exc_info=error)
-    return problem(500, "Error in askfolder", "Something went wrong in askfolder itself; its log (web.log) says what.")
+        return 502 if isinstance(error, PermanentError) else 500, "Not possible as it is set up", str(error), None
+    log.error(
+        "A request failed", action="api.error", path=request.path if has_request_context() else "", exc_info=error
+    )
+    return 500, "Error in askfolder", "Something went wrong in askfolder itself; its log (web.log) says what.", None
 
 
 class _Invalid(Exception):
@@ -278,11 +299,54 @@ def page() -> Response | str:
 
 def post_ask() -> Response:
     body = _body(AskBody)
-    answer, found = ask(_asker(), body.question, body.top_k, _filters(body), _rerank(body.rerank))
-    return jsonify(
-        answer=answer.text, citations=answer.citations, passages=[_passage(p) for p in found.passages], verdict=answer.verdict,
-        answerer=answer.answerer, usage=answer.usage, timings=found.timings, warnings=[*found.warnings, *answer.warnings],
-    )  # fmt: skip
+    options = (body.question, body.top_k, _filters(body), _rerank(body.rerank), body.strict)
+    if request.accept_mimetypes.best_match(("application/json", EVENTS)) != EVENTS:
+        answer, found = ask(_asker(), *options)
+        return jsonify(_answer(answer, found) | {"passages": [_passage(p) for p in found.passages]})
+    parts = answering(_asker(), *options)
+    first = next(parts)  # what cannot be searched for is said with its status
+    assert isinstance(first, Found)
+    response = Response(_streamed(first, parts), mimetype=EVENTS)
+    response.headers["X-Accel-Buffering"] = "no"  # nginx would keep sentences back
+    return response
+
+
+def _answer(answer: Answer, found: Found) -> dict[str, object]:
+    return {
+        "answer": answer.text, "sentences": answer.sentences, "citations": answer.citations, "verdict": answer.verdict,
+        "dropped": answer.dropped, "removed": answer.removed, "answerer": answer.answerer, "usage": answer.usage,
+        "timings": found.timings, "warnings": [*found.warnings, *answer.warnings],
+    }  # fmt: skip
+
+
+def _streamed(found: Found, parts: Generator[Found | Citation | Sentence | Answer | None]) -> Iterator[str]:
+    """The answer as server-sent events (docs/answers.md). One that ends without `done` is none."""
+    with contextlib.closing(parts):  # which ends the model's call
+        first = {
+            "passages": [_passage(p) for p in found.passages],
+            "timings": found.timings,
+            "warnings": found.warnings,
+        }
+        yield _event("passages", first)
+        try:
+            for part in parts:
+                if part is None:
+                    yield ": \n\n"  # and a client that left is noticed
+                elif isinstance(part, Citation):
+                    yield _event("citation", asdict(part))
+                elif isinstance(part, Sentence):
+                    yield _event("delta", asdict(part))
+                elif isinstance(part, Answer):
+                    whole = _answer(part, found)
+                    sentences, cited = map(asdict, part.sentences), map(asdict, part.citations)
+                    yield _event("done", whole | {"sentences": list(sentences), "citations": list(cited)})
+        except Exception as error:
+            status, title, detail, after = _said(error)
+            yield _event("error", {"status": status, "title": title, "detail": detail, "retry_after": after})
+
+
+def _event(name: str, data: object) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 def post_search() -> Response:

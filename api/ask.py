@@ -1,13 +1,15 @@
 """embed (cached) → retrieve → rerank → answer → verify: what happens to one question."""
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from psycopg_pool import ConnectionPool
 
 from api import citations, extractive, passages
+from api.citations import Draft, Statement
 from api.filters import Filters
 from api.reranking import CANDIDATES, Reranking, text_of
 from api.retrieval import retrieve
@@ -18,12 +20,13 @@ from shared.embedding import UNMETERED, Embedder, estimate_tokens
 from shared.errors import AskfolderError
 from shared.generations import Generation
 from shared.log import log
-from shared.models import Answer, Passage
+from shared.models import Answer, Citation, Passage, Sentence
 from shared.settings import Settings
 from shared.usage import BudgetError, Meter, Tokens
 
 SPARE = 20  # passages beyond those that are asked for, for the place of repetitions
 EVERYTHING = Filters()
+JUDGE_SECONDS = 4.0  # a second opinion that takes longer is none
 PASSAGES = 8  # what an answer is made from, unless the question says otherwise
 
 
@@ -95,40 +98,102 @@ def search(
 
 
 def ask(
-    asker: Asker, question: str, top_k: int = PASSAGES, filters: Filters = EVERYTHING, rerank: bool = True
-) -> tuple[Answer, Found]:
+    asker: Asker, question: str, top_k: int = PASSAGES, filters: Filters = EVERYTHING, rerank: bool = True, strict: bool | None = None
+) -> tuple[Answer, Found]:  # fmt: skip
     """An answer in which every citation stands in the stored text. Raises TransientError when the model does not answer in time."""
+    found, *_, answer = answering(asker, question, top_k, filters, rerank, strict, whole=True)
+    assert isinstance(found, Found)
+    assert isinstance(answer, Answer)
+    return answer, found
+
+
+def answering(
+    asker: Asker, question: str, top_k: int = PASSAGES, filters: Filters = EVERYTHING, rerank: bool = True,
+    strict: bool | None = None, whole: bool = False,
+) -> Generator[Found | Citation | Sentence | Answer | None]:  # fmt: skip
+    """What is found, then each sentence as soon as it is checked, its new citations before it, last the answer; None: it goes on.
+
+    Without an answer at the end there is none, whatever was given before. `strict`: nothing without support is ever given; None:
+    as it is set. `whole`: as in api/claude.py. Closing the generator ends the model's call. Raises as `ask` does.
+    """
     settings = asker.settings
+    deadline = time.monotonic() + settings.ask_seconds
     found = search(asker, question, top_k, filters=filters, rerank=rerank, neighbours=passages.BUDGET)
-    started = time.perf_counter()
-    with_claude = settings.answers_with_claude()
+    yield found
+    started, checking = time.perf_counter(), 0.0
     usage: dict[str, int] = {}
-    draft: citations.Draft | None = None
-    if not found.passages:
-        draft = extractive.extract(question, [], asker.local)
-    elif with_claude and settings.anthropic_api_key:
+    broke: list[str] = []
+    strict = settings.strict == "on" if strict is None else strict
+    verification = citations.Verification(found.passages, strict, question, _judge(asker, usage, deadline))
+    with contextlib.closing(_draft(asker, question, found, usage, deadline, whole, broke)) as draft:
+        for part in draft:
+            if part is None:
+                yield None
+                continue
+            begun = time.perf_counter()
+            if isinstance(part, Statement):
+                with asker.pool.connection() as connection:
+                    standing = citations.standing(connection, part.claims, found.passages)
+                shown = list(verification.check(part, standing))
+            else:
+                shown = list(verification.finish(part))
+            checking += time.perf_counter() - begun
+            yield from shown
+    found.timings["answer_ms"] = round(_since(started) - checking * 1000, 1)
+    found.timings["verify_ms"] = round(checking * 1000, 1)
+    answerer = "claude" if settings.answers_with_claude() and not broke else "extractive"
+    yield verification.answer(answerer, usage)
+
+
+def _draft(
+    asker: Asker, question: str, found: Found, usage: dict[str, int], deadline: float, whole: bool, broke: list[str]
+) -> Generator[Statement | Draft | None]:  # fmt: skip
+    """Statements, then a Draft with the rest; None: nothing new for a while. `broke`: gets why no model was asked, beyond the cap."""
+    settings = asker.settings
+    if found.passages and settings.answers_with_claude() and settings.anthropic_api_key:
         from api import claude  # the SDK takes two seconds to import: only who uses it waits
 
+        seconds = deadline - time.monotonic()
         most = Tokens(
             estimate_tokens("\n".join([claude.SYSTEM, question, *map(text_of, found.passages)])), claude.MAX_TOKENS
         )
         try:
-            with asker.meter.call("answers", settings.anthropic_model, most, settings.ask_seconds) as call:
-                draft, usage = claude.answer(
-                    question, found.passages, api_key=settings.anthropic_api_key.get_secret_value(), model=settings.anthropic_model,
-                    base_url=settings.anthropic_base_url, seconds=settings.ask_seconds, call=call,
+            with asker.meter.call("answers", settings.anthropic_model, most, seconds) as call:
+                yield from claude.answer(
+                    question, found.passages, usage, api_key=settings.anthropic_api_key.get_secret_value(),
+                    model=settings.anthropic_model, base_url=settings.anthropic_base_url, seconds=seconds, whole=whole, call=call,
                 )  # fmt: skip
+            return
         except BudgetError as error:
-            found.warnings.append(f"Quoted from the documents, without a model: {error}")
-            with_claude = False
-    if draft is None:
-        draft = extractive.extract(question, found.passages, asker.local)
-    found.timings["answer_ms"] = _since(started)
-    started = time.perf_counter()
-    with asker.pool.connection() as connection:
-        answer = citations.verify(connection, draft, found.passages, "claude" if with_claude else "extractive", usage)
-    found.timings["verify_ms"] = _since(started)
-    return answer, found
+            broke.append(f"Quoted from the documents, without a model: {error}")
+    draft = extractive.extract(question, found.passages, asker.local)
+    yield from draft.statements
+    yield replace(draft, statements=(), warnings=(*broke, *draft.warnings))
+
+
+def _judge(asker: Asker, usage: dict[str, int], deadline: float) -> citations.Judge | None:
+    """A small model's second opinion, where one is set up, and as long as the day's cap allows it."""
+    settings = asker.settings
+    if not (settings.check_model and settings.answers_with_claude() and settings.anthropic_api_key):
+        return None
+    from api import claude
+
+    key = settings.anthropic_api_key.get_secret_value()
+
+    def judge(sentence: str, quotes: Sequence[str]) -> bool | None:
+        seconds = min(JUDGE_SECONDS, deadline - time.monotonic())
+        most = Tokens(estimate_tokens("\n".join([claude.JUDGE, sentence, *quotes])), claude.JUDGE_TOKENS)
+        with (
+            contextlib.suppress(BudgetError),
+            asker.meter.call("checking", settings.check_model, most, seconds) as call,
+        ):
+            return claude.judge(
+                sentence, quotes, usage, api_key=key, model=settings.check_model, base_url=settings.anthropic_base_url,
+                seconds=seconds, call=call,
+            )  # fmt: skip
+        return None
+
+    return judge
 
 
 def _question_vector(

@@ -1,11 +1,16 @@
 """Citations: what an answer claims to quote, compared with the stored text before it is called a citation."""
 
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from api.support import Status, leads, rate
 from shared.db import Connection
-from shared.models import NO_ANSWER, Answer, Citation, Passage
+from shared.models import NO_ANSWER, Answer, Citation, Passage, Sentence
+
+Standing = dict["Claim", tuple[int | None, tuple[str, ...]]]  # → page, heading path
+Judge = Callable[[str, Sequence[str]], bool | None]  # sentence, quotes → whether they carry it
 
 _FORGED_MARK = re.compile(r"(?<!\w)\[(\d{1,4})\]")  # not argv[1]
 
@@ -33,55 +38,142 @@ class Draft:
     """An answer before its citations are checked; without statements: nothing was found.
 
     `dropped`: citations that pointed nowhere and are no longer among the claims. `warnings`: sentences for the person.
+    `cut`: it is not whole.
     """
 
     statements: tuple[Statement, ...] = ()
     dropped: int = 0
     warnings: tuple[str, ...] = ()
+    cut: bool = False
 
 
 def verify(
-    connection: Connection, draft: Draft, passages: Sequence[Passage], answerer: str, usage: dict[str, int]
-) -> Answer:
-    """Keep the claims that stand in the stored text, number them, and say how far they carry the answer.
-
-    A claim stands when its range lies within its passage, the document can still be found, and its text there is
-    exactly the quote. Without any, the answer is NO_ANSWER.
-    """
-    standing = _standing(connection, draft, passages)
-    claims = {claim for statement in draft.statements for claim in statement.claims}
-    numbers: dict[tuple[int, int, int], int] = {}
-    citations: list[Citation] = []
-    parts: list[str] = []
-    verdict = "grounded"
+    connection: Connection, draft: Draft, passages: Sequence[Passage], answerer: str, usage: dict[str, int], strict: bool = True
+) -> Answer:  # fmt: skip
+    """A whole answer, checked as `Verification` does."""
+    verification = Verification(passages, strict)
     for statement in draft.statements:
+        deque(verification.check(statement, standing(connection, statement.claims, passages)), 0)
+    deque(verification.finish(draft), 0)
+    return verification.answer(answerer, usage)
+
+
+class Verification:
+    """The statements of one answer, checked in their order, each as soon as it is there.
+
+    A claim stands when its range lies within its passage, the document can still be found, and its text there is exactly
+    the quote. A sentence is rated by what it says and the claims that stand (api/support.py). `strict`: sentences that
+    nothing supports are left out; else they are shown, unless nothing supports any. What only leads over ("These are the
+    steps:") waits for what it leads to.
+    """
+
+    def __init__(
+        self, passages: Sequence[Passage], strict: bool = True, question: str = "", judge: Judge | None = None
+    ) -> None:
+        """`judge`: the second opinion on a sentence that its quotes support partly; None from it: no opinion."""
+        self.passages, self.strict, self.question, self.judge = passages, strict, question, judge
+        self.citations: list[Citation] = []
+        self.sentences: list[Sentence] = []
+        self.dropped = self.removed = 0
+        self._warnings: tuple[str, ...] = ()
+        self._cut = False
+        self._numbers: dict[tuple[int, int, int], int] = {}
+        self._forged: set[Claim] = set()
+        self._waiting: list[Statement] = []  # lead over to what follows
+        self._held: list[Sentence] = []
+
+    def check(self, statement: Statement, standing: Standing) -> Iterator[Citation | Sentence]:
+        """What is to be shown now: each citation before the first sentence that it belongs to. `standing`: of its claims."""
+        if not statement.claims and _connects(statement.text):
+            self._waiting.append(statement)
+            return
+        self._forged.update(claim for claim in statement.claims if claim not in standing)
+        claims = [claim for claim in statement.claims if claim in standing]
+        status = self._status(statement.text, claims)
+        if status == "unsupported":
+            yield from self._without_support(statement.text)
+            return
+        yield from self._late()
         marks: list[int] = []
-        for claim in statement.claims:
-            if claim not in standing:
-                continue
-            passage = passages[claim.passage]
+        for claim in claims:
+            passage = self.passages[claim.passage]
             place = (passage.document_id, claim.char_start, claim.char_end)
-            if place not in numbers:
-                numbers[place] = len(numbers) + 1
-                citations.append(_citation(numbers[place], passage, claim, *standing[claim]))
-            if numbers[place] not in marks:
-                marks.append(numbers[place])
-        if not marks and (statement.claims or not _connects(statement.text)):
-            verdict = "partial"
-        parts.append(_marked(statement.text, marks))
-    warnings = draft.warnings + _dropped(draft.dropped + len(claims - standing.keys()))
-    if not citations:
-        return Answer(NO_ANSWER, (), "no_answer", answerer, usage, warnings)
-    return Answer("".join(parts).strip(), tuple(citations), verdict, answerer, usage, warnings)
+            if place not in self._numbers:
+                self._numbers[place] = len(self._numbers) + 1
+                self.citations.append(_citation(self._numbers[place], passage, claim, *standing[claim]))
+                yield self.citations[-1]
+            if self._numbers[place] not in marks:
+                marks.append(self._numbers[place])
+        yield from self._lead(claims, tuple(marks))
+        yield self._shown(Sentence(_marked(statement.text, marks), status, tuple(marks)))
+
+    def finish(self, rest: Draft) -> Iterator[Sentence]:
+        """The end of the answer, with what the draft says of it as a whole."""
+        yield from self._lead([], ())  # they led nowhere
+        self.dropped = rest.dropped + len(self._forged)
+        self._warnings, self._cut = rest.warnings, rest.cut
+
+    def answer(self, answerer: str, usage: dict[str, int]) -> Answer:
+        """The answer that was shown, after `finish`."""
+        warnings = self._warnings + _dropped(self.dropped) + (_removed(self.removed) if self.strict else ())
+        if not self.sentences:
+            return Answer(NO_ANSWER, (), "no_answer", answerer, usage, warnings, (), self.dropped, self.removed)
+        whole = not (self.removed or self._cut) and all(one.status == "supported" for one in self.sentences)
+        return Answer(
+            "".join(sentence.text for sentence in self.sentences).strip(), tuple(self.citations), "grounded" if whole else "partial",
+            answerer, usage, warnings, tuple(self.sentences), self.dropped, self.removed,
+        )  # fmt: skip
+
+    def _status(self, text: str, claims: Sequence[Claim]) -> Status:
+        quotes = [claim.quote for claim in claims]
+        status = rate(_FORGED_MARK.sub(" ", text), quotes, *self._surroundings(claims), self.question)
+        if status == "partly" and self.judge:
+            opinion = self.judge(text, quotes)
+            status = status if opinion is None else "supported" if opinion else "unsupported"
+        return status
+
+    def _surroundings(self, claims: Sequence[Claim]) -> tuple[str, str, str]:
+        """The passages that claims stand in; their titles and headings; their sources."""
+        cited = [self.passages[index] for index in dict.fromkeys(claim.passage for claim in claims)]
+        titles = [title for passage in cited for title in (passage.title, *passage.heading) if title]
+        sources = (passage.source for passage in cited)
+        return "\n".join(passage.content for passage in cited), "\n".join(titles), "\n".join(sources)
+
+    def _lead(self, claims: Sequence[Claim], marks: tuple[int, ...]) -> Iterator[Sentence]:
+        """What waited for the sentence that has these claims."""
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            text = _FORGED_MARK.sub(r"(\1)", one.text)
+            quotes = [claim.quote for claim in claims]
+            fits = bool(quotes) and leads(one.text, quotes, *self._surroundings(claims), self.question)
+            if fits or (self.sentences and not any(map(str.isalnum, text))):
+                yield self._shown(Sentence(text, "supported", marks))
+            elif any(map(str.isalnum, text)):
+                yield from self._without_support(text)
+
+    def _without_support(self, text: str) -> Iterator[Sentence]:
+        """A sentence that nothing supports: never shown before one that something does, as it would be all there is."""
+        if self.strict:
+            self.removed += 1
+            return
+        sentence = Sentence(_marked(text, ()), "unsupported", ())
+        if self.sentences:
+            yield self._shown(sentence)
+        else:
+            self._held.append(sentence)
+
+    def _late(self) -> Iterator[Sentence]:
+        held, self._held = self._held, []
+        yield from map(self._shown, held)
+
+    def _shown(self, sentence: Sentence) -> Sentence:
+        self.sentences.append(sentence)
+        return sentence
 
 
-def _standing(
-    connection: Connection, draft: Draft, passages: Sequence[Passage]
-) -> dict[Claim, tuple[int | None, tuple[str, ...]]]:
+def standing(connection: Connection, stated: Sequence[Claim], passages: Sequence[Passage]) -> Standing:
     """The claims that stand, each with its own page and heading path: a passage may reach over a page or a heading."""
-    claims = list(
-        dict.fromkeys(claim for statement in draft.statements for claim in statement.claims if _within(claim, passages))
-    )
+    claims = list(dict.fromkeys(claim for claim in stated if _within(claim, passages)))
     if not claims:
         return {}
     rows = connection.execute(
@@ -157,6 +249,13 @@ def _marked(text: str, marks: Sequence[int]) -> str:
     body = text.rstrip()
     gap = "\n" if body.endswith(("```", "~~~")) else " "  # a fence is closed by a line of its own
     return body + gap + "".join(f"[{number}]" for number in marks) + text[len(body) :]
+
+
+def _removed(count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    what = "1 sentence was" if count == 1 else f"{count} sentences were"
+    return (f"{what} left out, as no words of the documents support {'it' if count == 1 else 'them'}.",)
 
 
 def _dropped(count: int) -> tuple[str, ...]:

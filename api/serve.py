@@ -16,7 +16,7 @@ except SettingsError as error:
 bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
 worker_class = "gthread"
 workers = 1
-threads = 32
+threads = 160  # one for each answer that is being streamed; they are made when they are needed
 timeout = 120
 graceful_timeout = 4
 control_socket_disable = True

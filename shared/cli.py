@@ -100,11 +100,11 @@ def _filters(options: dict[str, Any]) -> dict[str, Any]:
 def ask(question: tuple[str, ...], top_k: int | None, as_json: bool, **options: Any) -> None:
     """Answer a question from the documents. Exit code 3: nothing in them answers it."""
     body = {"question": " ".join(question)} | ({"top_k": top_k} if top_k is not None else {}) | _filters(options)
-    answer = _call("POST", "/ask", body)
     if as_json:
+        answer = _call("POST", "/ask", body)
         click.echo(json.dumps(answer, ensure_ascii=False, indent=2))
     else:
-        click.echo(answer["answer"])
+        answer = _streamed(body, sys.stdout.isatty())
         for citation in answer["citations"]:
             click.echo(f"\n[{citation['number']}] {_place(citation)}\n    “{' '.join(citation['quote'].split())}”")
         if answer["answerer"] == "extractive" and answer["citations"]:
@@ -377,6 +377,26 @@ def _dollars(amount: float | None) -> str:
 
 def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
+def _streamed(body: dict[str, Any], as_it_comes: bool) -> dict[str, Any]:
+    """Prints the answer, sentence by sentence where a person reads along, and returns it. A part of one is not printed elsewhere."""
+    shown, gap, answer = False, "", dict[str, Any]()
+    with Client.of(load()) as system:
+        try:
+            for name, data in system.events("/ask", body):
+                if name == "delta" and as_it_comes:
+                    text = data["text"].rstrip()
+                    click.echo(gap + text, nl=False)
+                    shown, gap = True, data["text"][len(text) :]
+                elif name == "done":
+                    answer = data
+        except AskfolderError:
+            if shown:
+                click.echo(" …")
+            raise
+    click.echo("" if shown else answer["answer"])
+    return answer
 
 
 def _call(method: str, path: str, body: object = None, query: dict[str, Any] | None = None) -> Any:

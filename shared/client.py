@@ -1,8 +1,9 @@
 """Calls of a running system's API, as the command line makes them."""
 
+import json
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import httpx2
@@ -41,17 +42,56 @@ class Client:
         try:
             response = self.http.request(method, path, json=body, params=query)
         except httpx2.HTTPError as error:
-            raise NotRunningError(
-                f"askfolder does not answer at {self.url} ({error}). Start it with `make up`, or set ASKFOLDER_URL."
-            ) from None
+            raise self._absent(error) from None
+        if response.is_error:
+            self._refuse(response)
+        try:
+            return response.json()
+        except ValueError:
+            return {"detail": response.text[:300]}
+
+    def events(self, path: str, body: object) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The name and content of each event of an answer that is streamed, up to `done`. Without one there is no answer."""
+        name, data = "", ""
+        try:
+            with self.http.stream("POST", path, json=body, headers={"Accept": "text/event-stream"}) as response:
+                if response.is_error:
+                    response.read()
+                    self._refuse(response)
+                for line in response.iter_lines():
+                    field, _, value = line.partition(": ")
+                    if field == "event":
+                        name = value
+                    elif field == "data":
+                        data = value
+                    elif not line and name:
+                        content = json.loads(data)
+                        if name == "error":
+                            raise AskfolderError(f"{content['detail']} ({content['status']} from {self.url})")
+                        yield name, content
+                        if name == "done":
+                            return
+                        name = ""
+        except httpx2.TransportError as error:
+            if name:
+                raise AskfolderError(
+                    f"The connection to {self.url} broke in the middle of the answer ({error})."
+                ) from None
+            raise self._absent(error) from None
+        raise AskfolderError(f"The answer of {self.url} broke off before its end. Ask again.")
+
+    def _absent(self, error: Exception) -> NotRunningError:
+        return NotRunningError(
+            f"askfolder does not answer at {self.url} ({error}). Start it with `make up`, or set ASKFOLDER_URL."
+        )
+
+    def _refuse(self, response: httpx2.Response) -> NoReturn:
         try:
             answer = response.json()
         except ValueError:
             answer = {"detail": response.text[:300]}
-        if response.is_error:
-            detail = answer.get("detail") if isinstance(answer, dict) else None
-            raise AskfolderError(f"{detail or answer} ({response.status_code} from {self.url})")
-        return answer
+        detail = answer.get("detail") if isinstance(answer, dict) else None
+        raise AskfolderError(f"{detail or answer} ({response.status_code} from {self.url})")
 
     def documents(self, **query: Any) -> Iterator[dict[str, Any]]:
         cursor: int | None = 0

@@ -1,4 +1,4 @@
-"""One request to Anthropic's Messages API, or to a server that speaks it, and the whole message that answers it."""
+"""One request to Anthropic's Messages API, or to a server that speaks it: the whole message that answers it, or what comes of it bit by bit."""
 
 import contextlib
 import functools
@@ -7,9 +7,9 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import anthropic
 import httpx2
@@ -24,44 +24,73 @@ URL = "https://api.anthropic.com"
 ATTEMPTS = 4
 PAUSE = 0.5  # seconds before the second attempt; doubled for each further one
 LONGEST_PAUSE = 8.0
+BEAT = 0.5  # seconds of silence after which whoever waits is told that it goes on
 PASSING = frozenset({408, 409, 429})
 PASSING_TYPES = frozenset({"overloaded_error", "rate_limit_error", "api_error", "timeout_error"})
 
+T = TypeVar("T")
+
 _without_effort: set[str] = set()  # models that refused the parameter
+
+
+class RefusedError(PermanentError):
+    """The server takes the key and knows the model, but not this request."""
 
 
 def complete(
     request: dict[str, Any], *, api_key: str, base_url: str, seconds: float, attempts: int = ATTEMPTS,
     model_setting: str = "ANTHROPIC_MODEL", seconds_setting: str = "ASKFOLDER_ASK_SECONDS", call: Call | None = None,
 ) -> Message:  # fmt: skip
-    """The whole message that answers a request. This is the only layer that retries: nothing of an attempt was shown to anybody.
+    """The whole message that answers a request.
 
     `base_url`: empty for Anthropic's own. `seconds`: from now, for everything, retries and silence included. The settings are
     those that an error's sentence names. `call`: is billed each attempt. TransientError: it did not come about in time; PermanentError: the request was
     refused and would be again.
     """
-    client, deadline = _client(api_key, base_url or URL), time.monotonic() + seconds
+    found = stream(
+        request, _whole, api_key=api_key, base_url=base_url, deadline=time.monotonic() + seconds, seconds=seconds,
+        attempts=attempts, model_setting=model_setting, seconds_setting=seconds_setting, call=call,
+    )  # fmt: skip
+    return next(message for message in found if message is not None)
+
+
+def stream(
+    request: dict[str, Any], read: Callable[[Iterator[Any]], Iterator[T | None]], *, api_key: str, base_url: str, deadline: float,
+    seconds: float, attempts: int = ATTEMPTS, model_setting: str = "ANTHROPIC_MODEL", seconds_setting: str = "ASKFOLDER_ASK_SECONDS",
+    call: Call | None = None,
+) -> Iterator[T | None]:  # fmt: skip
+    """What `read` makes of the events; None: nothing for a while. The only layer that retries, and only where nothing was given yet.
+
+    Errors as in `complete`; RefusedError where the server refuses this request.
+    """
+    client, call = _client(api_key, base_url or URL), call or Call()
     for attempt in count(1):
         effort = {} if request["model"] in _without_effort else {"output_config": {"effort": "low"}}
+        given = False
         try:
-            return _whole((call or Call()).watched(_events(client, request | effort, deadline)))
+            with contextlib.closing(call.watched(_events(client, request | effort, deadline))) as events:
+                for item in read(events):
+                    given = given or item is not None
+                    yield item
+            return
         except TimeoutError:
             raise TransientError(
-                f"Claude did not answer within {seconds:g} s{f' ({seconds_setting})' if seconds_setting else ''}."
+                f"Claude did not answer within {round(seconds, 1):g} s{f' ({seconds_setting})' if seconds_setting else ''}."
             ) from None
         except Exception as error:  # whatever the SDK makes of a broken stream
             if effort and _refuses_effort(error):
                 _without_effort.add(request["model"])
                 continue
             problem = _problem(error, request["model"], model_setting, api_key)
-        if not isinstance(problem, TransientError) or attempt >= attempts:
+        if given or not isinstance(problem, TransientError) or attempt >= attempts:
             raise problem
         pause = min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.25)
-        pause = max(pause, problem.retry_after or 0.0)
-        if time.monotonic() + pause >= deadline:
+        until = time.monotonic() + max(pause, problem.retry_after or 0.0)
+        if until >= deadline:
             raise problem
-        time.sleep(pause)
-    raise AssertionError("unreachable")
+        while (left := until - time.monotonic()) > 0:
+            yield None
+            time.sleep(min(left, BEAT))
 
 
 def usage(message: Message) -> dict[str, int]:
@@ -88,8 +117,8 @@ def _client(api_key: str, base_url: str) -> anthropic.Anthropic:
     return anthropic.Anthropic(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
 
 
-def _events(client: anthropic.Anthropic, request: dict[str, Any], deadline: float) -> Iterator[Any]:
-    """The events of one attempt; TimeoutError at the deadline, whatever the other side does.
+def _events(client: anthropic.Anthropic, request: dict[str, Any], deadline: float) -> Generator[Any]:
+    """The events of one attempt, None where none came for a while; TimeoutError at the deadline, whatever the other side does.
 
     A thread reads: timeouts of the connection hold for single reads only, so a server that sends a byte now and then
     could keep us forever. Closing this generator ends the call.
@@ -117,10 +146,14 @@ def _events(client: anthropic.Anthropic, request: dict[str, Any], deadline: floa
     threading.Thread(target=read, name="claude", daemon=True).start()
     try:
         while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
             try:
-                event = events.get(timeout=max(deadline - time.monotonic(), 0.0))
+                event = events.get(timeout=min(left, BEAT))
             except queue.Empty:
-                raise TimeoutError from None
+                yield None
+                continue
             if event is None or isinstance(event, Exception):
                 streams.clear()  # it ended by itself
                 if event is None:
@@ -142,17 +175,23 @@ def _hang_up(stream: MessageStream[None]) -> None:
             connection.shutdown(socket.SHUT_RDWR)
 
 
-def _whole(events: Iterator[Any]) -> Message:
-    """The message when its stream came to its end; the SDK reports one that was cut as a silent end."""
+def _whole(events: Iterator[Any]) -> Iterator[Message]:
+    """The message when its stream came to its end."""
     message: Message | None = None
     for event in events:
-        if event.type == "message_stop":
+        if event is not None and event.type == "message_stop":
             message = event.message
-    if message is None or message.stop_reason is None:
+    check_end(message.stop_reason if message else None)
+    assert message is not None
+    yield message
+
+
+def check_end(stop_reason: str | None) -> None:
+    """Raises TransientError for what is no end; the SDK reports a stream that was cut as a silent one."""
+    if stop_reason is None:
         raise TransientError("Claude's answer broke off before its end.")
-    if message.stop_reason in ("pause_turn", "tool_use"):
-        raise TransientError(f"Claude stopped in the middle ({message.stop_reason}) and did not answer.")
-    return message
+    if stop_reason in ("pause_turn", "tool_use"):
+        raise TransientError(f"Claude stopped in the middle ({stop_reason}) and did not answer.")
 
 
 def _refuses_effort(error: Exception) -> bool:
@@ -197,7 +236,7 @@ def _refusal(error: anthropic.APIStatusError, model: str, model_setting: str, sa
         return PermanentError(
             f"There is no model {model} at this address: check {model_setting} and ANTHROPIC_BASE_URL. {said}".strip()
         )
-    return PermanentError(f"Claude refused the request (HTTP {status}): {said or 'no reason was given'}")
+    return RefusedError(f"Claude refused the request (HTTP {status}): {said or 'no reason was given'}")
 
 
 def _retry_after(error: anthropic.APIStatusError) -> float | None:

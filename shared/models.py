@@ -92,8 +92,24 @@ class Citation:
 
 
 @dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence of an answer as it is shown: its text with the marks and the whitespace that ends it.
+
+    `status`: supported | partly | unsupported. `citations`: the numbers of those that it stands on.
+    """
+
+    text: str
+    status: str
+    citations: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """`text` carries the marks [1], [2] … of its citations. `verdict`: grounded | partial | no_answer."""
+    """`text` carries the marks [1], [2] … of its citations; the texts of its sentences, joined and stripped, are it.
+
+    `verdict`: grounded (every sentence is supported), partial, no_answer (then there are no sentences).
+    `dropped`: citations that do not stand; `removed`: sentences left out because nothing supports them.
+    """
 
     text: str
     citations: tuple[Citation, ...]
@@ -101,6 +117,9 @@ class Answer:
     answerer: str  # "claude" | "extractive"
     usage: dict[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    sentences: tuple[Sentence, ...] = ()
+    dropped: int = 0
+    removed: int = 0
 
 
 NO_ANSWER = "I don't have information on that."

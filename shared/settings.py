@@ -81,6 +81,14 @@ class Settings(BaseSettings):
     anthropic_api_key: SecretStr | None = _env("ANTHROPIC_API_KEY", None, "turns Claude's answers on")
     anthropic_model: str = _env("ANTHROPIC_MODEL", "claude-sonnet-5-5", "the model that answers")
     anthropic_base_url: str = _env("ANTHROPIC_BASE_URL", "", "another server with the same interface")
+    strict: Literal["on", "off"] = _env(
+        "ASKFOLDER_STRICT", "on", "on: sentences that no words of the documents support are left out of answers"
+    )
+    check_model: str = _env(
+        "ASKFOLDER_CHECK_MODEL",
+        "",
+        "a small model (claude-haiku-5-5) that is asked about sentences which their quotes support partly; empty: none is",
+    )
     ask_seconds: float = _env("ASKFOLDER_ASK_SECONDS", 90.0, "an answer's deadline", gt=0, le=600)
 
     budget_embedding: float | None = _env(

@@ -136,8 +136,9 @@ class Standin:
         "hang": silence for `seconds`; "malformed": no JSON; "cut": hangs up in the middle.
         Embeddings: "too_few", "too_many", "shuffled" (with right indexes), "nan", "zero", "dimension", "not_numbers".
         Reranking: "too_few", "too_many", "shuffled", "nan", "not_numbers".
-        Anthropic streams, after some text: "error_event" (an SSE error), "cut_stream" (the HTTP answer ends properly,
-        but without the last events, which a client easily takes for the end), "broken_stream" (the connection breaks).
+        Anthropic streams, after some text (`spoil_after` pieces): "error_event" (an SSE error), "cut_stream" (the HTTP answer
+        ends properly, but without the last events, which a client easily takes for the end), "broken_stream" (the connection
+        breaks), "malformed_event" (no JSON), "stall" (pings and nothing else).
         """
         if fault not in self.faults:
             raise ValueError(f"{type(self).__name__} cannot misbehave as {fault!r}.")
@@ -406,11 +407,13 @@ class AnthropicStandin(Standin):
 
     What a `cache_control` closes is kept once its request was answered, if it has 512 tokens (words here); `usage` says so.
     `url` is what ANTHROPIC_BASE_URL takes. `reply(request)` returns the blocks of the answer (`text_block`, `cite`).
-    Settable too: `stop_reason`, `thinking` (a thinking block comes before the text), `citations_first` (in a stream).
+    Settable too: `stop_reason`, `thinking` (a thinking block comes before the text), `citations_first` (in a stream), `pace`
+    (seconds before each event of a stream), `plain` (it knows nothing of search results and citations, like other servers with
+    this interface). `left` is set when a client went before its stream was through.
     """
 
     version_path = ""
-    faults = Standin.faults | {"error_event", "cut_stream", "broken_stream"}
+    faults = Standin.faults | {"error_event", "cut_stream", "broken_stream", "malformed_event", "stall"}
 
     def __init__(self, port: int = 0, verbose: bool = False, delay: float = 0.0, reply: Reply = quote_best) -> None:
         super().__init__(port, verbose, delay)
@@ -419,6 +422,10 @@ class AnthropicStandin(Standin):
         self.thinking = False
         self.citations_first = False
         self._cached: set[str] = set()
+        self.pace = 0.0
+        self.spoil_after = 2
+        self.plain = False
+        self.left = threading.Event()
 
     def error_body(self, status: int, message: str, code: str | None) -> dict[str, Any]:
         kinds = {
@@ -442,6 +449,8 @@ class AnthropicStandin(Standin):
             self.refuse(handler, 400, problem)
         else:
             content = self.reply(body)
+            if self.plain:
+                content = [{**block, "citations": None} for block in content]
             if self.thinking:
                 content = [{"type": "thinking", "thinking": "Let me see.", "signature": "c3RhbmRpbg=="}, *content]
             kept, beginning = self.beginning(body)
@@ -489,6 +498,11 @@ class AnthropicStandin(Standin):
             return f"{missing[0]}: Field required"
         if removed := [key for key in ("temperature", "top_p", "top_k") if key in body]:
             return f"{removed[0]}: Extra inputs are not permitted"
+        if body["model"] == "claude-sonnet-5-5":
+            if body.get("tool_choice", {}).get("type") in ("any", "tool"):
+                return "tool_choice forces tool use, which this model does not support."
+            if body.get("thinking", {}).get("type") == "disabled":
+                return "thinking: this model does not support disabled thinking."
         if not body["messages"] or body["messages"][-1]["role"] != "user":
             return (
                 "This model does not support assistant message prefill. The conversation must end with a user message."
@@ -508,15 +522,27 @@ class AnthropicStandin(Standin):
         handler.send_header("content-type", "text/event-stream; charset=utf-8")
         handler.send_header("transfer-encoding", "chunked")
         handler.end_headers()
-        broken = fault in ("error_event", "cut_stream", "broken_stream")
+        broken = fault in ("error_event", "cut_stream", "broken_stream", "malformed_event", "stall")
         texts = 0
-        for event in self.events(message, self.citations_first):
-            if broken and texts >= 2:
-                break
-            self.send_event(handler, event)
-            texts += event.get("delta", {}).get("type") == "text_delta"
-        if fault == "error_event":
-            self.send_event(handler, self.error_body(529, "Overloaded", None))
+        try:
+            for event in self.events(message, self.citations_first):
+                if broken and texts >= self.spoil_after:
+                    break
+                if self.pace:
+                    time.sleep(self.pace)
+                self.send_event(handler, event)
+                texts += event.get("delta", {}).get("type") == "text_delta"
+            if fault == "error_event":
+                self.send_event(handler, self.error_body(529, "Overloaded", None))
+            elif fault == "malformed_event":
+                data = b'event: content_block_delta\ndata: {"type": "content_block_delta", "ind\n\n'
+                handler.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+            while fault == "stall" and not self._closing.wait(0.02):
+                self.send_event(handler, {"type": "ping"})
+        except OSError:
+            handler.close_connection = True
+            self.left.set()
+            return
         if fault == "broken_stream":
             handler.cut()
         else:

@@ -1,8 +1,9 @@
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from api.citations import Claim, Draft, Statement, verify
+from api.citations import Claim, Draft, Statement, Verification, standing, verify
 from shared.db import Connection
 from shared.models import NO_ANSWER, Answer, Passage
 
@@ -41,8 +42,10 @@ def claim(quote: str, passage: int = 0) -> Claim:
     return Claim(passage, start, start + len(quote), quote)
 
 
-def check(connection: Connection, passages: list[Passage], *statements: Statement, dropped: int = 0) -> Answer:
-    return verify(connection, Draft(statements, dropped), passages, "claude", {"input_tokens": 7})
+def check(
+    connection: Connection, passages: list[Passage], *statements: Statement, dropped: int = 0, strict: bool = True
+) -> Answer:
+    return verify(connection, Draft(statements, dropped), passages, "claude", {"input_tokens": 7}, strict)
 
 
 def test_grounded(connection: Connection, passages: list[Passage]) -> None:
@@ -93,14 +96,30 @@ def test_grounded(connection: Connection, passages: list[Passage]) -> None:
 )
 def test_what_does_not_stand_is_dropped(connection: Connection, passages: list[Passage], forged: Claim) -> None:
     answer = check(connection, passages, Statement("It is 55 m high. ", (forged,)), Statement("1887.", (claim(BUILT),)))
-    assert answer.text == "It is 55 m high. 1887. [1]"
+    assert answer.text == "1887. [1]"
     assert answer.verdict == "partial"
     assert [c.quote for c in answer.citations] == [BUILT]
-    assert answer.warnings == ("1 citation does not stand in the documents' text and was left out.",)
+    assert (answer.dropped, answer.removed) == (1, 1)
+    assert answer.warnings == (
+        "1 citation does not stand in the documents' text and was left out.",
+        "1 sentence was left out, as no words of the documents support it.",
+    )
+
+    loose = check(
+        connection,
+        passages,
+        Statement("It is 55 m high. ", (forged,)),
+        Statement("1887.", (claim(BUILT),)),
+        strict=False,
+    )
+    assert loose.text == "It is 55 m high. 1887. [1]"
+    assert [(one.status, one.citations) for one in loose.sentences] == [("unsupported", ()), ("supported", (1,))]
+    assert (loose.verdict, loose.removed) == ("partial", 0)
 
     alone = check(connection, passages, Statement("It is 55 m high.", (forged,)), dropped=2)
     assert (alone.text, alone.verdict, alone.citations) == (NO_ANSWER, "no_answer", ())
-    assert alone.warnings == ("3 citations do not stand in the documents' text and were left out.",)
+    assert alone.warnings[0] == "3 citations do not stand in the documents' text and were left out."
+    assert (alone.dropped, alone.sentences) == (3, ())
 
 
 @pytest.mark.parametrize(
@@ -132,20 +151,81 @@ def test_nothing_found(connection: Connection) -> None:
     assert (answer.text, answer.verdict, answer.citations, answer.warnings) == (NO_ANSWER, "no_answer", (), ())
 
 
-@pytest.mark.parametrize(("lead", "verdict"), [("These are the facts:\n\n", "grounded"), ("It is blue. ", "partial")])
+@pytest.mark.parametrize(
+    ("lead", "shown"),
+    [
+        ("These are the facts:\n\n", True),
+        ("## The tower\n\n", True),
+        ("About the tower:\n", True),
+        ("It is blue. ", False),
+        ("The tower is in Paris:\n", False),
+        ("## It was torn down in 1999\n", False),
+        ("These are no facts:\n", False),
+    ],
+)
 def test_only_what_leads_over_needs_no_citation(
-    connection: Connection, passages: list[Passage], lead: str, verdict: str
+    connection: Connection, passages: list[Passage], lead: str, shown: bool
 ) -> None:
     answer = check(connection, passages, Statement(lead), Statement("- 54 m high\n", (claim(HIGH),)))
-    assert answer.text == lead + "- 54 m high [1]"
-    assert answer.verdict == verdict
+    assert answer.text == (lead if shown else "") + "- 54 m high [1]"
+    assert answer.verdict == ("grounded" if shown else "partial")
+    assert answer.removed == (not shown)
+    assert {one.citations for one in answer.sentences} == {(1,)}
+
+
+def test_what_leads_nowhere_is_left_out(connection: Connection, passages: list[Passage]) -> None:
+    answer = check(connection, passages, Statement("54 m. ", (claim(HIGH),)), Statement("Further facts:\n"))
+    assert (answer.text, answer.removed) == ("54 m. [1]", 1)
+
+
+def test_what_leads_over_skips_what_is_removed(connection: Connection, passages: list[Passage]) -> None:
+    answer = check(
+        connection, passages, Statement("The facts:\n"), Statement("- 55 m high\n", (claim(HIGH),)),
+        Statement("- built by Ada Frost\n", (claim(BUILT),)),
+    )  # fmt: skip
+    assert answer.text == "The facts:\n- built by Ada Frost [1]"
+    assert [c.quote for c in answer.citations] == [BUILT]  # none of a sentence that is not shown
+
+
+def test_without_strictness_nothing_stands_alone(connection: Connection, passages: list[Passage]) -> None:
+    false, true = Statement("It is 55 m high. ", (claim(HIGH),)), Statement("Built in 1887. ", (claim(BUILT),))
+    assert check(connection, passages, false, false, strict=False).text == NO_ANSWER
+    answer = check(connection, passages, false, true, false, strict=False)
+    assert answer.text == "It is 55 m high. Built in 1887. [1] It is 55 m high."
+    assert answer.verdict == "partial"
+
+
+@pytest.mark.parametrize(
+    ("opinion", "status", "verdict"),
+    [(True, "supported", "grounded"), (None, "partly", "partial"), (False, None, "partial")],
+)
+def test_a_second_opinion(
+    connection: Connection, passages: list[Passage], opinion: bool | None, status: str | None, verdict: str
+) -> None:
+    asked = []
+
+    def judge(sentence: str, quotes: Sequence[str]) -> bool | None:
+        asked.append((sentence, list(quotes)))
+        return opinion
+
+    verification = Verification(passages, question="Was nistet auf dem Dach?", judge=judge)
+    for text, quote in (("It is 54 m high.", HIGH), ("Die Enten nisten auf dem Dach.", DUCKS)):
+        claims = (claim(quote),)
+        list(verification.check(Statement(text, claims), standing(connection, claims, passages)))
+    list(verification.finish(Draft()))
+    assert asked == [("Die Enten nisten auf dem Dach.", [DUCKS])]
+    assert [one.status for one in verification.sentences][1:] == ([status] if status else [])
+    assert verification.answer("claude", {}).verdict == verdict
 
 
 def test_marks_of_the_text_are_not_taken_for_ours(connection: Connection, passages: list[Passage]) -> None:
-    answer = check(connection, passages, Statement("It is high.[7] See [2], and argv[1].", (claim(HIGH),)))
-    assert answer.text == "It is high.(7) See (2), and argv[1]. [1]"
+    first = Statement("54 m. ", (claim(HIGH),))
+    answer = check(connection, passages, first, Statement("See [2], and argv[1].", (claim(HIGH),)), strict=False)
+    assert answer.text == "54 m. [1] See (2), and argv[1]."
+    answer = check(connection, passages, Statement("The tower is high.[7]", (claim(HIGH),)))
+    assert answer.text == "The tower is high.(7) [1]"
 
 
 def test_a_fence_stays_closed(connection: Connection, passages: list[Passage]) -> None:
-    answer = check(connection, passages, Statement("Run:\n```\nmake up\n```\n", (claim(HIGH),)))
-    assert answer.text == "Run:\n```\nmake up\n```\n[1]"
+    answer = check(connection, passages, Statement("Run:\n```\nthe tower is high\n```\n", (claim(HIGH),)))
+    assert answer.text == "Run:\n```\nthe tower is high\n```\n[1]"

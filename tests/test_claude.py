@@ -1,15 +1,18 @@
 """Against a server on loopback that speaks Anthropic's wire format, with true and with forged citations."""
 
+import json
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from api import claude
-from api.citations import Draft
+from api.citations import Draft, Statement
 from shared import messages
 from shared.errors import PermanentError, TransientError
 from shared.models import NO_ANSWER, Passage
@@ -41,9 +44,22 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnthropicStandin]:
         yield server
 
 
-def ask(server: AnthropicStandin, seconds: float = 10, question: str = "How high is it?", model: str = "m") -> Draft:
-    draft, _ = claude.answer(question, PASSAGES, api_key=KEY, model=model, base_url=server.url, seconds=seconds)
-    return draft
+def ask(
+    server: AnthropicStandin, seconds: float = 10, question: str = "How high is it?", model: str = "m", native: bool | None = True,
+    usage: dict[str, int] | None = None, key: str = KEY, passages: list[Passage] = PASSAGES,
+) -> Draft:  # fmt: skip
+    """The whole answer. `native`: whether the server is known to cite."""
+    claude._cites.pop((server.url, model), None)
+    if native is not None:
+        claude._cites[server.url, model] = native
+    usage = {} if usage is None else usage
+    *statements, rest = claude.answer(
+        question, passages, usage, api_key=key, model=model, base_url=server.url, seconds=seconds
+    )
+    said = tuple(part for part in statements if isinstance(part, Statement))
+    assert isinstance(rest, Draft)
+    assert not rest.statements
+    return replace(rest, statements=said)
 
 
 def replies(server: AnthropicStandin, *texts: str, **citation: Any) -> Draft:
@@ -92,8 +108,9 @@ def test_the_request(server: AnthropicStandin) -> None:
 
 
 def test_without_passages_nobody_is_asked(server: AnthropicStandin) -> None:
-    options = {"api_key": KEY, "model": "m", "base_url": server.url}
-    assert claude.answer("What?", PASSAGES[1:2], seconds=5, **options) == (Draft(), {})
+    usage: dict[str, int] = {}
+    assert ask(server, passages=PASSAGES[1:2], usage=usage) == Draft()
+    assert not usage
     assert not server.requests
 
 
@@ -102,6 +119,94 @@ def test_a_model_that_does_not_know_effort(server: AnthropicStandin) -> None:
     for _ in range(2):
         assert ask(server, model="claude-old").statements
     assert ["output_config" in request["body"] for request in server.requests] == [True, False, False]
+
+
+@pytest.mark.parametrize("model", ["claude-sonnet-5-5", "claude-sonnet-4-6", "claude-haiku-5-5", "claude-opus-5-5"])
+def test_every_model_gets_what_it_accepts(server: AnthropicStandin, model: str) -> None:
+    server.thinking = True  # they think first, unless told otherwise
+    assert ask(server, model=model, question="How high is the tower?").statements
+    (request,) = server.requests  # nothing of it was refused
+    assert request["body"]["model"] == model
+    assert request["body"].keys() == {"model", "max_tokens", "system", "messages", "output_config", "stream"}
+
+
+# Servers that do not cite
+
+
+def marked(server: AnthropicStandin, text: str) -> Draft:
+    server.reply, server.plain = lambda request: [text_block(text)], True
+    return ask(server, native=False)
+
+
+def test_what_is_asked_for_marks(server: AnthropicStandin) -> None:
+    marked(server, NO_ANSWER)
+    marked(server, NO_ANSWER)
+    one, other = (request["body"] for request in server.requests)
+    assert not search_results(one)
+    passages, question = (block["text"] for block in one["messages"][0]["content"])
+    assert POND in passages
+    assert question == "How high is it?"
+    fence = re.search(r"<passage-(\w+) number=1 ", passages)
+    assert fence
+    assert fence[1] not in other["messages"][0]["content"][0]["text"]  # nobody can write one in a document
+    assert '[2: "' in one["system"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "dropped"),
+    [
+        ('It is 54 m high. [1: "It is 54 m high."]', [("It is 54 m high.", ["It is 54 m high."])], 0),
+        ('It is 54 m high [1: "54 m high"]. So it is.', [("It is 54 m high. ", ["54 m high"]), ("So it is.", [])], 0),
+        ('Both. [1: "54 m"] [2: “1.5 million  litres.”]', [("Both.", ["54 m", "1.5 million litres."])], 0),
+        ('Never. [1: "54 m"] Yes. [2: "Nobody may swim"]', [("Never. ", ["54 m"]), ("Yes.", ["Nobody may swim"])], 0),
+        ('First. Second. [1: "54 m"]', [("First. ", []), ("Second.", ["54 m"])], 0),
+        ('Forged. [1: "It is 55 m high."]', [("Forged.", [])], 1),
+        ('Elsewhere. [2: "It is 54 m high."] [7: "54 m"] [0: "54 m"]', [("Elsewhere.", [])], 3),
+        ("Bare. [1] [1, 2]", [("Bare.", [])], 2),
+        ('- One [1: "54 m"]\n- Two [1: "1887"]\n', [("- One\n", ["54 m"]), ("- Two\n", ["1887"])], 0),
+        ('Broken. [1: "It is 54 m', [('Broken. ', []), ('[1: "It is 54 m', [])], 0),
+        ("argv[1] is it.", [("argv[1] is it.", [])], 0),
+    ],
+)  # fmt: skip
+def test_marks(server: AnthropicStandin, text: str, expected: list[tuple[str, list[str]]], dropped: int) -> None:
+    draft = marked(server, text)
+    assert (quoted(draft), draft.dropped) == (expected, dropped)
+
+
+def test_whether_a_server_cites_is_found_out(server: AnthropicStandin) -> None:
+    server.plain = True
+    server.reply = lambda request: [text_block("No." if search_results(request) else '54 m. [1: "54 m"]')]
+    assert quoted(ask(server, native=None)) == [("54 m.", ["54 m"])]
+    assert len(server.requests) == 2
+    assert claude._cites[server.url, "m"] is False
+    server.plain, server.reply = False, lambda request: [text_block("54 m.", [cite(request, 0, 1)])]
+    assert quoted(ask(server, native=None)) == [("54 m.", ["It is 54 m high."])]
+    assert claude._cites[server.url, "m"] is True
+    assert len(server.requests) == 3
+
+
+def test_a_server_that_refuses_search_results(server: AnthropicStandin) -> None:
+    server.misbehave("400", message="unknown content block type search_result")
+    server.reply = lambda request: [text_block('54 m. [1: "54 m"]')]
+    assert quoted(ask(server, native=None)) == [("54 m.", ["54 m"])]
+
+
+# A second opinion
+
+
+@pytest.mark.parametrize(("said", "opinion"), [("yes", True), ("No.", False), ("Perhaps", None), ("", None)])
+def test_judge(server: AnthropicStandin, said: str, opinion: bool | None) -> None:
+    server.reply = lambda request: [text_block(said)] if said else []
+    usage: dict[str, int] = {}
+    options = {"api_key": KEY, "model": "claude-haiku-5-5", "base_url": server.url}
+    assert claude.judge("It is high.", ['"quoted"'], usage, seconds=5, **options) is opinion  # type: ignore[arg-type]
+    assert json.loads(server.requests[0]["body"]["messages"][0]["content"]) == {
+        "quotes": ['"quoted"'],
+        "sentence": "It is high.",
+    }
+    assert usage["check_input_tokens"] > 0
+    server.misbehave("hang", seconds=1)
+    assert claude.judge("It is high.", ["q"], usage, seconds=0.2, **options) is None  # type: ignore[arg-type]
 
 
 # What comes back
@@ -117,7 +222,8 @@ def test_citations_become_characters(server: AnthropicStandin) -> None:
         ),
         text_block("That is all."),
     ]
-    draft, usage = claude.answer("?", PASSAGES, api_key=KEY, model="m", base_url=server.url, seconds=10)
+    usage: dict[str, int] = {}
+    draft = ask(server, usage=usage)
     assert quoted(draft) == [
         (
             "The tower is 54 m high, and Ada Frost built it in 1887.\n\n",
@@ -201,7 +307,7 @@ def test_every_single_change_of_a_cited_text_is_noticed(server: AnthropicStandin
 @pytest.mark.parametrize("text", [NO_ANSWER, f"\n {NO_ANSWER} \n", NO_ANSWER.replace("'", "’"), "", " \n"])
 def test_no_answer(server: AnthropicStandin, text: str) -> None:
     server.reply = lambda request: [text_block(text)] if text else []
-    assert ask(server) == Draft()
+    assert ask(server) == Draft(cut=bool(text.strip()))
 
 
 def test_a_block_of_code_is_one_statement(server: AnthropicStandin) -> None:
@@ -332,7 +438,7 @@ def test_a_server_that_is_not_there() -> None:
 def test_a_key_that_cannot_be_one(server: AnthropicStandin) -> None:
     for key in ("sk-ant-ünicode", "two words", "line\nbreak"):
         with pytest.raises(PermanentError, match="ANTHROPIC_API_KEY") as caught:
-            claude.answer("?", PASSAGES, api_key=key, model="m", base_url=server.url, seconds=5)
+            ask(server, key=key)
         assert key not in str(caught.value)
 
 

@@ -17,20 +17,56 @@ function put(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** The JSON of an answer. Throws an Error whose message is a sentence for the person at the page. */
-async function call(path, options) {
-  const headers = { "Content-Type": "application/json" };
-  let response, body;
+/** What the server answers. Throws an Error whose message is a sentence for the person at the page. */
+async function request(path, options) {
+  let response;
   try {
-    response = await fetch(path, { credentials: "same-origin", headers, ...options });
-    body = await response.json();
+    response = await fetch(path, { credentials: "same-origin", ...options, headers: { "Content-Type": "application/json", ...options?.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    if (!response) throw new Error("askfolder does not answer. Is it still running? ./askfolder up starts it.");
+    throw new Error("askfolder does not answer. Is it still running? ./askfolder up starts it.");
   }
+  if (response.ok) return response;
   if (response.status === 401) throw new Error("The key is not valid any more. ./askfolder open opens this page with the right one.");
-  if (!response.ok || !body) throw new Error(body?.detail || body?.title || `The server answered ${response.status}, without a reason.`);
-  return body;
+  const body = await response.json().catch(() => null);
+  throw new Error(body?.detail || body?.title || `The server answered ${response.status}, without a reason.`);
+}
+
+async function call(path, options) {
+  const response = await request(path, options);
+  try {
+    return await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error(`The server answered ${response.status}, without a reason.`);
+  }
+}
+
+/** The events of a streamed answer, [name, data] each, up to "done". Without that there is no answer, and it throws. */
+async function* events(path, options) {
+  const response = await request(path, { ...options, headers: { Accept: "text/event-stream" } });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let buffer = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      const parts = (buffer + value).split("\n\n");
+      buffer = parts.pop();
+      for (const part of parts) {
+        const [, name] = part.match(/^event: (.*)$/m) ?? [];
+        if (!name) continue; // a heartbeat
+        const data = JSON.parse(part.match(/^data: (.*)$/m)[1]);
+        if (name === "error") throw Object.assign(new Error(data.detail), { name: "Told" });
+        yield [name, data];
+        if (name === "done") return;
+      }
+    }
+  } catch (error) {
+    if (error.name === "AbortError" || error.name === "Told") throw error;
+    throw new Error("The connection to askfolder broke in the middle of the answer. Ask again.");
+  }
+  throw new Error("The answer broke off before its end. Ask again.");
 }
 
 // --- the question ---
@@ -44,15 +80,32 @@ async function ask(question) {
   running = new AbortController();
   $("error").textContent = "";
   waiting(true, "Searching…");
+  const links = new Map(); // citation → how often it is marked
+  let passages = [];
   try {
-    const result = await call("/ask", { method: "POST", body: JSON.stringify({ question }), signal: running.signal });
-    waiting(false, "");
-    showAnswer(result);
+    const options = { method: "POST", body: JSON.stringify({ question }), signal: running.signal };
+    for await (const [name, data] of events("/ask", options)) {
+      if (name === "passages") {
+        passages = data.passages;
+        $("answer").replaceChildren();
+        showEvidence(passages);
+        $("status").textContent = passages.length ? "Reading what was found…" : "";
+      } else if (name === "citation") {
+        links.set(data.number, 0);
+        $("cited").hidden = false;
+        $("citations").append(card(data, passages));
+      } else if (name === "delta") {
+        showSentence(data, links);
+      } else if (name === "done") {
+        waiting(false, "");
+        showEnd({ ...data, passages });
+      }
+    }
   } catch (error) {
+    $("answer").replaceChildren(); // a part of an answer is none
+    $("evidence").hidden = true;
     if (error.name === "AbortError") return waiting(false, "Cancelled.");
     waiting(false, "");
-    $("answer").replaceChildren();
-    $("evidence").hidden = true;
     $("error").textContent = error.message;
   } finally {
     running = null;
@@ -84,22 +137,35 @@ document.addEventListener("keydown", (event) => {
 
 // --- the answer ---
 
-function showAnswer(result) {
-  const { answer, citations, passages, warnings = [] } = result;
-  const links = new Map(citations.map(({ number }) => [number, 0])); // citation → how often it is marked
-  $("answer").replaceChildren(
-    make("h2", {}, "Answer"),
-    ...answer.split(/\n{2,}/).map((text) => make("p", { className: "text", dir: "auto" }, ...withMarks(text, links))),
-    make("p", { id: "verdict" }, verdict(result)),
-    ...warnings.map((text) => make("p", { className: "warning" }, text)),
-  );
-  $("citations").replaceChildren(...citations.map((citation) => card(citation, passages, links)));
+function showEvidence(passages) {
+  $("citations").replaceChildren();
   $("passages").replaceChildren(...passages.map(passageItem));
   $("looked-count").textContent = `(${number(passages.length)})`;
   $("looked").open = false;
-  $("cited").hidden = !citations.length;
+  $("cited").hidden = true;
   $("looked").hidden = !passages.length;
   $("evidence").hidden = false;
+}
+
+const STATUS = { partly: "Only partly backed by what it cites.", unsupported: "Nothing in the documents backs this." };
+
+/** Adds a sentence to the paragraph that is being written; blank lines begin another. */
+function showSentence({ text, status }, links) {
+  text.split(/\n{2,}/).forEach((part, index) => {
+    const last = $("answer").lastElementChild;
+    const fresh = !last || (index > 0 && last.hasChildNodes());
+    if (!last) $("answer").append(make("h2", {}, "Answer"));
+    if (fresh) $("answer").append(make("p", { className: "text", dir: "auto" }));
+    if (part) $("answer").lastElementChild.append(make("span", { className: status, title: STATUS[status] ?? "" }, ...withMarks(part, links)));
+  });
+}
+
+/** What is said of the whole answer, below it. */
+function showEnd(result) {
+  const { answer, sentences, warnings = [] } = result;
+  if (!sentences.length) $("answer").replaceChildren(make("h2", {}, "Answer"), make("p", { className: "text" }, answer));
+  if (!$("answer").lastElementChild.hasChildNodes()) $("answer").lastElementChild.remove();
+  $("answer").append(make("p", { id: "verdict" }, verdict(result)), ...warnings.map((text) => make("p", { className: "warning" }, text)));
 }
 
 function verdict({ verdict, answerer, passages }) {
@@ -127,11 +193,9 @@ function place({ source, page, heading }) {
   return [source, page === null ? "" : `page ${page}`, heading.join(" › ")].filter(Boolean).join(" · ");
 }
 
-function card(citation, passages, links) {
+function card(citation, passages) {
   const n = citation.number;
-  const back = links.get(n)
-    ? make("a", { className: "mark", href: `#mark-${n}`, ariaLabel: `${n}, back to the answer` }, `[${n}]`)
-    : make("span", { className: "mark" }, `[${n}]`);
+  const back = make("a", { className: "mark", href: `#mark-${n}`, ariaLabel: `${n}, back to the answer` }, `[${n}]`);
   const body = make(
     "div", {},
     citation.title ? make("p", { dir: "auto" }, make("strong", {}, citation.title)) : null,

@@ -1,0 +1,199 @@
+"""True and forged citations, made from real documents without any code of the verifier: what a model might answer, and cite.
+
+A case is one sentence of an answer with one citation. `true_cases` say what a sentence of a document says, in other ways;
+`forged_cases` alter the citation, or what the answer says against it.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SENTENCE = re.compile(
+    r"(?:(?<=\n\n)|(?<=[a-z)`][.!?]\s))[A-Z](?:[^.!?\n|*<>\[\]#]|\n(?![\n|*#-])|(?<=\w)\.(?=\w)){25,260}?(?<=[a-z)`])[.!?](?=\s)"
+)
+NUMBER = re.compile(r"(?<![\w.,:/-])\d+(?:[.,]\d+)*(?![\w:/-]|[.,]\d)")
+NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]{3,}\b(?! [A-Z])")
+IDENTIFIER = re.compile(r"\b(?:[A-Z]{2,}(?:_[A-Z]+)+|[a-z]+_[a-z_]+|[a-z]+\.(?:md|py|html|txt))\b")
+WINDOW = 300  # characters of a passage before and after its sentence
+
+
+@dataclass(frozen=True)
+class Case:
+    """`said` is what the answer says, `quote` the sentence it cites: document[start:end]. `citation`: what is altered of the citation
+    that a model would give; `cites`: whether it gives one at all; `gone`: "deleted" or "changed" before it is checked.
+    """
+
+    kind: str
+    document: str
+    start: int
+    end: int
+    said: str
+    citation: dict[str, Any] = field(default_factory=dict)
+    alter: Callable[[str], str] | None = None
+    cites: bool = True
+    gone: str = ""
+
+    def quote(self, documents: dict[str, str]) -> str:
+        return documents[self.document][self.start : self.end]
+
+
+def read_documents(root: Path, more: Sequence[Path] = ()) -> dict[str, str]:
+    """The project's own documents as they once were, so that a test does not change with them, and those of its questions."""
+    paths = sorted((root / "tests" / "data" / "forgeries").glob("*.md"))
+    paths += [
+        path
+        for path in sorted((root / "tests" / "data" / "questions").iterdir())
+        if path.suffix in (".md", ".txt", ".rst")
+    ]
+    documents = {str(path.relative_to(root)): path.read_text() for path in paths if path.is_file()}
+    return documents | {path.name: path.read_text() for path in more}
+
+
+def quotable(documents: dict[str, str]) -> list[tuple[str, int, int, str]]:
+    """(document, start, end, sentence): plain prose of one line."""
+    return [
+        (name, match.start(), match.end(), match[0])
+        for name, text in documents.items()
+        for match in SENTENCE.finditer(text)
+    ]
+
+
+def true_cases(documents: dict[str, str], rng: random.Random) -> list[Case]:
+    cases = []
+    for name, start, end, text in quotable(documents):
+        for kind, said in retold(text):
+            cases.append(Case(kind, name, start, end, said))
+    rng.shuffle(cases)
+    return cases
+
+
+def retold(text: str) -> Iterator[tuple[str, str]]:
+    """The same said otherwise."""
+    text = " ".join(text.split())
+    yield "verbatim", text
+    yield "as an item", f"- {text}"
+    first = text.split()[0]
+    if first in (
+        "The",
+        "A",
+        "An",
+        "It",
+        "They",
+        "When",
+        "Where",
+        "Each",
+        "Every",
+        "One",
+        "Two",
+        "Files",
+        "Documents",
+        "Only",
+    ):
+        yield "introduced", f"According to the documents, {text[0].lower()}{text[1:]}"
+    if "cannot" in text:
+        yield "contracted", text.replace("cannot", "can't")
+    if " is not " in text:
+        yield "contracted", text.replace(" is not ", " isn't ")
+    if " does not " in text:
+        yield "contracted", text.replace(" does not ", " doesn't ")
+    head, comma, tail = text.rpartition(", ")
+    if comma and len(head.split()) > 5 and len(tail.split()) > 2 and not re.search(r"\b(?:not|no|never)\b", tail):
+        yield "shortened", f"{head}."
+    if re.search(r"\d,\d{3}\b", text):
+        yield "without separators", re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    if re.search(r"\d percent", text):
+        yield "percent sign", re.sub(r"(\d) percent", r"\1%", text)
+    elif re.search(r"\d ?%", text):
+        yield "percent", re.sub(r"(\d) ?%", r"\1 percent", text)
+    digits = {"2": "two", "3": "three", "4": "four", "5": "five", "10": "ten", "20": "twenty"}
+    for figure, word in digits.items():
+        if re.search(rf"(?<![\w.,:/$€-]){figure} [a-z]", text):
+            yield "spelled out", re.sub(rf"(?<![\w.,:/$€-]){figure}(?= [a-z])", word, text)
+        if re.search(rf"\b{word} [a-z]", text) and not re.search(rf"\b{word} (?:hundred|thousand)", text):
+            yield "in figures", re.sub(rf"\b{word}(?= [a-z])", figure, text)
+    words = text.split()
+    if len(words) > 6:
+        words[3] = f"**{words[3]}**"
+        yield "emphasised", " ".join(words)
+
+
+def forged_cases(documents: dict[str, str], rng: random.Random) -> list[Case]:
+    """Citations that point elsewhere or quote what is not there, and sentences that say what their citation does not."""
+    all_ = quotable(documents)
+    names = sorted({match for text in documents.values() for match in NAME.findall(text)})
+    identifiers = sorted({match for text in documents.values() for match in IDENTIFIER.findall(text)})
+    cases = []
+    for name, start, end, text in all_:
+        for kind, said in falsified(text, documents[name], names, identifiers, rng):
+            cases.append(Case(kind, name, start, end, said))
+        for kind, citation, alter in misquoted(rng):
+            cases.append(Case(kind, name, start, end, text, citation, alter))
+        cases.append(Case("no citation", name, start, end, text, cites=False))
+        cases.append(Case("deleted document", name, start, end, text, gone="deleted"))
+        cases.append(Case("changed document", name, start, end, text, gone="changed"))
+        other = rng.choice([one for one in all_ if one[0] != name])
+        cases.append(Case("unrelated citation", name, start, end, other[3]))
+    rng.shuffle(cases)
+    return cases
+
+
+def misquoted(rng: random.Random) -> Iterator[tuple[str, dict[str, Any], Callable[[str], str] | None]]:
+    place = rng.randrange(1, 20)
+
+    def letter(text: str) -> str:
+        return text[:place] + ("x" if text[place] != "x" else "y") + text[place + 1 :]
+
+    yield "wrong index", {"search_result_index": "next"}, None
+    yield "index out of range", {"search_result_index": 10_000}, None
+    yield "negative index", {"search_result_index": -1}, None
+    yield "blocks out of range", {"start_block_index": 500, "end_block_index": 501}, None
+    yield "blocks reversed", {"end_block_index": 0}, None
+    yield "one letter altered", {}, letter
+    yield "one letter left out", {}, lambda text: text[:place] + text[place + 1 :]
+    yield "one letter more", {}, lambda text: text[:place] + "q" + text[place:]
+    yield "another case", {}, str.upper
+    yield "invented quote", {}, lambda text: "It says so in the documents."
+
+
+def falsified(
+    text: str, document: str, names: Sequence[str], identifiers: Sequence[str], rng: random.Random
+) -> Iterator[tuple[str, str]]:
+    """Something else in nearly the same words."""
+    text = " ".join(text.split())
+    if numbers := list(NUMBER.finditer(text)):
+        number = rng.choice(numbers)
+        digits = number[0]
+        place = rng.choice([i for i, c in enumerate(digits) if c.isdigit()])
+        other = rng.choice([d for d in "123456789" if d != digits[place]])
+        changed = digits[:place] + other + digits[place + 1 :]
+        if changed not in text:
+            yield "number changed", text[: number.start()] + changed + text[number.end() :]
+        yield "number grown", text[: number.start()] + digits + "7" + text[number.end() :]
+    for unit, wrong in (
+        ("seconds", "minutes"), ("minutes", "hours"), (" s ", " h "), (" ms", " s"), ("euros", "dollars"), ("metres", "feet"), (" MB", " GB"),
+        ("millimetres", "metres"), ("kilograms", "grams"), ("days", "weeks"), ("weeks", "months"), ("million", "billion"), ("hour", "day"),
+    ):  # fmt: skip
+        if re.search(rf"\d{re.escape(unit) if unit[0] == ' ' else ' ' + unit}\b", text):
+            yield "unit changed", text.replace(unit, wrong, 1)
+    for affirmed, denied in (
+        (" is ", " is not "),
+        (" are ", " are not "),
+        (" can ", " cannot "),
+        (" was ", " was not "),
+        (" may ", " may not "),
+    ):
+        if affirmed in text and not re.search(r"\b(?:not|no|nothing|never|without|cannot|none|only|unless)\b", text):
+            yield "negated", text.replace(affirmed, denied, 1)
+            break
+    for denied, affirmed in ((" is not ", " is "), (" are not ", " are "), (" cannot ", " can "), (" does not ", " does "), (" never ", " always "), (" may not ", " may ")):  # fmt: skip
+        if denied in text:
+            yield "negation left out", text.replace(denied, affirmed, 1)
+    if (found := list(NAME.finditer(text))) and (others := [n for n in names if n not in document]):
+        name = rng.choice(found)
+        yield "name swapped", text[: name.start()] + rng.choice(others) + text[name.end() :]
+    if (found := list(IDENTIFIER.finditer(text))) and (others := [n for n in identifiers if n not in document]):
+        name = rng.choice(found)
+        yield "identifier swapped", text[: name.start()] + rng.choice(others) + text[name.end() :]
