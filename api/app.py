@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import numpy as np
 import psycopg
@@ -15,9 +16,10 @@ from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from werkzeug.exceptions import HTTPException
 
-from api import retrieval
+from api import questions, retrieval
 from api.ask import PASSAGES, Asker, ask, search
 from api.filters import FilterError, Filters, read_filters, refuse_unknown
+from api.questions import Asked, QuestionLog
 from api.reranking import open_reranking
 from shared import access, db, doctor, documents, generations, queue, sources, usage
 from shared.cache import QuestionCache
@@ -73,8 +75,13 @@ class AskBody(_Body):
     question: Question
     top_k: int = Field(PASSAGES, ge=1, le=100)
     rerank: bool | None = None
+    log: bool = True
     collection: str | None = Field(default=None, max_length=200)
     filters: FiltersBody = FiltersBody()
+
+
+class RatingBody(_Body):
+    rating: Literal[-1, 0, 1]
 
 
 class ReconcileBody(_Body):
@@ -92,6 +99,13 @@ class ListQuery(BaseModel):
     cursor: int = Field(0, ge=0)
     state: Literal["queued", "ingesting", "ready", "failed", "quarantined", "excluded", "deleted"] | None = None
     q: str | None = Field(default=None, max_length=1000)
+
+
+class QuestionsQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    limit: int = Field(100, ge=1, le=1000)
+    cursor: int | None = Field(default=None, ge=0)
+    rating: int | None = Field(default=None, ge=-1, le=1)
 
 
 class UsageQuery(BaseModel):
@@ -122,6 +136,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["askfolder"] = Asker(
         settings, pool, QuestionCache(settings.redis_url), embedder_of, local, open_reranking(settings, meter), meter
     )
+    app.extensions["askfolder.questions"] = QuestionLog(pool, settings.question_log == "on")
     app.extensions["askfolder.key"] = access.key(settings)
     app.extensions["askfolder.hosts"] = allowed_hosts(settings)
     app.before_request(_let_in)
@@ -256,7 +271,7 @@ def _refuse(error: ValidationError) -> NoReturn:
 
 
 def _example(model: type[BaseModel]) -> str:
-    return {SearchBody: '{"query": "…"}', AskBody: '{"question": "…"}'}.get(model, "{}")
+    return {SearchBody: '{"query": "…"}', AskBody: '{"question": "…"}', RatingBody: '{"rating": 1}'}.get(model, "{}")
 
 
 # --- routes ----------------------------------------------------------------------------------------------------------
@@ -265,6 +280,11 @@ def _example(model: type[BaseModel]) -> str:
 def _asker() -> Asker:
     asker: Asker = current_app.extensions["askfolder"]
     return asker
+
+
+def _log() -> QuestionLog:
+    kept: QuestionLog = current_app.extensions["askfolder.questions"]
+    return kept
 
 
 def page() -> Response | str:
@@ -279,7 +299,10 @@ def page() -> Response | str:
 def post_ask() -> Response:
     body = _body(AskBody)
     answer, found = ask(_asker(), body.question, body.top_k, _filters(body), _rerank(body.rerank))
+    model = _asker().settings.anthropic_model if answer.answerer == "claude" else None
+    asked = Asked(body.question, answer, found.passages, found.timings, body.collection, model)
     return jsonify(
+        question_id=_log().add(asked) if body.log else None, model=model,
         answer=answer.text, citations=answer.citations, passages=[_passage(p) for p in found.passages], verdict=answer.verdict,
         answerer=answer.answerer, usage=answer.usage, timings=found.timings, warnings=[*found.warnings, *answer.warnings],
     )  # fmt: skip
@@ -397,6 +420,35 @@ def post_doctor() -> Response:
     return jsonify(ok=not findings, findings=findings, queued=queued)
 
 
+def get_questions() -> Response:
+    query = _valid(QuestionsQuery, request.args.to_dict())
+    with _asker().pool.connection() as connection:
+        rows = questions.listed(connection, query.limit, query.rating, query.cursor)
+    cursor = rows[-1]["number"] if len(rows) == query.limit else None
+    return jsonify(questions=[_question(row) for row in rows], next_cursor=cursor)
+
+
+def _question(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, **{name: row[name].isoformat() if row[name] else None for name in ("asked_at", "rated_at")}}
+
+
+def post_rating(question_id: UUID) -> Response:
+    """1: thumb up; -1: thumb down; 0: takes it back."""
+    body = _body(RatingBody)
+    _log().write()  # the answer may have come a moment ago
+    with _asker().pool.connection() as connection:
+        found = questions.rate(connection, question_id, body.rating)
+    if not found:
+        return problem(404, "No such question", f"The log holds no question {question_id}.")
+    return jsonify(id=str(question_id), rating=body.rating)
+
+
+def delete_questions() -> Response:
+    _log().write()
+    with _asker().pool.connection() as connection:
+        return jsonify(forgotten=questions.forget(connection))
+
+
 def get_usage() -> Response:
     """Rows by day, purpose and model; and what of today's caps is spent, and reserved by calls under way."""
     query = _valid(UsageQuery, request.args.to_dict())
@@ -445,6 +497,9 @@ _ROUTES = (
     ("/sources", get_sources, ["GET"]),
     ("/reconcile", post_reconcile, ["POST"]),
     ("/doctor", post_doctor, ["POST"]),
+    ("/questions", get_questions, ["GET"]),
+    ("/questions", delete_questions, ["DELETE"]),
+    ("/questions/<uuid:question_id>/rating", post_rating, ["POST"]),
     ("/usage", get_usage, ["GET"]),
     ("/healthz", healthz, ["GET"]),
     ("/readyz", readyz, ["GET"]),

@@ -1,6 +1,8 @@
 // Asks, shows the answer with its sources, and keeps the library's state fresh.
 // Everything that the server sends becomes text nodes, never markup.
 
+import { rating } from "./rating.js";
+
 const $ = (id) => document.getElementById(id);
 const number = (n) => n.toLocaleString("en");
 const more = (n) => (n > 0 ? `and ${number(n)} more` : "");
@@ -92,6 +94,7 @@ function showAnswer(result) {
     ...answer.split(/\n{2,}/).map((text) => make("p", { className: "text", dir: "auto" }, ...withMarks(text, links))),
     make("p", { id: "verdict" }, verdict(result)),
     ...warnings.map((text) => make("p", { className: "warning" }, text)),
+    rating(result.question_id) ?? "",
   );
   $("citations").replaceChildren(...citations.map((citation) => card(citation, passages, links)));
   $("passages").replaceChildren(...passages.map(passageItem));
