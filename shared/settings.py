@@ -133,6 +133,13 @@ class Settings(BaseSettings):
     url: str = _env("ASKFOLDER_URL", "", "where the command line finds a running system; empty: this checkout's")
     key: SecretStr | None = _env("ASKFOLDER_KEY", None, "the key that the command line uses there")
 
+    @field_validator("chunk_tokens")
+    @classmethod
+    def _no_scraps(cls, tokens: int) -> int:
+        if 0 < tokens < 32:
+            raise ValueError("fewer than 32 tokens say nothing by themselves (0: what the embedder reads)")
+        return tokens
+
     @field_validator("inbox", "data")
     @classmethod
     def _from_the_checkout(cls, path: Path) -> Path:

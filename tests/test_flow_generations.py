@@ -79,3 +79,25 @@ def test_switch_while_searching_and_back(system: System, database_url: str) -> N
         print(f"{answered[0]} searches, {cached} vectors")
         assert set(cached) == {"all-MiniLM-L6-v2-int8", "text-embedding-3-small"}
         assert system.search("heron")[0]["source"] == "new.txt"
+
+
+def test_another_chunk_size_is_built_beside(system: System, database_url: str) -> None:
+    """Each index keeps the size that it was made with, longer than what the built-in model reads at once, if that is wanted."""
+    (system.folder / "long.txt").write_text(" ".join(f"Sentence {n} says something of the heron." for n in range(200)))
+    system.start("web", "worker", "producer")
+    system.settled(1)
+
+    def sizes() -> list[tuple[str, int]]:
+        with psycopg.connect(database_url) as connection:
+            return connection.execute(
+                "SELECT state, max(char_end - char_start) FROM askfolder.chunk c JOIN askfolder.generation g ON g.id = c.generation_id "
+                "GROUP BY g.id, state ORDER BY g.id"
+            ).fetchall()
+
+    before = sizes()
+    system.stop("producer", "worker")
+    system.start("worker", "producer", ASKFOLDER_CHUNK_TOKENS="400")
+    until(lambda: [state for state, _ in sizes()] == ["retired", "live"], 60)
+    assert sizes()[0][1] == before[0][1]
+    assert sizes()[1][1] > 1.4 * before[0][1]
+    assert system.search("heron")[0]["source"] == "long.txt"

@@ -173,12 +173,12 @@ def _situated(
 
 
 def chunk_sizes(embedder: Embedder, wanted: int, contexts: bool = False) -> tuple[int, int]:
-    """Tokens of a chunk's content, and of its overlap: what is wanted (0: up to 400), no more than the model reads beside the header.
+    """Tokens of a chunk's content, and of its overlap: what is wanted, or what the model reads beside the header, up to 400.
 
-    `contexts`: leave room for them at a provider, who refuses what is too long; a local model reads it in parts.
+    A provider refuses what is too long (`contexts`: with room for them); a local model reads it in parts, if that is wanted.
     """
     room = embedder.max_tokens - HEADER_TOKENS - 2 - (context.ROOM if contexts and embedder.name != "local" else 0)
-    max_tokens = min(room, wanted or 400)
+    max_tokens = min(room, wanted or 400) if embedder.name != "local" else wanted or min(room, 400)
     return max_tokens, max_tokens // 7
 
 
