@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,7 +12,6 @@ import psycopg
 import pytest
 
 from shared import db, documents, evaluation
-from shared.db import Connection
 from shared.errors import PermanentError
 from shared.settings import ROOT
 from tests.conftest import KEY, System, until
@@ -161,11 +161,22 @@ def test_log_that_fails_or_is_off_costs_no_answer(system: System, database_url: 
         logged(system, 1)
 
 
-def test_a_document_deleted_before_it_is_logged(system: System, database_url: str, connection: Connection) -> None:
+def test_a_document_deleted_before_it_is_logged(system: System, database_url: str) -> None:
     start(system)
     with psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE askfolder.question")
+        ask(system, HERON_QUESTION, top_k=1)  # the log waits with it, and takes the next two together
         ask(system, KEY_QUESTION)
+        ask(system, HERON_QUESTION, top_k=1)
         other.execute("DELETE FROM askfolder.document WHERE key = 'boathouse.md'")
-    ask(system, HERON_QUESTION, top_k=1)
-    assert [row["question"] for row in logged(system, 1)] == [HERON_QUESTION]
+    assert [row["question"] for row in logged(system, 2)] == [HERON_QUESTION] * 2
+
+
+def test_rated_before_it_is_written(system: System, database_url: str) -> None:
+    start(system)
+    with psycopg.connect(database_url) as other:
+        other.execute("LOCK TABLE askfolder.question_place IN SHARE MODE")  # nothing can be added
+        answer = ask(system, KEY_QUESTION)
+        threading.Timer(1, other.commit).start()
+        rate(system, answer, -1)
+    assert logged(system, 1)[0]["rating"] == -1

@@ -5,9 +5,9 @@ export function rating(questionId) {
   if (!questionId) return null;
   const box = document.createElement("p");
   box.className = "rating";
-  const buttons = [["👍", "Good answer", 1], ["👎", "Bad answer", -1]].map(([sign, label, value]) => {
+  const buttons = [["Good", "Good answer", 1], ["Bad", "Bad answer", -1]].map(([text, label, value]) => {
     const button = document.createElement("button");
-    Object.assign(button, { type: "button", textContent: sign, title: label, ariaLabel: label, ariaPressed: "false" });
+    Object.assign(button, { type: "button", textContent: text, title: label, ariaLabel: label, ariaPressed: "false" });
     button.addEventListener("click", () => rate(button, button.ariaPressed === "true" ? 0 : value));
     return button;
   });
