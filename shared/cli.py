@@ -323,7 +323,9 @@ def questions(rated: str | None, limit: int | None, export: Path | None, forget:
 @click.option("--limit", type=click.IntRange(1), help="The first so many questions only.")
 @click.option("--answers", is_flag=True, help="Measure answers (POST /ask), not what is found.")
 @click.option("--mode", help="hybrid (the default), dense or lexical; not with --answers.")
-@click.option("--top-k", type=int, help="Passages asked for: 100, folded to documents; with --answers 8.")
+@click.option(
+    "--top-k", type=int, help="Passages asked for: 100, folded to documents; with --answers as many as POST /ask takes."
+)
 @click.option("--collection", help="Search in this collection only.")
 @click.option("--with", "more", default="", help="Further parameters of /search or /ask, or settings: 'NAME=VALUE …'.")
 @click.option(
