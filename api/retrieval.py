@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from pgvector import HalfVector
@@ -66,11 +67,15 @@ def retrieve(
     cosine_weight: float = COSINE_WEIGHT,
 ) -> list[Passage]:
     """The best passages for a question, best first. vector: float32, shape (dimensions,); None: only words count."""
-    query = prepare(connection, generation, question, vector, top_k, mode, filters, cosine_weight)
-    if query is None:
-        return []
-    with connection.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(*query).fetchall()
+    rows: list[dict[str, Any]] = []
+    for checked in (not filters.empty, True):
+        query = prepare(connection, generation, question, vector, top_k, mode, filters, cosine_weight, checked)
+        if query is None:
+            break
+        with connection.cursor(row_factory=dict_row) as cursor:
+            rows = cursor.execute(*query).fetchall()
+        if checked or len(rows) >= top_k:  # else many of the best were deleted a moment ago, and hid what is there
+            break
     return [Passage(**{**row, "heading": tuple(row["heading"])}) for row in rows]
 
 
@@ -83,8 +88,12 @@ def prepare(
     mode: str,
     filters: Filters,
     cosine_weight: float,
+    checked: bool,
 ) -> tuple[sql.Composed, dict[str, object]] | None:
-    """The statement that `retrieve` runs, and its parameters; None when nothing can be found."""
+    """The statement that `retrieve` runs, and its parameters; None when nothing can be found.
+
+    `checked`: candidates are only what may be seen; else that is looked at from the best on, which costs a third less.
+    """
     dense = mode in ("hybrid", "dense") and vector is not None
     total, allowed = _sizes(connection, generation, filters)
     lexemes = _lexemes(connection, generation, question, filters) if mode != "dense" or not dense else []
@@ -92,7 +101,7 @@ def prepare(
     if not allowed or not (dense or queries):
         return None
     narrow = allowed * allowed <= EXACT * total
-    statement = _statement(generation, filters, narrow, max(CANDIDATES, top_k), dense, len(queries))
+    statement = _statement(generation, filters, narrow, checked, max(CANDIDATES, top_k), dense, len(queries))
     return statement, {
         **filters.parameters(), "vector": HalfVector(vector) if vector is not None and dense else None, "generation": generation.id,
         "idf": _sparse(idf), **{f"terms_{i}": terms for i, terms in enumerate(queries)},
@@ -233,7 +242,7 @@ allowed AS MATERIALIZED (
     WHERE {with_vector} ORDER BY (embedding <=> %(vector)s) + 0 LIMIT {limit}
 )"""
 
-# Elsewhere the indexes bring candidates; with filters, documents are looked at until there are enough that pass.
+# Elsewhere the indexes bring candidates; where it is checked, documents are looked at until there are enough that pass.
 _WIDE = """
 lexical AS MATERIALIZED (
     SELECT chunk_id, distance FROM (
@@ -271,12 +280,12 @@ _FUSED = """
 
 
 def _statement(
-    generation: Generation, filters: Filters, narrow: bool, limit: int, dense: bool, queries: int
+    generation: Generation, filters: Filters, narrow: bool, checked: bool, limit: int, dense: bool, queries: int
 ) -> sql.Composed:
     """Limits are written out: the planner would have to guess them, and a prepared plan is kept."""
     score = _FUSED if dense and queries else "s.cosine" if dense else "s.bm25"
     condition = filters.condition()
-    passes = sql.SQL("TRUE" if filters.empty else _PASSES).format(visible=_VISIBLE, condition=condition)
+    passes = sql.SQL(_PASSES if checked else "TRUE").format(visible=_VISIBLE, condition=condition)
     return sql.SQL("WITH" + (_NARROW if narrow else _WIDE) + "," + _SCORE).format(
         vectors=generation.vectors, lexical=generation.lexical, visible=_VISIBLE, condition=condition, passes=passes, score=sql.SQL(score),
         limit=sql.Literal(limit), with_words=sql.Literal(queries > 0), with_vector=sql.Literal(dense), candidates=_candidates(queries),

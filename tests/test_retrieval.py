@@ -92,9 +92,9 @@ def found(connection: Connection, generation: Generation, question: str, top_k: 
 
 
 def test_rare_lexemes_bring_rows_by_themselves_and_common_ones_in_pairs() -> None:
-    rare, common = Lexeme(1, 30, 0, 0), [Lexeme(n, 40_000 + n, 900 * n, 90 * n) for n in (2, 3, 4)]
+    rare, common = Lexeme(1, 30, 0, 0), [Lexeme(n, 40_000 + n, 400 * n, 90 * n) for n in (2, 3, 4)]
     queries, idf = weigh([rare, *common], 100_000, 100_000)
-    assert queries[0].split(" | ") == ["1", "b2", "b3", "b4"], "strong rows of common lexemes, from the rarest on"
+    assert queries[0].split(" | ") == ["1", "b2", "b3", "b4", "a2"], "strong rows of common lexemes, from the rarest on"
     assert queries[1:] == [], "each pair would bring 32,000 rows"
     assert idf.keys() == {1, 2, 3, 4}, "all of them count"
     assert idf[1] == pytest.approx(math.log(1 + (100_000 - 30 + 0.5) / 30.5))
@@ -341,13 +341,25 @@ def test_deleted_documents_are_gone_at_once(connection: Connection, generation: 
         assert found(connection, generation, "heron", mode=mode) == ["heron two"]
 
 
+def test_many_deleted_ones_do_not_hide_the_others(connection: Connection, generation: Generation) -> None:
+    texts = [f"heron {text}" for text in zipf_texts(2_000, 10)]
+    store(connection, generation, texts)
+    asked = vector_of("heron")
+    near = sorted(range(2_000), key=lambda n: -float(vector_of(texts[n]) @ asked))[:700]
+    connection.execute("UPDATE document SET state = 'deleted' WHERE key = ANY(%s)", [[f"doc{n}.md" for n in near]])
+    for mode in ("hybrid", "dense"):
+        passages = retrieve(connection, generation, "heron", asked, 10, mode, ALL)
+        assert len(passages) == 10
+        assert not {p.content for p in passages} & {texts[n] for n in near}
+
+
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 
 def plan(connection: Connection, generation: Generation, question: str, filters: Filters) -> str:
     """The plan of the very statement, as a connection takes it after it was used a while."""
     vector = vector_of(question, generation.dimensions)
-    query = retrieval.prepare(connection, generation, question, vector, 10, "hybrid", filters, 0.65)
+    query = retrieval.prepare(connection, generation, question, vector, 10, "hybrid", filters, 0.65, not filters.empty)
     assert query
     rows = connection.execute(sql.SQL("EXPLAIN ") + query[0], query[1], prepare=True)
     return "\n".join(row[0] for row in rows)
