@@ -6,10 +6,11 @@ import hmac
 import importlib
 import json
 import shutil
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import numpy as np
 import psycopg
@@ -28,9 +29,10 @@ from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from werkzeug.exceptions import HTTPException
 
-from api import retrieval
+from api import questions, retrieval
 from api.ask import PASSAGES, Asker, Found, answering, ask, search
 from api.filters import FilterError, Filters, read_filters, refuse_unknown
+from api.questions import Asked, QuestionLog
 from api.reranking import open_reranking
 from shared import access, db, doctor, documents, generations, queue, sources, usage
 from shared.cache import QuestionCache
@@ -88,8 +90,13 @@ class AskBody(_Body):
     top_k: int = Field(PASSAGES, ge=1, le=100)
     rerank: bool | None = None
     strict: bool | None = None
+    log: bool = True
     collection: str | None = Field(default=None, max_length=200)
     filters: FiltersBody = FiltersBody()
+
+
+class RatingBody(_Body):
+    rating: Literal[-1, 0, 1]
 
 
 class ReconcileBody(_Body):
@@ -107,6 +114,13 @@ class ListQuery(BaseModel):
     cursor: int = Field(0, ge=0)
     state: Literal["queued", "ingesting", "ready", "failed", "quarantined", "excluded", "deleted"] | None = None
     q: str | None = Field(default=None, max_length=1000)
+
+
+class QuestionsQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    limit: int = Field(100, ge=1, le=1000)
+    cursor: int | None = Field(default=None, ge=0)
+    rating: int | None = Field(default=None, ge=-1, le=1)
 
 
 class UsageQuery(BaseModel):
@@ -137,6 +151,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["askfolder"] = Asker(
         settings, pool, QuestionCache(settings.redis_url), embedder_of, local, open_reranking(settings, meter), meter
     )
+    app.extensions["askfolder.questions"] = QuestionLog(pool, settings.question_log == "on")
     app.extensions["askfolder.key"] = access.key(settings)
     app.extensions["askfolder.hosts"] = allowed_hosts(settings)
     app.before_request(_let_in)
@@ -277,7 +292,7 @@ def _refuse(error: ValidationError) -> NoReturn:
 
 
 def _example(model: type[BaseModel]) -> str:
-    return {SearchBody: '{"query": "…"}', AskBody: '{"question": "…"}'}.get(model, "{}")
+    return {SearchBody: '{"query": "…"}', AskBody: '{"question": "…"}', RatingBody: '{"rating": 1}'}.get(model, "{}")
 
 
 # --- routes ----------------------------------------------------------------------------------------------------------
@@ -286,6 +301,11 @@ def _example(model: type[BaseModel]) -> str:
 def _asker() -> Asker:
     asker: Asker = current_app.extensions["askfolder"]
     return asker
+
+
+def _log() -> QuestionLog:
+    kept: QuestionLog = current_app.extensions["askfolder.questions"]
+    return kept
 
 
 def page() -> Response | str:
@@ -299,27 +319,41 @@ def page() -> Response | str:
 
 def post_ask() -> Response:
     body = _body(AskBody)
+    settings, kept = _asker().settings, _log()
     options = (body.question, body.top_k, _filters(body), _rerank(body.rerank), body.strict)
     if request.accept_mimetypes.best_match(("application/json", EVENTS)) != EVENTS:
         answer, found = ask(_asker(), *options)
-        return jsonify(_answer(answer, found) | {"passages": [_passage(p) for p in found.passages]})
+        return jsonify(
+            _answer(answer, found, body, settings, kept) | {"passages": [_passage(p) for p in found.passages]}
+        )
     parts = answering(_asker(), *options)
     first = next(parts)  # what cannot be searched for is said with its status
     assert isinstance(first, Found)
-    response = Response(_streamed(first, parts), mimetype=EVENTS)
+    done = functools.partial(
+        _answer, body=body, settings=settings, kept=kept
+    )  # there is no app any more when it is called
+    response = Response(_streamed(first, parts, done), mimetype=EVENTS)
     response.headers["X-Accel-Buffering"] = "no"  # nginx would keep sentences back
     return response
 
 
-def _answer(answer: Answer, found: Found) -> dict[str, object]:
+def _answer(answer: Answer, found: Found, body: AskBody, settings: Settings, kept: QuestionLog) -> dict[str, object]:
+    """What is said of an answer that came to its end; it is logged here."""
+    model = settings.anthropic_model if answer.answerer == "claude" else None
+    asked = Asked(body.question, answer, found.passages, found.timings, body.collection, model)
     return {
+        "question_id": kept.add(asked) if body.log else None, "model": model,
         "answer": answer.text, "sentences": answer.sentences, "citations": answer.citations, "verdict": answer.verdict,
         "dropped": answer.dropped, "removed": answer.removed, "answerer": answer.answerer, "usage": answer.usage,
         "timings": found.timings, "warnings": [*found.warnings, *answer.warnings],
     }  # fmt: skip
 
 
-def _streamed(found: Found, parts: Generator[Found | Citation | Sentence | Answer | None]) -> Iterator[str]:
+def _streamed(
+    found: Found,
+    parts: Generator[Found | Citation | Sentence | Answer | None],
+    done: Callable[[Answer, Found], dict[str, object]],
+) -> Iterator[str]:
     """The answer as server-sent events (docs/answers.md). One that ends without `done` is none."""
     with contextlib.closing(parts):  # which ends the model's call
         first = {
@@ -337,7 +371,7 @@ def _streamed(found: Found, parts: Generator[Found | Citation | Sentence | Answe
                 elif isinstance(part, Sentence):
                     yield _event("delta", asdict(part))
                 elif isinstance(part, Answer):
-                    whole = _answer(part, found)
+                    whole = done(part, found)
                     sentences, cited = map(asdict, part.sentences), map(asdict, part.citations)
                     yield _event("done", whole | {"sentences": list(sentences), "citations": list(cited)})
         except Exception as error:
@@ -461,6 +495,35 @@ def post_doctor() -> Response:
     return jsonify(ok=not findings, findings=findings, queued=queued)
 
 
+def get_questions() -> Response:
+    query = _valid(QuestionsQuery, request.args.to_dict())
+    with _asker().pool.connection() as connection:
+        rows = questions.listed(connection, query.limit, query.rating, query.cursor)
+    cursor = rows[-1]["number"] if len(rows) == query.limit else None
+    return jsonify(questions=[_question(row) for row in rows], next_cursor=cursor)
+
+
+def _question(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, **{name: row[name].isoformat() if row[name] else None for name in ("asked_at", "rated_at")}}
+
+
+def post_rating(question_id: UUID) -> Response:
+    """1: thumb up; -1: thumb down; 0: takes it back."""
+    body = _body(RatingBody)
+    _log().write()  # the answer may have come a moment ago
+    with _asker().pool.connection() as connection:
+        found = questions.rate(connection, question_id, body.rating)
+    if not found:
+        return problem(404, "No such question", f"The log holds no question {question_id}.")
+    return jsonify(id=str(question_id), rating=body.rating)
+
+
+def delete_questions() -> Response:
+    _log().write()
+    with _asker().pool.connection() as connection:
+        return jsonify(forgotten=questions.forget(connection))
+
+
 def get_usage() -> Response:
     """Rows by day, purpose and model; and what of today's caps is spent, and reserved by calls under way."""
     query = _valid(UsageQuery, request.args.to_dict())
@@ -509,6 +572,9 @@ _ROUTES = (
     ("/sources", get_sources, ["GET"]),
     ("/reconcile", post_reconcile, ["POST"]),
     ("/doctor", post_doctor, ["POST"]),
+    ("/questions", get_questions, ["GET"]),
+    ("/questions", delete_questions, ["DELETE"]),
+    ("/questions/<uuid:question_id>/rating", post_rating, ["POST"]),
     ("/usage", get_usage, ["GET"]),
     ("/healthz", healthz, ["GET"]),
     ("/readyz", readyz, ["GET"]),

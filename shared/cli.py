@@ -273,6 +273,46 @@ def usage(days: int, as_json: bool) -> None:
         click.echo(f"Today, {name}: {_dollars(budget['spent'])}{under_way}; {cap}.")
 
 
+@cli.command()
+@click.option("--rated", type=click.Choice(["up", "down", "none"]), help="Only those rated so on the page.")
+@click.option("--limit", type=click.IntRange(1), help="The newest so many; 20, or all with --export.")
+@click.option(
+    "--export",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a question set for askfolder eval, of --rated up or down.",
+)
+@click.option("--forget", is_flag=True, help="Delete the whole log, ratings too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the questions as the API gives them.")
+def questions(rated: str | None, limit: int | None, export: Path | None, forget: bool, as_json: bool) -> None:
+    """Show what was asked and how it was rated; make a question set of it (docs/evaluation.md)."""
+    from shared import feedback
+
+    if forget:
+        if rated or export or limit:
+            raise click.UsageError("--forget deletes the whole log; it goes with no other option.")
+        click.echo(f"{_call('DELETE', '/questions')['forgotten']} questions are forgotten.")
+        return
+    if export is not None and rated not in ("up", "down"):
+        raise click.UsageError("--export needs --rated up or --rated down.")
+    with Client.of(load()) as system:
+        rows = list(feedback.read(system, rated, limit or (None if export or as_json else 20)))
+    if export is not None and rated is not None:
+        written, stale = feedback.export(rows, rated, export)
+        click.echo(f"{written} questions are in {export}.")
+        if stale:
+            click.echo(f"{stale} are left out: the words that they cite have changed.", err=True)
+        if rated == "down" and written:
+            click.echo("Fill in what is right on each line, or remove it: docs/evaluation.md says how.", err=True)
+    elif as_json:
+        click.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+    else:
+        for row in rows:
+            sign = {1: "+", -1: "-"}.get(row["rating"], " ")
+            click.echo(
+                f"{row['asked_at'][:16].replace('T', ' ')} {sign} {row['verdict']:<9}  {_printable(' '.join(row['question'].split()))}"
+            )
+
+
 @cli.command(name="eval")
 @click.argument("questions", type=click.Path(path_type=Path))
 @click.option("--temporary", is_flag=True, help="On a system of its own, removed in the end.")
@@ -281,29 +321,37 @@ def usage(days: int, as_json: bool) -> None:
 )
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep that system's data here, and use it again.")
 @click.option("--limit", type=click.IntRange(1), help="The first so many questions only.")
-@click.option("--mode", default="hybrid", show_default=True, help="hybrid, dense or lexical.")
-@click.option("--top-k", type=int, default=100, show_default=True, help="Passages asked for, folded to documents.")
+@click.option("--answers", is_flag=True, help="Measure answers (POST /ask), not what is found.")
+@click.option("--mode", help="hybrid (the default), dense or lexical; not with --answers.")
+@click.option(
+    "--top-k", type=int, help="Passages asked for: 100, folded to documents; with --answers as many as POST /ask takes."
+)
 @click.option("--collection", help="Search in this collection only.")
-@click.option("--with", "more", default="", help="Further parameters of /search, or settings: 'NAME=VALUE …'.")
+@click.option("--with", "more", default="", help="Further parameters of /search or /ask, or settings: 'NAME=VALUE …'.")
 @click.option(
     "--compare", help="A second run with these changes, side by side: 'mode=dense', 'ASKFOLDER_…=… top_k=50'."
 )
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML report to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def evaluate(
-    questions: Path, temporary: bool, documents: tuple[Path, ...], keep: Path | None, limit: int | None, mode: str, top_k: int,
-    collection: str | None, more: str, compare: str | None, report: Path | None, as_json: bool,
+    questions: Path, temporary: bool, documents: tuple[Path, ...], keep: Path | None, limit: int | None, answers: bool, mode: str | None,
+    top_k: int | None, collection: str | None, more: str, compare: str | None, report: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure retrieval with questions whose right documents are known (docs/evaluation.md).
+    """Measure retrieval, or answers, with questions whose right documents are known (docs/evaluation.md).
 
     QUESTIONS is a JSONL file of {"question": …, "relevant": [path, …]}, or a folder in the BEIR layout.
     """
     from shared import experiment  # numpy and the servers: not needed by the other commands
 
-    named = {"collection": collection} if collection is not None else {}
-    first = experiment.Choice({"mode": mode, "top_k": top_k, **named}).changed(more)
+    if answers and mode:
+        raise click.UsageError("POST /ask has no mode: leave --mode out, or --answers.")
+    named = {"mode": mode, "top_k": top_k, "collection": collection}
+    given = {name: value for name, value in named.items() if value is not None}
+    first = experiment.Choice(given if answers else {"mode": "hybrid", "top_k": 100, **given}).changed(more)
     choices = [first] if compare is None else [first, first.changed(compare)]
-    experiment.evaluate(experiment.Plan(questions, choices, temporary, documents, keep, limit), report, as_json)
+    experiment.evaluate(
+        experiment.Plan(questions, choices, temporary, documents, keep, limit, answers), report, as_json
+    )
 
 
 @cli.command()

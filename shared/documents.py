@@ -291,7 +291,7 @@ def hand_back(connection: Connection, workers: Iterable[str], blame: str | None 
 
 
 def purge(connection: Connection) -> int:
-    """Removes what was deleted a while ago, with the vectors that nothing else uses. Returns how many documents."""
+    """Removes what was deleted a while ago, with the vectors that nothing else uses and the answers that quote it. Returns how many documents."""
     with connection.transaction():
         ids = [
             row[0]
@@ -306,6 +306,15 @@ def purge(connection: Connection) -> int:
             "SELECT DISTINCT d.collection_id, c.input_hash FROM chunk c JOIN document d ON d.id = c.document_id WHERE d.id = ANY(%s)",
             [ids],
         ).fetchall()
+        # The question log may not keep words of theirs: those of an answer that cites one, or of one that has sentences without a
+        # citation, which may be from any passage that was looked at.
+        connection.execute(
+            """
+            DELETE FROM question q USING question_place p
+            WHERE p.question_id = q.id AND p.document_id = ANY(%s) AND (p.cited OR q.verdict = 'partial')
+            """,
+            [ids],
+        )
         connection.execute("DELETE FROM document WHERE id = ANY(%s)", [ids])
         connection.execute(
             """

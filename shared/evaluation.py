@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,17 @@ Span = tuple[int, int]  # start and end, in characters of a document's text
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`relevant`: document → grade, all ≥ 1; a path in the index, or an id of the corpus. `spans`: document → where the answer stands."""
+    """`relevant`: document → grade, all ≥ 1; a path in the index, or an id of the corpus. `spans`: document → where the answer stands.
+
+    `answerable`: False: no document answers it, and none is relevant. `answers`: what a right answer may say.
+    """
 
     id: str
     text: str
     relevant: Mapping[str, int]
     spans: Mapping[str, Sequence[Span]] = field(default_factory=dict)
+    answerable: bool = True
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +120,24 @@ class Run:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """A JSONL file of {question, relevant, id?}. Raises PermanentError with a sentence that names the line."""
+    """A JSONL file of {question, relevant, id?, spans?, answer?, answerable?}. Raises PermanentError with a sentence that names the line."""
     questions = []
     for number, row in _rows(path):
         place = f"{path}, line {number}"
         text, relevant = row.get("question"), row.get("relevant")
         if not isinstance(text, str) or not text.strip():
             raise PermanentError(f'{place} has no "question".')
+        answerable, answers = row.get("answerable", True), row.get("answer", [])
+        answers = [answers] if isinstance(answers, str) else answers
+        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+            raise PermanentError(f'{place}: "answer" must be a text, or a list of texts that are all right.')
+        if type(answerable) is not bool or (not answerable and (relevant or row.get("spans") or answers)):
+            raise PermanentError(
+                f'{place}: "answerable" must be true, or false where nothing is relevant and there is no answer.'
+            )
+        if not answerable:
+            questions.append(Question(str(row.get("id", number)), text.strip(), {}, answerable=False))
+            continue
         spans = _spans(row.get("spans", {}), place)
         if relevant is None and spans:
             relevant = list(spans)
@@ -132,8 +148,8 @@ def read_questions(path: Path) -> list[Question]:
         relevant = {name: grade for name, grade in relevant.items() if grade >= 1}
         if not relevant:
             raise PermanentError(f"{place} names no relevant document: such a question can't be measured.")
-        questions.append(Question(str(row.get("id", number)), text.strip(), relevant, spans))
-    if len({bool(question.spans) for question in questions}) > 1:
+        questions.append(Question(str(row.get("id", number)), text.strip(), relevant, spans, answers=tuple(answers)))
+    if len({bool(question.spans) for question in questions if question.answerable}) > 1:
         raise PermanentError(f"{path}: either all questions have spans, or none.")
     return _distinct(questions, path)
 
@@ -273,7 +289,16 @@ def covered(places: Sequence[tuple[str, int, int]], spans: Mapping[str, Sequence
 # --- is it chance? ---------------------------------------------------------------------------------------------------
 
 
-def compare(a: Run, b: Run) -> Difference:
+class Scored(Protocol):
+    """What settings can be compared by: a score for each question."""
+
+    @property
+    def measure(self) -> str: ...
+
+    def scores(self) -> list[float]: ...
+
+
+def compare(a: Scored, b: Scored) -> Difference:
     """The difference of two runs over the same questions, in the same order."""
     return difference(a.scores(), b.scores(), a.measure)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import json
 import shlex
 import signal
@@ -14,7 +15,8 @@ from typing import Any
 
 import click
 
-from shared import report
+from shared import prices, report
+from shared.answers import Answered, Answers, answered
 from shared.client import Client
 from shared.errors import AskfolderError, PermanentError
 from shared.evaluation import Difference, Question, Result, Run, compare, read_beir, read_questions
@@ -26,14 +28,14 @@ WORST = 10  # questions that the terminal shows
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Parameters of POST /search (dots for nested ones) and settings by the environment's names."""
+    """Parameters of POST /search or /ask (dots for nested ones) and settings by the environment's names."""
 
     parameters: Mapping[str, Any]
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def label(self) -> str:
         shown = {name: "…" if name.endswith("_KEY") else value for name, value in self.settings.items()}
-        return " ".join(f"{name}={value}" for name, value in {**shown, **self.parameters}.items())
+        return " ".join(f"{name}={value}" for name, value in {**shown, **self.parameters}.items()) or "as it is set up"
 
     def changed(self, words: str) -> "Choice":
         """This choice with NAME=VALUE words added; raises click.UsageError."""
@@ -55,8 +57,8 @@ class Choice:
                 parameters[name] = value
         return Choice(parameters, settings)
 
-    def body(self, query: str, **more: Any) -> dict[str, Any]:
-        body: dict[str, Any] = {"query": query}
+    def body(self, **more: Any) -> dict[str, Any]:
+        body: dict[str, Any] = {}
         for name, value in {**self.parameters, **more}.items():
             *outer, last = name.split(".")
             inner = body
@@ -68,7 +70,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was typed. `choices`: one, or two to compare."""
+    """What was typed. `choices`: one, or two to compare; `answers`: measured rather than retrieval."""
 
     path: Path
     choices: list[Choice]
@@ -76,13 +78,14 @@ class Plan:
     documents: tuple[Path, ...] = ()
     keep: Path | None = None
     limit: int | None = None
+    answers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """`notes`: what to know when reading the figures, a sentence each."""
 
-    runs: list[Run]
+    runs: list[Run] | list[Answers]
     difference: Difference | None
     notes: list[str]
 
@@ -112,6 +115,13 @@ def carry_out(plan: Plan) -> Outcome:
     if not plan.path.exists():
         raise PermanentError(f"{plan.path} is not there: name a file of questions or a folder in the BEIR layout.")
     questions = (read_beir if beir else read_questions)(plan.path)[: plan.limit]
+    unanswerable = 0 if plan.answers else sum(not question.answerable for question in questions)
+    if unanswerable:
+        questions = [question for question in questions if question.answerable]
+    if not questions:
+        raise PermanentError(
+            f"{plan.path}: nothing answers these questions, so there is nothing to find: measure answers with --answers."
+        )
     is_temporary = beir or plan.temporary or bool(plan.documents) or plan.keep is not None
     if beir and plan.documents:
         raise click.UsageError(f"{plan.path} has documents of its own: leave --documents out.")
@@ -125,14 +135,21 @@ def carry_out(plan: Plan) -> Outcome:
         else:
             clients, ids = [stack.enter_context(Client.of(load()))] * len(plan.choices), {}
         notes = _check(clients[0], questions, ids)
-        results: list[list[Result]] = [[] for _ in clients]
+        if unanswerable:
+            notes.append(f"{unanswerable} questions that nothing answers were left out: they are for --answers.")
+        results: list[list[Any]] = [[] for _ in clients]
+        ask = functools.partial(_answer, known=prices.PRICES | prices.read(load().prices)) if plan.answers else _ask
         warnings: set[str] = set()
         for number, question in enumerate(questions):
             order = list(range(len(clients)))
             for side in order if number % 2 else order[::-1]:  # in turns: neither always finds what the other warmed
-                results[side].append(_ask(clients[side], plan.choices[side], question, ids, warnings))
+                results[side].append(ask(clients[side], plan.choices[side], question, ids, warnings))
         systems = [_described(client) for client in clients]
-    runs = [Run(choice.label(), system, found) for choice, system, found in zip(plan.choices, systems, results, strict=True)]  # fmt: skip
+    kind: type[Answers] | type[Run] = Answers if plan.answers else Run
+    runs: Any = [
+        kind(choice.label(), system, found)
+        for choice, system, found in zip(plan.choices, systems, results, strict=True)
+    ]
     difference = compare(runs[0], runs[1]) if len(runs) > 1 else None
     return Outcome(runs, difference, notes + sorted(warnings))
 
@@ -187,9 +204,9 @@ def _ask(client: Client, choice: Choice, question: Question, ids: Mapping[str, s
     That one is not reranked: it may cost something.
     """
     try:
-        first = client.call("POST", "/search", choice.body(question.text, top_k=1, rerank=False))
+        first = client.call("POST", "/search", choice.body(query=question.text, top_k=1, rerank=False))
         started = time.perf_counter()
-        found = client.call("POST", "/search", choice.body(question.text))
+        found = client.call("POST", "/search", choice.body(query=question.text))
         took = (time.perf_counter() - started) * 1000
     except AskfolderError as error:
         raise type(error)(f"The question {question.id} could not be asked: {error}") from None
@@ -202,6 +219,20 @@ def _ask(client: Client, choice: Choice, question: Question, ids: Mapping[str, s
         places.append((name, passage["char_start"], passage["char_end"]))
     embedding = float(first["timings"].get("embed_ms", 0.0))
     return Result(question, list(best), list(best.values()), took, embedding, places)
+
+
+def _answer(
+    client: Client, choice: Choice, question: Question, ids: Mapping[str, str], warnings: set[str], known: Mapping[str, prices.Price]
+) -> Answered:  # fmt: skip
+    """Asks once: it may cost something. The question log is not to hold what nobody asked."""
+    started = time.perf_counter()
+    try:
+        answer = client.call("POST", "/ask", choice.body(question=question.text, log=False))
+    except AskfolderError as error:
+        raise type(error)(f"The question {question.id} could not be asked: {error}") from None
+    took = (time.perf_counter() - started) * 1000
+    warnings.update(answer["warnings"])
+    return answered(question, answer, took, ids, known)
 
 
 def _described(client: Client) -> str:
@@ -223,13 +254,25 @@ def as_data(outcome: Outcome) -> dict[str, Any]:
     runs = [
         {
             "label": run.label, "system": run.system, "summary": run.summary(),
-            "questions": [
-                {"id": r.question.id, "question": r.question.text, "relevant": r.question.relevant, "ranking": r.ranking,
-                 "measures": r.values, "latency_ms": r.took} for r in run.results
-            ],
+            "questions": [_row(result) for result in run.results],
         } for run in outcome.runs
     ]  # fmt: skip
     return {"runs": runs, "difference": asdict(outcome.difference) if outcome.difference else None, "notes": outcome.notes}  # fmt: skip
+
+
+def _row(result: Result | Answered) -> dict[str, Any]:
+    question = result.question
+    row = {"id": question.id, "question": question.text, "relevant": question.relevant, "latency_ms": result.took}
+    if isinstance(result, Result):
+        return row | {"ranking": result.ranking, "measures": result.values}
+    answer = {name: result.answer[name] for name in ("answer", "verdict", "answerer", "citations", "usage")}
+    return row | {
+        "answerable": question.answerable,
+        **answer,
+        "right": result.right,
+        "F1": result.f1,
+        "dollars": result.dollars,
+    }
 
 
 def as_text(outcome: Outcome) -> str:
@@ -238,9 +281,8 @@ def as_text(outcome: Outcome) -> str:
 
 def _lines(outcome: Outcome) -> Iterator[str]:
     runs, difference = outcome.runs, outcome.difference
-    names = ["", "A: ", "B: "]
-    for number, run in enumerate(runs, len(runs) - 1):
-        yield f"{names[number]}{len(run.results):,} questions, {run.label}: {run.system}"
+    heads = [f"{len(run.results):,} questions, {run.label}: {run.system}" for run in runs]
+    yield from (f"{side}{head}" for side, head in zip(("A: ", "B: ") if difference else ("",), heads, strict=True))
     yield ""
     summaries = [run.summary() for run in runs]
     if difference:
@@ -249,16 +291,30 @@ def _lines(outcome: Outcome) -> Iterator[str]:
         values = [summary[name] for summary in summaries]
         shown = [report.figure(name, value) for value in values]
         if difference:
-            shown.append(report.figure(name, values[1] - values[0], signed=True))
+            shown.append(report.change(name, values))
         yield f"{name:<18}" + "".join(f"{value:>9}" for value in shown)
     if difference:
         yield ""
         yield report.verdict(difference)
     yield ""
-    yield f"Worst questions{' of B' if difference else ''} ({runs[-1].measure}; rank of the first relevant document; what came first)"
-    for result in sorted(runs[-1].results, key=lambda r: (r.score, r.question.id))[:WORST]:
-        top = report.printable(result.ranking[0]) if result.ranking else "nothing"
-        text = report.printable(" ".join(result.question.text.split()))
-        value = report.figure(result.measure, result.score)
-        yield f"{value:>6} {result.first or '–':>4}  {report.printable(result.question.id)}  {text[:90]}{'…' if len(text) > 90 else ''}  ({top})"
+    of = " of B" if difference else ""
+    last = runs[-1]
+    if isinstance(last, Answers):
+        yield f"Worst questions{of} (a right citation, or a right refusal; F1; verdict; what was cited first)"
+        for answer in sorted(last.results, key=lambda r: (r.score, -1.0 if r.f1 is None else r.f1, r.question.id))[
+            :WORST
+        ]:
+            top = report.printable(answer.cited[0][0]) if answer.cited else "nothing"
+            f1 = "" if answer.f1 is None else report.figure("", answer.f1)
+            yield f"{'right' if answer.score else 'wrong':>6} {f1:>5} {answer.answer['verdict']:<9}  {_named(answer.question)}  ({top})"
+    else:
+        yield f"Worst questions{of} ({last.measure}; rank of the first relevant document; what came first)"
+        for result in sorted(last.results, key=lambda r: (r.score, r.question.id))[:WORST]:
+            top = report.printable(result.ranking[0]) if result.ranking else "nothing"
+            yield f"{report.figure(result.measure, result.score):>6} {result.first or '–':>4}  {_named(result.question)}  ({top})"
     yield ""
+
+
+def _named(question: Question) -> str:
+    text = report.printable(" ".join(question.text.split()))
+    return f"{report.printable(question.id)}  {text[:90]}{'…' if len(text) > 90 else ''}"

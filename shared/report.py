@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shared import plots
+from shared.answers import Answered, Answers
 from shared.evaluation import CUT, ROUNDS, Difference, Result, Run, recall
 
 CSS = Path(__file__).with_name("report.css")
@@ -17,25 +18,39 @@ SNIPPET = 500  # characters of each passage
 CURVE = 50
 
 
-def page(title: str, runs: Sequence[Run], difference: Difference | None, notes: Sequence[str]) -> str:
+def page(
+    title: str, runs: Sequence[Run] | Sequence[Answers], difference: Difference | None, notes: Sequence[str]
+) -> str:
     """The whole document. runs: one, or two over the same questions in the same order."""
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # whatever should slip through the escaping can neither run nor call out
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>Retrieval: {_e(title)}</title>\n<style>\n{CSS.read_text('utf-8')}</style>\n"
+        f"<title>{_what(runs)}: {_e(title)}</title>\n<style>\n{CSS.read_text('utf-8')}</style>\n"
         + "\n".join(_body(title, runs, difference, notes))
         + "\n</html>\n"
     )
 
 
-def figure(name: str, value: float, signed: bool = False) -> str:
-    """A share as .123, milliseconds as 12; `signed`: a difference."""
-    text = f"{value:{'+' if signed else ''}.{0 if name.endswith('ms') else 3}f}"
+def figure(name: str, value: float | None, signed: bool = False) -> str:
+    """A share as .123, milliseconds, tokens and answers as 1,234, dollars as 0.0012; `signed`: a difference; None: –."""
+    if value is None:
+        return "–"
+    if name.endswith(("ms", "tokens", "answers")):
+        return f"{value:{'+' if signed and abs(value) >= 0.5 else ''},.0f}"
+    if name == "dollars":
+        return f"{value:{'+' if signed else ''}.4f}"
+    text = f"{value:{'+' if signed else ''}.3f}"
     if text.strip("+-0.") == "":
         text = text.lstrip("+-")
     return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
+
+
+def change(name: str, values: Sequence[float | None]) -> str:
+    """B − A."""
+    a, b = values
+    return figure(name, None if a is None or b is None else b - a, signed=True)
 
 
 def verdict(difference: Difference) -> str:
@@ -58,30 +73,40 @@ def _e(text: object) -> str:
     return html.escape(printable(str(text)))
 
 
-def _body(title: str, runs: Sequence[Run], difference: Difference | None, notes: Sequence[str]) -> Iterator[str]:
-    yield f'<header><h1>Retrieval: {_e(title)}</h1><p class="quiet">{len(runs[0].results):,} questions, {datetime.now():%Y-%m-%d %H:%M}, askfolder eval</p><ul class="runs">'
-    for side, run in zip("ab", runs, strict=False):
+def _what(runs: Sequence[Run] | Sequence[Answers]) -> str:
+    return "Answers" if isinstance(runs[0], Answers) else "Retrieval"
+
+
+def _body(
+    title: str, runs: Sequence[Run] | Sequence[Answers], difference: Difference | None, notes: Sequence[str]
+) -> Iterator[str]:
+    yield f'<header><h1>{_what(runs)}: {_e(title)}</h1><p class="quiet">{len(runs[0].results):,} questions, {datetime.now():%Y-%m-%d %H:%M}, askfolder eval</p><ul class="runs">'
+    for side, label, system in zip("ab", [run.label for run in runs], [run.system for run in runs], strict=False):
         key = f'<span class="key {side}">{side.upper()}</span> ' if difference else ""
-        yield f'<li>{key}{_e(run.label)} <span class="quiet">{_e(run.system)}</span></li>'
+        yield f'<li>{key}{_e(label)} <span class="quiet">{_e(system)}</span></li>'
     yield "</ul></header>"
     yield from (f'<p class="note">{_e(note)}</p>' for note in notes)
     yield '<div class="top">' + _table(runs) + (f'<p class="verdict">{_e(verdict(difference))}</p>' if difference else "") + "</div>"  # fmt: skip
+    yield from _answers(runs) if isinstance(runs[0], Answers) else _retrieval(runs)  # type: ignore[arg-type]
+
+
+def _retrieval(runs: Sequence[Run]) -> Iterator[str]:
     yield f'<h2>Plots</h2><div class="plots n{2 + len(runs)}">' + "".join(_plots(runs)) + "</div>"
     yield "<h2>Questions</h2>"
-    yield _filter(runs)
-    worst = sorted(range(len(runs[-1].results)), key=lambda n: runs[-1].results[n].score)
-    for number in worst:
+    kinds = [_kinds([run.results[n] for run in runs]) for n in range(len(runs[0].results))]
+    yield _filter({"missed": f"None relevant in the first {CUT}", "incomplete": f"Some missing in the first {CUT}"}, kinds, len(runs))  # fmt: skip
+    for number in sorted(range(len(kinds)), key=lambda n: runs[-1].results[n].score):
         yield _question([run.results[number] for run in runs])
 
 
-def _table(runs: Sequence[Run]) -> str:
+def _table(runs: Sequence[Run] | Sequence[Answers]) -> str:
     summaries = [run.summary() for run in runs]
     head = "<tr><th></th>" + ('<th class="a">A</th><th class="b">B</th><th>B − A</th>' if len(runs) > 1 else "<th></th>") + "</tr>"  # fmt: skip
     rows = []
     for name in summaries[0]:
         values = [summary[name] for summary in summaries]
         cells = "".join(f"<td>{figure(name, value)}</td>" for value in values)
-        cells += f"<td>{figure(name, values[1] - values[0], True)}</td>" if len(runs) > 1 else ""
+        cells += f"<td>{change(name, values)}</td>" if len(runs) > 1 else ""
         kind = "main" if name == runs[0].measure else "time" if name.endswith("ms") else ""
         rows.append(f'<tr class="{kind}"><th scope="row">{name}</th>{cells}</tr>')
     return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
@@ -100,19 +125,22 @@ def _plots(runs: Sequence[Run]) -> Iterator[str]:
         for run in runs
     ]
     yield _plot(f"Recall by number of documents looked at.{both}", plots.curves(lines, "first k documents", "Recall@k"))
-    times = [[r.took for r in run.results] for run in runs]
-    edge = _round_up(max(float(np.quantile(t, 0.99)) for t in times))
-    edges = list(np.linspace(0, edge, 13))
-    labels = [f"{t:.3g}" if n % 3 == 0 else "" for n, t in enumerate(edges)]
-    yield _plot(
-        "Questions by latency; the slowest 1 % are in the last column.",
-        plots.histogram(times, edges, labels, "milliseconds", "Histogram of latency"),
-    )
+    yield _latency([[r.took for r in run.results] for run in runs])
     if len(runs) > 1:
         yield _plot(
             f"{runs[0].measure} of each question. Above the line B is better, below it A.",
             plots.scatter(runs[0].scores(), runs[1].scores(), runs[0].measure, f"{runs[0].measure} with A against B"),
         )
+
+
+def _latency(times: Sequence[Sequence[float]]) -> str:
+    edge = _round_up(max(float(np.quantile(t, 0.99)) for t in times))
+    edges = list(np.linspace(0, edge, 13))
+    labels = [f"{t:.3g}" if n % 3 == 0 else "" for n, t in enumerate(edges)]
+    return _plot(
+        "Questions by latency; the slowest 1 % are in the last column.",
+        plots.histogram(times, edges, labels, "milliseconds", "Histogram of latency"),
+    )
 
 
 def _plot(caption: str, svg: str) -> str:
@@ -125,10 +153,10 @@ def _round_up(value: float) -> float:
     return 12 * unit * math.ceil(value / 12 / unit)
 
 
-def _filter(runs: Sequence[Run]) -> str:
-    kinds = [_kinds([run.results[n] for run in runs]) for n in range(len(runs[0].results))]
-    choices = {"all": "All", "missed": f"None relevant in the first {CUT}", "incomplete": f"Some missing in the first {CUT}"}  # fmt: skip
-    if len(runs) > 1:
+def _filter(choices: dict[str, str], kinds: Sequence[set[str]], sides: int) -> str:
+    """`choices`: kind of question → words; `kinds`: of each question."""
+    choices = {"all": "All", **choices}
+    if sides > 1:
         choices |= {"better": "Better with B", "worse": "Worse with B"}
     return '<div class="filter" role="radiogroup" aria-label="Show">' + "".join(
         f'<label><input type="radio" name="show" id="show-{name}"{" checked" if name == "all" else ""}>{text} '
@@ -145,23 +173,32 @@ def _kinds(results: Sequence[Result]) -> set[str]:
         kinds.add("missed")
     if last.values[f"recall@{CUT}"] < 1:
         kinds.add("incomplete")
-    change = last.score - results[0].score
-    if abs(change) > 1e-12:
-        kinds.add("better" if change > 0 else "worse")
-    return kinds
+    return kinds | _changed(results)
+
+
+def _changed(results: Sequence[Result] | Sequence[Answered]) -> set[str]:
+    difference = results[-1].score - results[0].score
+    return set() if abs(difference) < 1e-12 else {"better" if difference > 0 else "worse"}
 
 
 def _question(results: Sequence[Result]) -> str:
+    lists = "".join(_side(side, result) for side, result in zip(_sides(results), results, strict=True))
+    return _details(results, _kinds(results), results[0].measure, lists)
+
+
+def _sides(results: Sequence[object]) -> str:
+    return "ab" if len(results) > 1 else " "
+
+
+def _details(results: Sequence[Result] | Sequence[Answered], kinds: set[str], measure: str, lists: str) -> str:
     question = results[0].question
-    sides = "ab" if len(results) > 1 else " "
     scores = "".join(
         f'<span class="{side}{"" if value else " zero"}">{figure("", value)}</span>'
-        for side, value in zip(sides, (r.score for r in results), strict=True)
+        for side, value in zip(_sides(results), (r.score for r in results), strict=True)
     )
-    lists = "".join(_side(side, result) for side, result in zip(sides, results, strict=True))
     return (
-        f'<details class="question {" ".join(sorted(_kinds(results)))}"><summary><span class="text"><small>{_e(question.id)}</small>'
-        f'{_e(question.text)}</span><span class="score" title="{results[0].measure}">{scores}</span></summary><div class="sides">{lists}</div></details>'
+        f'<details class="question {" ".join(sorted(kinds))}"><summary><span class="text"><small>{_e(question.id)}</small>'
+        f'{_e(question.text)}</span><span class="score" title="{measure}">{scores}</span></summary><div class="sides">{lists}</div></details>'
     )
 
 
@@ -194,4 +231,39 @@ def _passage(rank: int, name: str, passage: dict[str, object], grade: int | None
         f'<li class="passage{"" if grade is None else " relevant"}"><span class="rank">{rank}</span><div><span class="source">{_e(name)}</span>{mark} '
         f'<span class="place">{" · ".join(part for part in parts if part)}</span>'
         f'<p class="snippet">{_e(content[:SNIPPET])}{"…" if len(content) > SNIPPET else ""}</p></div></li>'
+    )
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def _answers(runs: Sequence[Answers]) -> Iterator[str]:
+    yield f'<h2>Plots</h2><div class="plots">{_latency([[r.took for r in run.results] for run in runs])}</div>'
+    yield "<h2>Questions</h2>"
+    sides = [[run.results[n] for run in runs] for n in range(len(runs[0].results))]
+    kinds = [(set() if results[-1].score else {"missed"}) | _changed(results) for results in sides]
+    yield _filter({"missed": "No right citation, or no right refusal"}, kinds, len(runs))
+    for results, kind in sorted(zip(sides, kinds, strict=True), key=lambda pair: pair[0][-1].score):
+        lists = "".join(_answer(side, result) for side, result in zip(_sides(results), results, strict=True))
+        yield _details(results, kind, "right citation or refusal", lists)
+
+
+def _answer(side: str, result: Answered) -> str:
+    title = f'<h3 class="key {side}">{side.upper()}</h3>' if side != " " else ""
+    question, verdict = result.question, _e(result.answer["verdict"])
+    f1 = "" if result.f1 is None else f", F1 {figure('', result.f1)}"
+    wanted = [f"Right: {_e(answer)}" for answer in question.answers] or (
+        [] if question.answerable else ["Nothing answers it."]
+    )
+    mark = ' <span class="mark">✓ right</span>'
+    rows = "".join(
+        f'<li class="passage{" relevant" if right else ""}"><span class="rank">{_e(citation["number"])}</span><div>'
+        f'<span class="source">{_e(name)}</span>{mark if right else ""}'
+        f'<p class="snippet">{_e(str(citation["quote"])[:SNIPPET])}</p></div></li>'
+        for citation, (name, _, _), right in zip(result.answer["citations"], result.cited, result.right, strict=True)
+    )
+    return (
+        f'<div>{title}<p class="quiet">{verdict}{f1}</p><p class="snippet">{_e(result.answer["answer"])}</p>'
+        + "".join(f'<p class="lacking">{words}</p>' for words in wanted)
+        + f"<ol>{rows or '<li class=quiet>Nothing is cited.</li>'}</ol></div>"
     )

@@ -102,16 +102,16 @@ _SCRIPTS = (
 _STARTS = [start for start, _ in _SCRIPTS]
 
 # Written without spaces (Thai, Lao, Burmese, Khmer, Chinese, Japanese) or with particles that stick to the word (Korean).
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3100-\u318f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U000323af"
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3100-\u318f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U000323af"
 # Marks (vowel signs, accents) belong to the word: `\w` leaves them out.
-_MARKS = "".join(chr(n) for n in range(0x300, 0xFE30) if unicodedata.category(chr(n))[0] == "M")
-_WORD = re.compile(rf"[\w{_MARKS}-]{{1,{LONGEST_WORD}}}")
+MARKS = "".join(chr(n) for n in range(0x300, 0xFE30) if unicodedata.category(chr(n))[0] == "M")
+_WORD = re.compile(rf"[\w{MARKS}-]{{1,{LONGEST_WORD}}}")
 # A hyphen between letters stays: of those PostgreSQL indexes whole and parts.
 _HYPHEN = re.compile(r"-(?:(?<![^\W\d_]-)|(?![^\W\d_]))")
 # What is taken apart: at a sign, at a hyphen beside a digit, and 4e7ba91, which PostgreSQL takes for the number 4e7 and "ba91".
 _APART = re.compile(r"[.+#/\\:@~%_]|-(?:(?<=[0-9]-)|(?=[0-9]))|^[0-9]+e[0-9]+[^\W0-9]")
-_RUN = re.compile(rf"[{_UNSPACED}]+")
-_TERM = re.compile(rf"[\w{_MARKS}.+#/\\:@~%-]+")
+_RUN = re.compile(rf"[{UNSPACED}]+")
+_TERM = re.compile(rf"[\w{MARKS}.+#/\\:@~%-]+")
 _SEGMENT = re.compile(r"[/\\@]|::?(?!:)")
 _PHONE = re.compile(r"(?:\+|\(0|0)(?<![\w.].)[0-9 ()/.-]{5,20}[0-9](?!\w)")
 _SIGN = re.compile("[™℠¼-¾⅐-⅞]")  # NFKC would make Cloud™ a word "CloudTM" and of 6½ the number 61

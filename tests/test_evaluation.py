@@ -119,6 +119,9 @@ def test_questions(tmp_path: Path) -> None:
             "all questions have spans",
         ),
         ('{"id": 1, "question": "a", "relevant": ["a"]}\n' * 2, "the id 1 twice"),
+        ('{"question": "a", "relevant": ["a"], "answer": [1]}', '"answer" must be'),
+        ('{"question": "a", "relevant": ["a"], "answerable": false}', '"answerable" must be'),
+        ('{"question": "a", "relevant": ["a"], "answerable": "no"}', '"answerable" must be'),
     ],
 )
 def test_wrong_questions(tmp_path: Path, text: str, words: str) -> None:
@@ -240,7 +243,7 @@ def test_kept_folder_of_other_documents(tmp_path: Path) -> None:
 def test_choices() -> None:
     first = experiment.Choice({"mode": "hybrid", "top_k": 100})
     other = first.changed("mode=dense top_k=20 filters.source='a b/' OPENAI_API_KEY=sk-1 ASKFOLDER_EMBEDDER=openai")
-    assert other.body("q", top_k=1) == {"query": "q", "mode": "dense", "top_k": 1, "filters": {"source": "a b/"}}
+    assert other.body(query="q", top_k=1) == {"query": "q", "mode": "dense", "top_k": 1, "filters": {"source": "a b/"}}
     assert other.settings == {"OPENAI_API_KEY": "sk-1", "ASKFOLDER_EMBEDDER": "openai"}
     assert "sk-1" not in other.label()
     assert first.label() == "mode=hybrid top_k=100"
@@ -260,6 +263,8 @@ def test_choices() -> None:
         (["{questions}", "--documents", "{set}", "--with", "ASKFOLDER_PORT=1"], 1, "has its own"),
         (["{questions}", "--report", "/nowhere/r.html"], 1, "is no folder"),
         (["{questions}", "--limit", "0"], 2, "--limit"),
+        (["{questions}", "--answers", "--mode", "dense"], 2, "no mode"),
+        (["{nothing}"], 1, "--answers"),
         (["{questions}"], 4, "make up"),
     ],
 )
@@ -268,10 +273,14 @@ def test_refusals_are_sentences(
 ) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"question": "When?", "relevant": ["a.md"]}')
+    nothing = tmp_path / "nothing.jsonl"
+    nothing.write_text('{"question": "When?", "answerable": false}')
     folder = beir(tmp_path / "set")
     monkeypatch.setattr(experiment, "load", lambda: experiment_settings(tmp_path))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    result = CliRunner().invoke(cli, ["eval", *(a.format(set=folder, questions=questions) for a in arguments)])
+    result = CliRunner().invoke(
+        cli, ["eval", *(a.format(set=folder, questions=questions, nothing=nothing) for a in arguments)]
+    )
     assert (result.exit_code, words in result.output) == (code, True), result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
 

@@ -1,6 +1,8 @@
 // Asks, shows the answer with its sources, and keeps the library's state fresh.
 // Everything that the server sends becomes text nodes, never markup.
 
+import { rating } from "./rating.js";
+
 const $ = (id) => document.getElementById(id);
 const number = (n) => n.toLocaleString("en");
 const more = (n) => (n > 0 ? `and ${number(n)} more` : "");
@@ -165,7 +167,7 @@ function showEnd(result) {
   const { answer, sentences, warnings = [] } = result;
   if (!sentences.length) $("answer").replaceChildren(make("h2", {}, "Answer"), make("p", { className: "text" }, answer));
   if (!$("answer").lastElementChild.hasChildNodes()) $("answer").lastElementChild.remove();
-  $("answer").append(make("p", { id: "verdict" }, verdict(result)), ...warnings.map((text) => make("p", { className: "warning" }, text)));
+  $("answer").append(make("p", { id: "verdict" }, verdict(result)), ...warnings.map((text) => make("p", { className: "warning" }, text)), rating(result.question_id) ?? "");
 }
 
 function verdict({ verdict, answerer, passages }) {
