@@ -89,15 +89,19 @@ def searches(generation: Generation, material: Material) -> dict[str, Search]:
 
 
 def times(url: str, tasks: dict[str, Search], count: int) -> dict[str, tuple[float, float]]:
-    """One client, everything in turn for each question; of three rounds a question's fastest counts."""
+    """One client, everything in turn for each question, in an order that rotates; of three rounds a question's fastest counts.
+
+    Whoever comes first for a question brings its pages into memory for the others: that must not always be the same.
+    """
     taken = {name: np.full((3, count), np.inf) for name in tasks}
     with contextlib.ExitStack() as stack:
         connections = {name: stack.enter_context(searching(url)) for name in tasks}
         for turn in range(3):
             for n in range(count):
-                for name, task in tasks.items():
+                first = (n + turn) % len(tasks)
+                for name in (list(tasks) * 2)[first : first + len(tasks)]:
                     started = time.perf_counter()
-                    task(connections[name], n)
+                    tasks[name](connections[name], n)
                     taken[name][turn, n] = (time.perf_counter() - started) * 1000
     return {name: percentiles(rows.min(axis=0)) for name, rows in taken.items()}
 
