@@ -333,7 +333,7 @@ def test_all_together_by_the_same_names(connection: Connection, folder: int) -> 
 def test_parameters_of_an_evaluation() -> None:
     """As docs/evaluation.md says: dots lead into the filters, and values are JSON where they can be."""
     words = "filters.source=a/ filters.metadata.tags=x filters.type='[\"pdf\"]' filters.after=2024-01-01"
-    body = Choice({}).changed(words).body("heron")
+    body = Choice({}).changed(words).body(query="heron")
     filters = {"source": "a/", "metadata": {"tags": "x"}, "type": ["pdf"], "after": "2024-01-01"}
     assert body == {"query": "heron", "filters": filters}
     assert read_filters(**body["filters"]).types == ("pdf",)
