@@ -281,6 +281,9 @@ def test_an_answer_that_ends_without_done_is_none(sent: bytes, said: str) -> Non
             with connection:
                 connection.recv(65536)
                 connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + sent)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):  # what is left unread would reset the connection
+                    pass
 
         thread = threading.Thread(target=serve)
         thread.start()
