@@ -67,46 +67,23 @@ def retrieve(
     cosine_weight: float = COSINE_WEIGHT,
 ) -> list[Passage]:
     """The best passages for a question, best first. vector: float32, shape (dimensions,); None: only words count."""
-    rows: list[dict[str, Any]] = []
-    for checked in (not filters.empty, True):
-        query = prepare(connection, generation, question, vector, top_k, mode, filters, cosine_weight, checked)
-        if query is None:
-            break
-        with connection.cursor(row_factory=dict_row) as cursor:
-            rows = cursor.execute(*query).fetchall()
-        if checked or len(rows) >= top_k:  # else many of the best were deleted a moment ago, and hid what is there
-            break
-    return [Passage(**{**row, "heading": tuple(row["heading"])}) for row in rows]
-
-
-def prepare(
-    connection: Connection,
-    generation: Generation,
-    question: str,
-    vector: np.ndarray | None,
-    top_k: int,
-    mode: str,
-    filters: Filters,
-    cosine_weight: float,
-    checked: bool,
-) -> tuple[sql.Composed, dict[str, object]] | None:
-    """The statement that `retrieve` runs, and its parameters; None when nothing can be found.
-
-    `checked`: candidates are only what may be seen; else that is looked at from the best on, which costs a third less.
-    """
-    dense = mode in ("hybrid", "dense") and vector is not None
+    dense = HalfVector(vector) if vector is not None and mode != "lexical" else None
     total, allowed = _sizes(connection, generation, filters)
-    lexemes = _lexemes(connection, generation, question, filters) if mode != "dense" or not dense else []
+    lexemes = _lexemes(connection, generation, question, filters) if mode != "dense" or dense is None else []
     queries, idf = weigh(lexemes, total, allowed)
-    if not allowed or not (dense or queries):
-        return None
-    narrow = allowed * allowed <= EXACT * total
-    statement = _statement(generation, filters, narrow, checked, max(CANDIDATES, top_k), dense, len(queries))
-    return statement, {
-        **filters.parameters(), "vector": HalfVector(vector) if vector is not None and dense else None, "generation": generation.id,
-        "idf": _sparse(idf), **{f"terms_{i}": terms for i, terms in enumerate(queries)},
-        "top_k": top_k, "weight": cosine_weight, "echo": ECHO,
+    if not allowed or (dense is None and not queries):
+        return []
+    parameters = {
+        **filters.parameters(), "vector": dense, "generation": generation.id, "idf": _sparse(idf),
+        **{f"terms_{i}": terms for i, terms in enumerate(queries)}, "top_k": top_k, "weight": cosine_weight, "echo": ECHO,
     }  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    with connection.cursor(row_factory=dict_row) as cursor:
+        for statement in statements(generation, filters, total, allowed, max(CANDIDATES, top_k), dense is not None, len(queries)):  # fmt: skip
+            rows = cursor.execute(statement, parameters).fetchall()
+            if len(rows) >= top_k:
+                break
+    return [Passage(**{**row, "heading": tuple(row["heading"])}) for row in rows]
 
 
 # --- what the question's lexemes weigh -------------------------------------------------------------------------------
@@ -279,17 +256,28 @@ _FUSED = """
 + (1 - %(weight)s) * coalesce(s.bm25 / nullif(best.bm25, 0), 0)"""
 
 
-def _statement(
-    generation: Generation, filters: Filters, narrow: bool, checked: bool, limit: int, dense: bool, queries: int
-) -> sql.Composed:
-    """Limits are written out: the planner would have to guess them, and a prepared plan is kept."""
+def statements(
+    generation: Generation, filters: Filters, total: int, allowed: int, limit: int, dense: bool, queries: int
+) -> list[sql.Composed]:
+    """What is run, until one brings enough. Limits are written out: the planner would have to guess them, and a prepared plan is kept.
+
+    Without filters candidates are first looked for whether or not they may be seen, and that is looked at from the best on: it
+    costs a third less. Then too few remain only where many of the best were deleted a moment ago.
+    """
+    if allowed * allowed <= EXACT * total:
+        ways = [(_NARROW, "TRUE")]
+    else:
+        ways = [(_WIDE, passes) for passes in ("TRUE", _PASSES)[not filters.empty :]]
     score = _FUSED if dense and queries else "s.cosine" if dense else "s.bm25"
     condition = filters.condition()
-    passes = sql.SQL(_PASSES if checked else "TRUE").format(visible=_VISIBLE, condition=condition)
-    return sql.SQL("WITH" + (_NARROW if narrow else _WIDE) + "," + _SCORE).format(
-        vectors=generation.vectors, lexical=generation.lexical, visible=_VISIBLE, condition=condition, passes=passes, score=sql.SQL(score),
-        limit=sql.Literal(limit), with_words=sql.Literal(queries > 0), with_vector=sql.Literal(dense), candidates=_candidates(queries),
-    )  # fmt: skip
+    return [
+        sql.SQL("WITH" + way + "," + _SCORE).format(
+            vectors=generation.vectors, lexical=generation.lexical, visible=_VISIBLE, condition=condition,
+            passes=sql.SQL(passes).format(visible=_VISIBLE, condition=condition), score=sql.SQL(score), limit=sql.Literal(limit),
+            with_words=sql.Literal(queries > 0), with_vector=sql.Literal(dense), candidates=_candidates(queries),
+        )
+        for way, passes in ways
+    ]  # fmt: skip
 
 
 def _candidates(queries: int) -> sql.Composable:

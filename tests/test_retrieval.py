@@ -357,12 +357,19 @@ def test_many_deleted_ones_do_not_hide_the_others(connection: Connection, genera
 
 
 def plan(connection: Connection, generation: Generation, question: str, filters: Filters) -> str:
-    """The plan of the very statement, as a connection takes it after it was used a while."""
-    vector = vector_of(question, generation.dimensions)
-    query = retrieval.prepare(connection, generation, question, vector, 10, "hybrid", filters, 0.65, not filters.empty)
-    assert query
-    rows = connection.execute(sql.SQL("EXPLAIN ") + query[0], query[1], prepare=True)
-    return "\n".join(row[0] for row in rows)
+    """The plans of the very statements, as a connection takes them after it was used a while."""
+    seen: list[str] = []
+    made = retrieval.statements
+
+    def explained(*arguments: Any) -> list[sql.Composed]:
+        return [sql.SQL("EXPLAIN ") + statement for statement in made(*arguments)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "statements", explained)
+        patch.setattr(retrieval, "Passage", lambda **row: seen.append(row["QUERY PLAN"]))
+        patch.setattr(retrieval, "dict_row", lambda cursor: lambda values: {"QUERY PLAN": values[0], "heading": ()})
+        retrieve(connection, generation, question, vector_of(question, generation.dimensions), 10, "hybrid", filters)
+    return "\n".join(seen)
 
 
 @pytest.mark.parametrize("dimensions", [DIMENSIONS, 1536])
