@@ -120,7 +120,7 @@ def store(
             for i, place in enumerate(range(n * IN_A_DOCUMENT, min((n + 1) * IN_A_DOCUMENT, end)))
         ]
         with connection.transaction():
-            index.replace(connection, generation, ids[key_of(n)], inputs, turn, "english", all_words=False)
+            index.replace(connection, generation, ids[key_of(n)], inputs, turn, "english")
 
 
 @contextlib.contextmanager

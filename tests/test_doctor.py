@@ -41,7 +41,7 @@ def ingest_due(connection: Connection, generation: Generation, folder: Path) -> 
         with connection.transaction():
             documents.hold(connection, claim)
             version = documents.set_text(connection, claim, parsed, claim.wanted_revision, b"x")
-            index.replace(connection, generation, claim.id, inputs, version, "english", all_words=True)
+            index.replace(connection, generation, claim.id, inputs, version, "english")
             documents.ready(connection, claim)
 
 

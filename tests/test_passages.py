@@ -77,7 +77,7 @@ def stored(connection: Connection, tmp_path: Path) -> tuple[Connection, Generati
     )
     with connection.transaction():
         version = documents.set_text(connection, claim, parsed, claim.wanted_revision, b"x")
-        index.replace(connection, generation, claim.id, inputs, version, "english", True)
+        index.replace(connection, generation, claim.id, inputs, version, "english")
         documents.ready(connection, claim)
     rows = connection.execute(
         "SELECT id, document_id, content, char_start, char_end, heading_path FROM chunk ORDER BY ordinal"

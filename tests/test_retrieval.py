@@ -73,7 +73,7 @@ def store(
             index.cache(connection, generation, row[1], hashes, vectors[start : start + a_document])
             index.replace(
                 connection, generation, document[0], list(zip(chunks, hashes, strict=True)), 1,
-                configuration or words.configuration(" ".join(part)), True,
+                configuration or words.configuration(" ".join(part)),
             )  # fmt: skip
 
 
@@ -305,8 +305,33 @@ def test_lexemes_are_counted_when_enough_has_changed(
     counting = lexemes.Counting(database_url)
     counting.start(connection)
     until(lambda: not due())
-    assert connection.execute("SELECT counted_chunks FROM generation").fetchone() == (1_030,)
+    assert connection.execute("SELECT chunks FROM lexeme_stats WHERE place = 0").fetchone() == (1_030,)
     assert not due()
+
+
+def test_a_new_title_reaches_every_index_that_holds_the_document(
+    connection: Connection, generation: Generation
+) -> None:
+    """Though the chunks stand: the one that answers and the one that is being built."""
+    generations.want(connection, "local", "another", "", DIMENSIONS, "1/200/28", index.TEMPLATE)
+    both = generations.active(connection)
+    store(connection, generation, ["another document"])
+    chunks = [(Chunk(0, "text that stands", (), None, 0, 16), b"x" * 32)]
+    for each in both:
+        index.cache(connection, each, 1, [b"x" * 32], vector_of("x")[None])
+    document = connection.execute(
+        "INSERT INTO document (source_id, collection_id, key, state, wanted_revision, wanted_size, live_revision, title) "
+        "SELECT id, collection_id, 'a.md', 'ready', '1-1', 1, '1-1', 'Gulls' FROM source RETURNING id"
+    ).fetchone()
+    assert document
+    for version, title in ((1, "Gulls"), (2, "Herons")):
+        connection.execute("UPDATE document SET title = %s", [title])
+        for each in both:
+            with connection.transaction():
+                index.replace(connection, each, document[0], chunks, version, "english")
+    for each in both:
+        for title, count in (("Herons", 1), ("Gulls", 0)):
+            assert len(found(connection, each, title)) == count, each.state
 
 
 # --- odd cases -------------------------------------------------------------------------------------------------------

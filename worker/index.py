@@ -73,19 +73,21 @@ def replace(
     inputs: Sequence[Input],
     text_version: int,
     configuration: str,
-    all_words: bool,
 ) -> None:
     """Makes a generation hold exactly these chunks of a document; call it inside the transaction that holds the document.
 
-    Rows whose content and vector stay keep their place in the indexes. `configuration`: the text search configuration for
-    its language. `all_words`: the title or the name changed, so the lexical rows of kept chunks are made again too.
+    Rows whose content and vector stay keep their place in the indexes; with another text their words are made again, as the
+    title or the language may have changed. `configuration`: the text search configuration for its language.
     """
-    all_words |= bool(
-        connection.execute(
-            "UPDATE document SET configuration = %s WHERE id = %s AND configuration IS DISTINCT FROM %s",
-            [configuration, document_id, configuration],
-        ).rowcount
+    connection.execute(
+        "UPDATE document SET configuration = %s WHERE id = %s AND configuration IS DISTINCT FROM %s",
+        [configuration, document_id, configuration],
     )
+    holds = connection.execute(
+        "SELECT text_version FROM document_generation WHERE document_id = %s AND generation_id = %s",
+        [document_id, generation.id],
+    ).fetchone()
+    all_words = holds != (text_version,)
     held: dict[tuple[str, bytes], list[tuple[int, tuple[object, ...]]]] = defaultdict(list)
     rows = connection.execute(
         sql.SQL(

@@ -86,9 +86,7 @@ def _ingest(
             documents.hold(connection, claim)
             if store_text is not None:
                 version = store_text(connection)
-            index.replace(
-                connection, generation, claim.id, embedded, version, language, all_words=store_text is not None
-            )
+            index.replace(connection, generation, claim.id, embedded, version, language)
             store_text = None
             if generation is active[-1]:
                 documents.ready(connection, claim)

@@ -16,6 +16,7 @@ from shared.log import log
 
 LEAST = 1_000  # chunks: fewer are counted by each question, exactly
 SHARE = 0.1  # of the chunks must have changed since
+LOCK = 0x61736B6C
 
 
 class Counting:
@@ -46,7 +47,8 @@ class Counting:
 def _is_due(connection: Connection, generation: Generation) -> bool:
     row = connection.execute(
         """
-        SELECT n_live_tup, n_tup_ins + n_tup_upd + n_tup_del, counted_changes, counted_chunks
+        SELECT n_live_tup, n_tup_ins + n_tup_upd + n_tup_del, counted_changes,
+               (SELECT sum(chunks) FROM lexeme_stats WHERE generation_id = id AND place = 0)
         FROM pg_stat_user_tables, generation WHERE relid = to_regclass(%s) AND id = %s
         """,
         [f"askfolder.lexical_{generation.id}", generation.id],
@@ -57,14 +59,16 @@ def _is_due(connection: Connection, generation: Generation) -> bool:
     if counted_changes is None:
         return bool(chunks >= LEAST)
     changed = changes - counted_changes  # less than none: the server's statistics began anew
-    return bool(changed < 0 or changed >= max(LEAST, SHARE * counted_chunks))
+    return bool(changed < 0 or changed >= max(LEAST, SHARE * float(counted_chunks or 0)))
 
 
 def count(connection: Connection, generation: Generation) -> None:
     """Counts the lexemes of a generation's chunks anew; what was counted before holds until it is through."""
     table = f"askfolder.lexical_{generation.id}"
     with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", [LOCK, generation.id])
+        taken = connection.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", [LOCK, generation.id]).fetchone()
+        if taken != (True,):  # another producer is at it
+            return
         row = connection.execute(
             "SELECT n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables WHERE relid = to_regclass(%s)", [table]
         ).fetchone()
@@ -82,13 +86,10 @@ def count(connection: Connection, generation: Generation) -> None:
             )
             connection.execute(_COUNT, [generation.id, collection_id, terms.as_string(connection)])
         connection.execute(
-            "UPDATE generation SET counted_changes = %s, counted_chunks = %s WHERE id = %s",
-            [row[0] if row else 0, chunks, generation.id],
+            "UPDATE generation SET counted_changes = %s WHERE id = %s", [row[0] if row else 0, generation.id]
         )
     log.info(f"Counted the lexemes of {chunks:,} chunks", action="lexemes.counted", generation=generation.id)
 
-
-LOCK = 0x61736B6C
 
 _COUNT = """
 INSERT INTO lexeme_stats (generation_id, collection_id, place, chunks, strong, stronger)

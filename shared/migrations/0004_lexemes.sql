@@ -24,7 +24,7 @@ CREATE TABLE lexeme_stats (
 );
 
 -- What the counts were made from: pg_stat's count of changed rows then.
-ALTER TABLE generation ADD COLUMN counted_changes bigint, ADD COLUMN counted_chunks bigint;
+ALTER TABLE generation ADD COLUMN counted_changes bigint;
 
 DROP FUNCTION bm25_document;
 
