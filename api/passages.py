@@ -105,10 +105,10 @@ def _extent(passage: Passage, near: dict[int, tuple[int, int]], budget: int) -> 
 
 def _cut(connection: Connection, passages: Sequence[Passage], joined: list[Passage]) -> list[Passage]:
     """Each text is read once, and one at a time: a slice of it costs PostgreSQL eight times as much as all of it."""
-    before = {passage.chunk_id: passage for passage in passages}
-    cut: dict[int, Passage] = {}
-    for document_id in dict.fromkeys(passage.document_id for passage in joined):
-        here = [passage for passage in joined if passage.document_id == document_id]
+    cut = {passage.chunk_id: passage for passage in passages}
+    longer = [passage for passage in joined if passage != cut[passage.chunk_id]]
+    for document_id in dict.fromkeys(passage.document_id for passage in longer):
+        here = [passage for passage in longer if passage.document_id == document_id]
         row = connection.execute(
             """
             SELECT text.content FROM document_text text
@@ -118,10 +118,6 @@ def _cut(connection: Connection, passages: Sequence[Passage], joined: list[Passa
             """,
             [here[0].chunk_id],
         ).fetchone()
-        for passage in here:
-            cut[passage.chunk_id] = (
-                replace(passage, content=row[0][passage.char_start : passage.char_end])
-                if row
-                else before[passage.chunk_id]
-            )
+        if row:
+            cut |= {p.chunk_id: replace(p, content=row[0][p.char_start : p.char_end]) for p in here}
     return [cut[passage.chunk_id] for passage in joined]
