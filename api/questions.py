@@ -1,7 +1,6 @@
 """The question log: written after the answer, beside it; read and rated later."""
 
 import contextlib
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from shared.behind import Behind
 from shared.db import Connection
 from shared.log import log
 from shared.models import Answer, Passage
@@ -36,53 +36,34 @@ class Asked:
 
 
 class QuestionLog:
-    """Takes questions and writes them in a thread of its own, so that no answer waits for it, or fails with it. Threads share it."""
+    """Takes questions and writes them beside the answers: none waits for it, or fails with it. Threads share it."""
 
     def __init__(self, pool: ConnectionPool[Connection], on: bool = True) -> None:
         self._pool, self._on = pool, on
-        self._lock, self._writing = threading.Lock(), threading.Lock()
-        self._pending: list[Asked] = []
-        self._filled = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._behind = Behind("question", self._write)
 
     def add(self, asked: Asked) -> str | None:
         """Its id, under which it can be rated; None: nothing is logged. Never for what is not a whole answer."""
-        if not self._on:
+        if not self._on or len(self._behind) >= MOST_PENDING:
             return None
-        with self._lock:
-            if len(self._pending) >= MOST_PENDING:
-                return None
-            self._pending.append(asked)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._write_behind, name="questions", daemon=True)
-                self._thread.start()
-        self._filled.set()
+        self._behind.add(asked)
         return str(asked.id)
 
     def write(self) -> None:
-        """Writes what is not written yet; who comes back from it finds it in the table. What cannot be written is lost."""
-        with self._writing:
-            with self._lock:
-                pending, self._pending = self._pending, []
-            if not pending:
-                return
-            try:
-                with self._pool.connection() as connection:
-                    for asked in pending:
-                        # a document of it may be deleted by now: then the log may not keep what it said
-                        with contextlib.suppress(psycopg.errors.ForeignKeyViolation):
-                            insert(connection, asked)
-            except (psycopg.Error, PoolTimeout) as error:
-                log.warning(f"A question was not logged: {error}", action="question.not_logged")
+        """Writes what is not written yet; who comes back from it finds it in the table."""
+        self._behind.write()
 
-    def _write_behind(self) -> None:
-        while True:
-            self._filled.wait()
-            self._filled.clear()
-            try:
-                self.write()
-            except Exception as error:  # the thread is to outlive what nobody foresaw
-                log.error("A question was not logged", action="question.not_logged", exc_info=error)
+    def _write(self, pending: list[Asked]) -> list[Asked]:
+        """What cannot be written is lost."""
+        try:
+            with self._pool.connection() as connection:
+                for asked in pending:
+                    # a document of it may be deleted by now: then the log may not keep what it said
+                    with contextlib.suppress(psycopg.errors.ForeignKeyViolation):
+                        insert(connection, asked)
+        except (psycopg.Error, PoolTimeout) as error:
+            log.warning(f"A question was not logged: {error}", action="question.not_logged")
+        return []
 
 
 def insert(connection: Connection, asked: Asked) -> None:

@@ -5,7 +5,6 @@ A call is reserved before it is made, with the most that it may cost, and settle
 
 import contextlib
 import datetime
-import threading
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from shared import prices
+from shared.behind import Behind
 from shared.db import Connection
 from shared.errors import TransientError
 from shared.log import log
@@ -37,7 +37,6 @@ SETTING: dict[Budget, str] = {"embedding": "ASKFOLDER_BUDGET_EMBEDDING", "answer
 BUSY_SECONDS = 5.0  # until calls that are under way have left what they did not take
 MARGIN_SECONDS = 30.0  # beyond what a call may last: then its process has died
 LONGEST_WAIT = 3600.0  # a document looks again after so long: the cap may have been raised
-AGAIN_SECONDS = 2.0  # until the database is tried again, where a thread writes
 
 
 class BudgetError(TransientError):
@@ -276,11 +275,8 @@ class Meter:
         self._pool = pool
         self._caps = dict(caps or {})
         self._prices = {**prices.PRICES, **(own_prices or {})}
-        self._behind = behind
-        self._lock = threading.Lock()
-        self._pending: list[Spending] = []
-        self._filled = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._by_thread = behind
+        self._behind = Behind("usage", self._write)
 
     @classmethod
     def of(cls, settings: Settings, pool: ConnectionPool[Connection], behind: bool = False) -> "Meter":
@@ -315,13 +311,8 @@ class Meter:
 
     def settle(self, purpose: Purpose, model: str, calls: int, tokens: Tokens, reservation: UUID | None) -> None:
         spending = Spending(purpose, model, calls, tokens, self._cost(model, tokens), reservation)
-        with self._lock:
-            self._pending.append(spending)
-            if self._behind and self._pool is not None and self._thread is None:
-                self._thread = threading.Thread(target=self._write_behind, name="usage", daemon=True)
-                self._thread.start()
-        self._filled.set()
-        if not self._behind:
+        self._behind.add(spending, start=self._by_thread and self._pool is not None)
+        if not self._by_thread:
             self.write()
 
     def _cost(self, model: str, tokens: Tokens) -> float | None:
@@ -329,20 +320,13 @@ class Meter:
             model, tokens.input, tokens.output, tokens.cache_write, tokens.cache_read, known=self._prices
         )
 
-    def _write_behind(self) -> None:
-        while True:
-            self._filled.wait()
-            self._filled.clear()
-            if not self.write():
-                threading.Event().wait(AGAIN_SECONDS)
-                self._filled.set()
-
     def write(self) -> bool:
         """Writes down what is not yet, as far as the database lets it. Returns whether nothing is left."""
-        with self._lock:
-            pending, self._pending = self._pending, []
+        return self._behind.write()
+
+    def _write(self, pending: list[Spending]) -> list[Spending]:
         if self._pool is None:
-            return True
+            return []
         try:
             with self._pool.connection() as connection:
                 while pending:
@@ -353,9 +337,7 @@ class Meter:
         except psycopg.Error as error:  # it must cost nobody the answer that was paid for
             log.error(f"What was spent could not be written: {error}", action="usage.lost")
             del pending[0]
-        with self._lock:
-            self._pending = pending + self._pending
-            return not self._pending
+        return pending
 
 
 def caps(settings: Settings) -> dict[Budget, float | None]:
