@@ -271,12 +271,10 @@ def forget_unasked(connection: Connection) -> None:
 
 def keep(connection: Connection, claim: Claim, model: str, text: str, written: Mapping[str, str]) -> None:
     """Commits contexts, by the content that they are for."""
+    text_hash = index.hash_of(text)  # of all of the document
     with connection.transaction(), connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO context_cache (document_id, model, content_hash, text_hash, context) VALUES (%s, %s, %s, %s, %s) "
             "ON CONFLICT DO NOTHING",
-            [
-                (claim.id, model, index.hash_of(content), index.hash_of(text), context)
-                for content, context in written.items()
-            ],
+            [(claim.id, model, index.hash_of(content), text_hash, context) for content, context in written.items()],
         )
