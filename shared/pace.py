@@ -5,6 +5,7 @@ a distance that halves with each that goes well, and soon there is none. Without
 """
 
 import hashlib
+import math
 import random
 import time
 from urllib.parse import urlsplit
@@ -74,7 +75,7 @@ class Pace:
         deadline = time.monotonic() + seconds
         while (left := self._ask(_TAKE, int(urgent)) / 1000) > 0:
             if time.monotonic() + left > deadline:
-                raise TransientError(f"{self._who} asked to slow down; it is left alone for {left:.0f} s.", left)
+                raise TransientError(f"{self._who} asked to slow down; it is left alone for {math.ceil(left)} s.", left)
             _sleep(min(left, 0.25) + random.uniform(0, 0.02))
         return left == 0
 

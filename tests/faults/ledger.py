@@ -183,15 +183,8 @@ class Walk:
             version = documents.set_text(
                 self.connection, claim, Parsed(text, "text", "text"), _revision(written), digest
             )
-            index.replace(
-                self.connection,
-                self.generation,
-                claim.id,
-                list(zip(chunks, hashes, strict=True)),
-                version,
-                "english",
-                True,
-            )
+            inputs = list(zip(chunks, hashes, strict=True))
+            index.replace(self.connection, self.generation, claim.id, inputs, version, "english")
             documents.ready(self.connection, claim)
 
     # --- what must hold ---
