@@ -141,7 +141,9 @@ def main(questions: int, many: int) -> None:
             system.start("web")
             askfolder(system, standin, 3)
             request = {k: v for k, v in standin.requests[-1]["body"].items() if k != "stream"}
-            late, passages, theirs = [], [], []
+            late: list[float] = []
+            passages: list[float] = []
+            theirs: list[float] = []
             for _ in range(max(questions // 10, 1)):  # in turns: the machine is not always the same
                 one, two = askfolder(system, standin, 10)
                 late, passages, theirs = late + one, passages + two, theirs + bare(standin, request, 10)

@@ -8,6 +8,7 @@ import random
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 WORD = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
@@ -18,7 +19,7 @@ SLIDE = (
     'xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main"'
 )
 KINDS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
-Parts = dict[str, str | bytes]
+Parts = Mapping[str, str | bytes]
 
 
 def write_hostile(folder: Path) -> dict[str, str]:
@@ -286,7 +287,7 @@ def pdfs() -> dict[str, tuple[bytes, str]]:
     }  # fmt: skip
 
 
-def pdf(objects: list[str] | list[str | bytes], trailer: str = "") -> bytes:
+def pdf(objects: Sequence[str | bytes], trailer: str = "") -> bytes:
     out = b"%PDF-1.5\n"
     offsets = []
     for number, content in enumerate(objects, 1):

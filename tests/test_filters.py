@@ -59,8 +59,9 @@ def keys(connection: Connection, folder: int) -> set[str]:
 
 
 def test_nothing_asked_takes_all(connection: Connection, keys: set[str]) -> None:
-    for nothing in ({}, {"source": ""}, {"type": []}, {"metadata": {}}):
-        assert read_filters(**nothing).empty  # type: ignore[arg-type]
+    nothings: list[dict[str, Any]] = [{}, {"source": ""}, {"type": []}, {"metadata": {}}]
+    for nothing in nothings:
+        assert read_filters(**nothing).empty
         assert found(connection, **nothing) == keys
     assert not read_filters(source="a").empty
     assert Filters().condition().as_string() == "TRUE"

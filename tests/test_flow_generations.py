@@ -42,9 +42,8 @@ def test_switch_while_searching_and_back(system: System, database_url: str) -> N
 
         def live() -> str:
             with psycopg.connect(database_url) as connection:
-                return connection.execute("SELECT embedder FROM askfolder.generation WHERE state = 'live'").fetchone()[
-                    0
-                ]  # type: ignore[index]
+                row = connection.execute("SELECT embedder FROM askfolder.generation WHERE state = 'live'").fetchone()
+                return str(row and row[0])
 
         try:
             system.stop("producer", "worker")
@@ -68,7 +67,7 @@ def test_switch_while_searching_and_back(system: System, database_url: str) -> N
             "the way back asks the provider nothing"
         )
         with psycopg.connect(database_url) as connection:
-            cached = dict(
+            cached: dict[str, int] = dict(
                 connection.execute("SELECT model, count(*) FROM askfolder.vector_cache GROUP BY model").fetchall()
             )
             mixed = connection.execute(

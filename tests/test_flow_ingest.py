@@ -8,6 +8,7 @@ import signal
 import time
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -101,6 +102,9 @@ def test_edits_embed_three_chunks_at_most(system: System, paid: OpenAIStandin) -
         (system.folder / "a.txt").write_text("\n".join(documents["txt"]))
         (system.folder / "a.docx").write_bytes(docx(documents["docx"]))
 
+    def all_newer(before: dict[str, str]) -> bool:
+        return all(d["state"] == "ready" and d["updated_at"] > before[k] for k, d in system.documents().items())
+
     write(plain)
     system.start("web", "worker", "producer")
     first = system.settled(3, 120)
@@ -119,11 +123,7 @@ def test_edits_embed_three_chunks_at_most(system: System, paid: OpenAIStandin) -
         for documents in (edited, plain):
             seen, before = len(paid.requests), {k: d["updated_at"] for k, d in system.documents().items()}
             write(documents)
-            until(
-                lambda before=before: all(
-                    d["state"] == "ready" and d["updated_at"] > before[k] for k, d in system.documents().items()
-                )
-            )
+            until(partial(all_newer, before))
             new_texts = [text for request in paid.requests[seen:] for text in request["body"]["input"]]
             for kind, mark in (("md", "almanac"), ("txt", "uniform"), ("docx", "letter")):
                 count = sum(mark in text for text in new_texts)
@@ -194,8 +194,10 @@ def test_killed_worker_pays_little_twice(system: System, paid: OpenAIStandin, da
     until(nearly_done, 30, pause=0.01)
     system.stop("worker", number=signal.SIGKILL)
     with psycopg.connect(database_url) as connection:
-        row = connection.execute("SELECT state, live_revision, leased_until > now() FROM askfolder.document").fetchone()
-        assert row == ("ingesting", None, True), "nothing half-written is visible"
+        held = connection.execute(
+            "SELECT state, live_revision, leased_until > now() FROM askfolder.document"
+        ).fetchone()
+        assert held == ("ingesting", None, True), "nothing half-written is visible"
     assert system.search("Line 77") == []
     system.start("worker")  # it sees that the holder of the lease is no more, and does not wait for the lease's end
     row = system.settled(1)["big.txt"]

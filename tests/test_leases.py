@@ -61,7 +61,7 @@ def test_handed_back(connection: Connection, reason: str | None, attempts: int, 
     row = connection.execute("SELECT state, attempts, lease, worker FROM document").fetchone()
     assert row == (*after, None, None)
     if after[0] == "quarantined":
-        error = documents.one(connection, number)["error"]  # type: ignore[index]
+        error = str(documents.one(connection, number)["error"])  # type: ignore[index]
         assert "a.txt ended the worker that read it 3 times (a crash)" in error
         assert "askfolder retry" in error
 

@@ -61,7 +61,7 @@ def test_a_pause_is_everybodys(make: Make) -> None:
     started = time.monotonic()
     assert other.wait(5) is True
     assert 0.5 < time.monotonic() - started < 0.9
-    third = Pace(told._redis and "", "Voyage", URL, "voyage-4")  # nothing shared, nothing known
+    third = Pace("", "Voyage", URL, "voyage-4")  # nothing shared, nothing known
     assert third.wait(0) is False
 
 

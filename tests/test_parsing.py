@@ -11,10 +11,11 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -64,7 +65,7 @@ def refusal(parser: Parser, folder: Path, name: str, data: bytes) -> str:
     return message
 
 
-def archive(parts: dict[str, str | bytes]) -> bytes:
+def archive(parts: Mapping[str, str | bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in parts.items():
@@ -742,7 +743,12 @@ def test_a_file_that_vanishes_between_the_look_and_the_read(tmp_path: Path, monk
     path.write_bytes(b"words")
     with Parser() as parser:
         ask = parser._ask
-        monkeypatch.setattr(parser, "_ask", lambda request, name: path.unlink() or ask(request, name))
+
+        def ask_too_late(request: dict[str, Any], name: str) -> Any:
+            path.unlink()
+            return ask(request, name)
+
+        monkeypatch.setattr(parser, "_ask", ask_too_late)
         with pytest.raises(TransientError, match=r"a\.txt could not be opened or went away"):
             parser.parse(path, "a.txt")
 
@@ -852,7 +858,7 @@ def test_a_child_whose_thread_has_ended_is_replaced(tmp_path: Path) -> None:
 
 def alive(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

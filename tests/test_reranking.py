@@ -94,7 +94,7 @@ def test_voyage_takes_what_json_can_smuggle_in(voyage: VoyageStandin) -> None:
     ],
 )
 def test_voyage_goes_wrong_once(voyage: VoyageStandin, fault: str, kind: type[AskfolderError], said: str) -> None:
-    options = {"message": f"No, {KEY}", "retry_after": 7.0} if fault.isdigit() else {}
+    options: dict[str, Any] = {"message": f"No, {KEY}", "retry_after": 7.0} if fault.isdigit() else {}
     voyage.misbehave(fault, **options)
     with pytest.raises(kind, match=said) as caught:
         at_voyage(voyage).rerank(QUESTION, TEXTS)

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
@@ -221,7 +222,7 @@ def test_a_server_that_tells_no_tokens_is_estimated() -> None:
 
 
 def response(body: object) -> Any:
-    return embedding.httpx2.Response(200, json=body)
+    return httpx2.Response(200, json=body)
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def carry_out(names: Iterable[str], size: float, sabotage: str, servers: Servers
     for name in names:
         campaign = CAMPAIGNS[name]
         print(f"{name}: {campaign.title}", flush=True)
-        with running(servers, work / name, sabotage, mounted=campaign.mounted, **campaign.env) as system:
+        with running(servers, work / name, sabotage, mounted=campaign.mounted, env=campaign.env) as system:
             result = _run(campaign, system, campaign.numbers(size))
         result.name = name
         yield result

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import psutil
@@ -107,7 +108,7 @@ class Killer:
     def _count(self, connection: Any, held: list[tuple[int, int, Any, str]]) -> None:
         """A kill counts as a hit when the work was not finished in the database's queue all the same."""
         for pid, document, lease, stage in held:
-            wait(lambda pid=pid: not psutil.pid_exists(pid) or _status(pid) == psutil.STATUS_ZOMBIE, 2, 0.002)
+            wait(partial(_gone, pid), 2, 0.002)
             row = connection.execute("SELECT lease, state FROM document WHERE id = %s", [document]).fetchone()
             if row and (row[0] == lease or row[1] in ("queued", "ingesting")):
                 self.hits[stage] += 1
@@ -134,6 +135,10 @@ def _stopped_at(connection: Any, pid: int, document: int, lease: Any, stage: str
     except ProcessLookupError:
         pass
     return False
+
+
+def _gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or _status(pid) == psutil.STATUS_ZOMBIE
 
 
 def _status(pid: int) -> str:

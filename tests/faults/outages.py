@@ -4,6 +4,7 @@ import random
 import signal
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from tests.faults.checks import check, settle
@@ -35,7 +36,7 @@ def postgres(
             for _ in range(documents // stops // 2):
                 folder.step()
             stage = STAGES[number % len(STAGES)]
-            wait(lambda stage=stage: held(stage), 4, 0.002)
+            wait(partial(held, stage), 4, 0.002)
             busy.append(held(stage) or held(None))
             process = system.servers.processes["postgres"]
             with reader.outage():

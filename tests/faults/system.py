@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,7 +99,7 @@ class Faulty(System):
 
     def children(self) -> dict[int, str]:
         """Pid of each pool child → its worker's name."""
-        found = {}
+        found: dict[int, str] = {}
         for name in self.workers:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if main := self.main(name):
@@ -179,7 +179,12 @@ def supervised(system: Faulty) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(
-    servers: Servers, work: Path, sabotage: str = "", workers: int = 2, mounted: bool = False, **env: str
+    servers: Servers,
+    work: Path,
+    sabotage: str = "",
+    workers: int = 2,
+    mounted: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Faulty]:
     """A system with a folder and a database of its own, its Redis behind a proxy; it runs and is supervised.
 
@@ -201,7 +206,7 @@ def running(
             "ASKFOLDER_EMBEDDER": "openai", "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": standin.url,
             "ASKFOLDER_EMBEDDING_DIMENSIONS": str(DIMENSIONS), "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
-        system.env |= env
+        system.env |= env or {}
         if sabotage:
             system.worker_app = "tests.faults.sabotage"
             system.env["FAULTS_SABOTAGE"] = sabotage
