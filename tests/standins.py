@@ -577,12 +577,8 @@ class AnthropicStandin(Standin):
         yield {"type": "message_start", "message": start}
         yield {"type": "ping"}
         for index, block in enumerate(message["content"]):
-            empty = {
-                **block,
-                **{"text": {"text": ""}, "tool_use": {"input": {}}}.get(
-                    block["type"], {"thinking": "", "signature": ""}
-                ),
-            }
+            bare: Block = {"text": {"text": ""}, "tool_use": {"input": {}}}
+            empty = block | bare.get(block["type"], {"thinking": "", "signature": ""})
             if block.get("citations"):
                 empty["citations"] = []
             yield {"type": "content_block_start", "index": index, "content_block": empty}
