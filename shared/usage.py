@@ -206,6 +206,11 @@ class Call:
         self._meter, self._purpose, self._model, self._most, self._seconds = meter, purpose, model, most, seconds
         self._reservation: UUID | None = None
 
+    @property
+    def redis_url(self) -> str:
+        """As the meter's."""
+        return self._meter.redis_url if self._meter is not None else ""
+
     def begin(self) -> None:
         """BudgetError: the cap does not allow it."""
         if self._meter is not None:
@@ -270,8 +275,13 @@ class Meter:
         caps: Mapping[Budget, float | None] | None = None,
         own_prices: Mapping[str, Price] | None = None,
         behind: bool = False,
+        redis_url: str = "",
     ) -> None:
-        """`pool`: None: nothing is counted. `caps`: dollars a day. `behind`: written by a thread, where someone waits."""
+        """`pool`: None: nothing is counted. `caps`: dollars a day. `behind`: written by a thread, where someone waits.
+
+        `redis_url`: where those that make the calls share how fast they may (shared/pace.py); empty: they do not.
+        """
+        self.redis_url = redis_url
         self._pool = pool
         self._caps = dict(caps or {})
         self._prices = {**prices.PRICES, **(own_prices or {})}
@@ -280,7 +290,7 @@ class Meter:
 
     @classmethod
     def of(cls, settings: Settings, pool: ConnectionPool[Connection], behind: bool = False) -> "Meter":
-        return cls(pool, caps(settings), prices.read(settings.prices), behind)
+        return cls(pool, caps(settings), prices.read(settings.prices), behind, settings.redis_url)
 
     @contextlib.contextmanager
     def call(self, purpose: Purpose, model: str, most: Tokens, seconds: float) -> Iterator[Call]:
