@@ -330,6 +330,7 @@ RETRIES = 5
 PATIENCE = 60.0  # seconds that one request may take, with its retries
 QUESTION_PATIENCE = 10.0  # someone is waiting
 SLOW_DOWN = frozenset({429, 503, 529})
+DAY = 86_400.0  # seconds
 UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
 _sleep = time.sleep  # tests replace it
 
@@ -638,16 +639,17 @@ def is_loopback(url: str) -> bool:
 
 
 def retry_after(response: httpx2.Response) -> float | None:
-    """Seconds that the answer asks to wait, given in milliseconds, seconds or as a date (RFC 9110, 10.2.3)."""
+    """Seconds that the answer asks to wait, a day at most, given in milliseconds, seconds or as a date (RFC 9110, 10.2.3)."""
     for header, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = response.headers.get(header, "")
         try:
             seconds = float(value) / divisor
         except ValueError:
             continue
-        return max(seconds, 0.0) if math.isfinite(seconds) else None
+        return min(max(seconds, 0.0), DAY) if math.isfinite(seconds) else None
     try:
-        return max(parsedate_to_datetime(response.headers["retry-after"]).timestamp() - time.time(), 0.0)
+        date = parsedate_to_datetime(response.headers["retry-after"])
+        return min(max(date.timestamp() - time.time(), 0.0), DAY)
     except (KeyError, ValueError):
         return None
 
