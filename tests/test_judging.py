@@ -180,8 +180,10 @@ def test_where_it_is_counted(servers: Servers, capsys: pytest.CaptureFixture[str
 # --- the real system -------------------------------------------------------------------------------------------------
 
 
-def run(system: System, *arguments: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-    whole = system.env | {"ASKFOLDER_URL": f"http://127.0.0.1:{system.port}", "ASKFOLDER_KEY": KEY} | env
+def run(
+    system: System, *arguments: str, env: dict[str, str] | None = None, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    whole = system.env | {"ASKFOLDER_URL": f"http://127.0.0.1:{system.port}", "ASKFOLDER_KEY": KEY} | (env or {})
     result = subprocess.run(
         [ROOT / "askfolder", "eval", *arguments], env=whole, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
     )  # fmt: skip
@@ -218,7 +220,7 @@ def test_over_a_running_system(system: System, tmp_path: Path, standin: Anthropi
     assert "needs ANTHROPIC_API_KEY" in run(system, str(questions), "--answers", "--judge", code=1).stderr
     assert not standin.requests, "a wrong start costs nothing"
 
-    found = json.loads(run(system, str(questions), "--answers", "--json", "--judge", **key).stdout)
+    found = json.loads(run(system, str(questions), "--answers", "--json", "--judge", env=key).stdout)
     (side,) = found["runs"]
     assert [row["judged"] for row in side["questions"]] == ["correct", "correct", "wrong", "refused", None]
     assert side["summary"]["judged correctness"] == 0.5
@@ -227,20 +229,20 @@ def test_over_a_running_system(system: System, tmp_path: Path, standin: Anthropi
     assert counted["dollars"] == pytest.approx(side["summary"]["judge's dollars"])
 
     broke = run(
-        system, str(questions), "--answers", "--judge", "claude-opus-5-5", "--report", str(page), **key,
-        ASKFOLDER_BUDGET_ANSWERS="0.0001",
+        system, str(questions), "--answers", "--judge", "claude-opus-5-5", "--report", str(page),
+        env=key | {"ASKFOLDER_BUDGET_ANSWERS": "0.0001"},
     )  # fmt: skip
     assert "3 answers (as it is set up) were not judged: " in broke.stderr
     assert "ASKFOLDER_BUDGET_ANSWERS" in broke.stderr
     assert "judged by claude-opus-5-5" in broke.stdout
     assert page.read_text().count(", not judged<") == 3
 
-    remote = run(system, str(questions), "--answers", "--compare", "top_k=1", "--judge", **key, DATABASE_URL="")
+    remote = run(system, str(questions), "--answers", "--compare", "top_k=1", "--judge", env=key | {"DATABASE_URL": ""})
     assert "The database is out of reach from here" in remote.stderr
     assert "judged correctness     .500     .500     .000" in remote.stdout
     (counted,) = [row for row in system.call("GET", "/usage")["days"] if row["purpose"] == "judging"]
     assert counted["calls"] == 3
 
     questions.write_text(json.dumps(rows[-1]))
-    nothing = run(system, str(questions), "--answers", "--judge", code=1, **key)
+    nothing = run(system, str(questions), "--answers", "--judge", code=1, env=key)
     assert 'no question has an "answer" to compare with' in nothing.stderr
