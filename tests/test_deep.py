@@ -189,7 +189,7 @@ def test_the_budget_may_end_it(server: AnthropicStandin) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, query", [("fetch", "https://example.com"), ("search", " "), ("search", 7), ("search", None)]
+    ("name", "query"), [("fetch", "https://example.com"), ("search", " "), ("search", 7), ("search", None)]
 )
 def test_nothing_else_can_be_called(server: AnthropicStandin, name: str, query: Any) -> None:
     asked = explore(server, look(query, name=name), answer)
