@@ -152,6 +152,7 @@ def searches(query: str) -> Any:
 
 
 def test_the_model_searches_by_itself(system: System, standin: AnthropicStandin) -> None:
+    streamed(system)  # from now on it is known that this server cites
     standin.reply = searches("focal length of the mirror")
     events = streamed(system, mode="deep", top_k=1)
     assert [name for name, _ in events] == ["passages", "step", "citation", "delta", "done"]
@@ -170,6 +171,7 @@ def test_the_model_searches_by_itself(system: System, standin: AnthropicStandin)
 
 
 def test_what_the_model_searches_is_filtered_as_the_question_is(system: System, standin: AnthropicStandin) -> None:
+    streamed(system)  # from now on it is known that this server cites
     standin.reply = searches("focal length of the mirror")
     events = streamed(system, mode="deep", filters={"source": "boathouse.md"})
     assert events[1][0] == "step"
@@ -187,6 +189,7 @@ def test_without_a_model_nothing_searches_by_itself(system: System) -> None:
 
 
 def test_a_cap_that_is_reached_between_two_searches(system: System, standin: AnthropicStandin) -> None:
+    streamed(system)  # from now on it is known that this server cites
     standin.reply = searches("focal length of the mirror")
     standin.usage_times = 1000
     with restarted(system, ASKFOLDER_BUDGET_ANSWERS="0.3"):
