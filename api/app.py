@@ -32,6 +32,7 @@ from werkzeug.exceptions import HTTPException
 from api import questions, retrieval
 from api.ask import PASSAGES, Asker, Found, answering, ask, search
 from api.filters import FilterError, Filters, read_filters, refuse_unknown
+from api.history import Turn
 from api.questions import Asked, QuestionLog
 from api.reranking import open_reranking
 from shared import access, db, doctor, documents, generations, queue, sources, usage
@@ -40,7 +41,7 @@ from shared.embedding import Embedder
 from shared.errors import AskfolderError, PermanentError, TransientError
 from shared.generations import Generation
 from shared.log import log
-from shared.models import Answer, Citation, Passage, Sentence
+from shared.models import Answer, Citation, Passage, Sentence, Step
 from shared.providers import embedder_for
 from shared.settings import ROOT, Settings, load
 from shared.usage import Meter
@@ -85,8 +86,15 @@ class SearchBody(_Body):
     filters: FiltersBody = FiltersBody()
 
 
+class TurnBody(_Body):
+    question: Question
+    answer: str = Field("", max_length=100_000)
+
+
 class AskBody(_Body):
     question: Question
+    history: list[TurnBody] = Field([], max_length=100)
+    mode: Literal["quick", "deep"] = "quick"
     top_k: int = Field(PASSAGES, ge=1, le=100)
     rerank: bool | None = None
     strict: bool | None = None
@@ -320,7 +328,14 @@ def page() -> Response | str:
 def post_ask() -> Response:
     body = _body(AskBody)
     settings, kept = _asker().settings, _log()
-    options = (body.question, body.top_k, _filters(body), _rerank(body.rerank), body.strict)
+    turns = [Turn(turn.question, turn.answer) for turn in body.history]
+    if body.mode == "deep" and not settings.answers_with_claude():
+        raise _Invalid(
+            409, "No model", "In mode deep Claude searches by itself: set ANTHROPIC_API_KEY, or leave mode out."
+        )
+    options = (
+        body.question, body.top_k, _filters(body), _rerank(body.rerank), body.strict, turns, body.mode == "deep",
+    )  # fmt: skip
     if request.accept_mimetypes.best_match(("application/json", EVENTS)) != EVENTS:
         answer, found = ask(_asker(), *options)
         return jsonify(
@@ -340,23 +355,24 @@ def post_ask() -> Response:
 def _answer(answer: Answer, found: Found, body: AskBody, settings: Settings, kept: QuestionLog) -> dict[str, object]:
     """What is said of an answer that came to its end; it is logged here."""
     model = settings.anthropic_model if answer.answerer == "claude" else None
-    asked = Asked(body.question, answer, found.passages, found.timings, body.collection, model)
+    asked = Asked(found.question, answer, found.passages, found.timings, body.collection, model)
     return {
-        "question_id": kept.add(asked) if body.log else None, "model": model,
+        "question": found.question, "question_id": kept.add(asked) if body.log else None, "model": model,
         "answer": answer.text, "sentences": answer.sentences, "citations": answer.citations, "verdict": answer.verdict,
         "dropped": answer.dropped, "removed": answer.removed, "answerer": answer.answerer, "usage": answer.usage,
-        "timings": found.timings, "warnings": [*found.warnings, *answer.warnings],
+        "timings": found.timings, "warnings": [*found.warnings, *answer.warnings], "steps": [{"number": step.number, "query": step.query, "found": len(step.passages)} for step in found.steps],
     }  # fmt: skip
 
 
 def _streamed(
     found: Found,
-    parts: Generator[Found | Citation | Sentence | Answer | None],
+    parts: Generator[Found | Step | Citation | Sentence | Answer | None],
     done: Callable[[Answer, Found], dict[str, object]],
 ) -> Iterator[str]:
     """The answer as server-sent events (docs/answers.md). One that ends without `done` is none."""
     with contextlib.closing(parts):  # which ends the model's call
         first = {
+            "question": found.question,
             "passages": [_passage(p) for p in found.passages],
             "timings": found.timings,
             "warnings": found.warnings,
@@ -366,6 +382,13 @@ def _streamed(
             for part in parts:
                 if part is None:
                     yield ": \n\n"  # and a client that left is noticed
+                elif isinstance(part, Step):
+                    step = {
+                        "number": part.number,
+                        "query": part.query,
+                        "passages": [_passage(p) for p in part.passages],
+                    }
+                    yield _event("step", step)
                 elif isinstance(part, Citation):
                     yield _event("citation", asdict(part))
                 elif isinstance(part, Sentence):

@@ -5,7 +5,7 @@ What a question's lexemes weigh is asked first; that decides which rows can be a
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -29,7 +29,9 @@ CANDIDATES = 100  # of each side
 MODES = ("hybrid", "dense", "lexical")
 
 COUNTED = 1_000  # rows that are counted for a lexeme without statistics: one that stands in more is called common
-SINGLES, ROWS = 2_000, 5_000  # rows that lexemes by themselves, and with pairs of common ones, may bring
+SINGLES, ROWS = 1_000, 2_000  # rows that lexemes by themselves, and with pairs of common ones, may bring up to …
+LARGE = 100_000  # … so many chunks; beyond, √ as many times more
+TOTAL = 0  # the place of no lexeme, under which all chunks are counted
 PAIRED = 8  # common lexemes of which pairs are made
 EXACT = 1_000  # an exact scan where (allowed chunks)² is at most so many times all chunks: it costs less than the graph
 
@@ -48,9 +50,11 @@ def configure(connection: Connection) -> None:
     """What a connection needs for searching: enough of the graph looked at, and on when a filter leaves too few; always the indexes.
 
     The planner takes bm25_terms for something that every row found by its index needs computed again, and would rather read
-    the whole table.
+    the whole table, by several processes and with code compiled for it.
     """
     connection.execute("SET enable_seqscan = off")
+    connection.execute("SET max_parallel_workers_per_gather = 0")
+    connection.execute("SET jit = off")
     connection.execute("SET plan_cache_mode = force_generic_plan")
     connection.execute("SET hnsw.ef_search = 100")
     connection.execute("SET hnsw.iterative_scan = strict_order")
@@ -68,9 +72,11 @@ def retrieve(
 ) -> list[Passage]:
     """The best passages for a question, best first. vector: float32, shape (dimensions,); None: only words count."""
     dense = HalfVector(vector) if vector is not None and mode != "lexical" else None
-    total, allowed = _sizes(connection, generation, filters)
-    lexemes = _lexemes(connection, generation, question, filters) if mode != "dense" or dense is None else []
-    queries, idf = weigh(lexemes, total, allowed)
+    lexemes = _lexemes(connection, generation, question, filters) if mode != "dense" or dense is None else {}
+    total = lexemes.pop(TOTAL).chunks if TOTAL in lexemes else _total(connection, generation, filters)
+    allowed = total if filters.empty else _allowed(connection, filters)
+    total = max(total, allowed)
+    queries, idf = weigh(list(lexemes.values()), total, allowed)
     if not allowed or (dense is None and not queries):
         return []
     parameters = {
@@ -98,21 +104,23 @@ SELECT coalesce(
 """
 
 
-def _sizes(connection: Connection, generation: Generation, filters: Filters) -> tuple[int, int]:
-    """How many chunks the collection has, as when they were counted last, and how many of them the filters allow."""
+def _total(connection: Connection, generation: Generation, filters: Filters) -> int:
+    """How many chunks the collection has, as when they were counted last."""
     row = connection.execute(
         sql.SQL(_TOTAL).format(visible=_VISIBLE), {"generation": generation.id, "collection": filters.collection}
     ).fetchone()
     assert row is not None
-    total = int(row[0])
-    if filters.empty:
-        return total, total
+    return int(row[0])
+
+
+def _allowed(connection: Connection, filters: Filters) -> int:
+    """How many chunks the filters allow."""
     query = sql.SQL("SELECT coalesce(sum(chunks), 0) FROM document d WHERE {visible} AND {condition}")
     row = connection.execute(
         query.format(visible=_VISIBLE, condition=filters.condition()), filters.parameters()
     ).fetchone()
     assert row is not None
-    return max(total, int(row[0])), int(row[0])
+    return int(row[0])
 
 
 _LEXEMES = """
@@ -124,6 +132,7 @@ WITH searched AS MATERIALIZED (
           WHERE generation_id = %(generation)s AND collection_id IN (SELECT id FROM searched)) AS c,
          unnest(tsvector_to_array(to_tsvector(configuration::regconfig, %(words)s))) AS word
     UNION SELECT lexeme_place(term) FROM unnest(%(exact)s::text[]) AS term
+    UNION SELECT 0
 ), known AS (
     SELECT place, sum(chunks) AS chunks, sum(strong) AS strong, sum(stronger) AS stronger
     FROM place JOIN lexeme_stats USING (place)
@@ -139,14 +148,18 @@ WHERE coalesce(known.chunks, counted.chunks) > 0
 """
 
 
-def _lexemes(connection: Connection, generation: Generation, question: str, filters: Filters) -> list[Lexeme]:
-    """The question's lexemes in every language of the collection. What statistics do not know yet is counted, up to COUNTED rows."""
+def _lexemes(connection: Connection, generation: Generation, question: str, filters: Filters) -> dict[int, Lexeme]:
+    """The question's lexemes in every language of the collection, by place; TOTAL among them, where there are statistics.
+
+    What these do not know yet is counted, up to COUNTED rows.
+    """
     found, exact = words.question(question)
     with connection.cursor(row_factory=class_row(Lexeme)) as cursor:
-        return cursor.execute(
+        rows = cursor.execute(
             sql.SQL(_LEXEMES).format(lexical=generation.lexical),
             {"words": " ".join(found), "exact": exact, "generation": generation.id, "collection": filters.collection, "counted": COUNTED},
         ).fetchall()  # fmt: skip
+    return {row.place: row for row in rows}
 
 
 def weigh(lexemes: Sequence[Lexeme], total: int, allowed: int) -> tuple[list[str], dict[int, float]]:
@@ -160,7 +173,9 @@ def weigh(lexemes: Sequence[Lexeme], total: int, allowed: int) -> tuple[list[str
         return [], {}
     known = [_plausible(lexeme, total) for lexeme in lexemes]
     idf = {lexeme.place: math.log(1 + (total - lexeme.chunks + 0.5) / (lexeme.chunks + 0.5)) for lexeme in known}
-    scale = min(total / max(allowed, 1), 10.0)  # of what is brought, filters drop some
+    scale = max(math.sqrt(total / LARGE), 1.0) * min(
+        total / max(allowed, 1), 10.0
+    )  # of what is brought, filters drop some
     singles, rows = _singles(known, SINGLES * scale)
     rest = sorted((x for x in known if str(x.place) not in singles), key=lambda x: (x.chunks, x.place))[:PAIRED]
     meeting: dict[int, list[int]] = defaultdict(list)
@@ -215,7 +230,7 @@ allowed AS MATERIALIZED (
     SELECT chunk_id, bm25 <#> %(idf)s::sparsevec AS distance FROM allowed JOIN {lexical} USING (chunk_id)
     WHERE {with_words} AND bm25 <#> %(idf)s::sparsevec < 0 ORDER BY distance LIMIT {limit}
 ), dense AS MATERIALIZED (
-    SELECT chunk_id, embedding <=> %(vector)s AS distance FROM allowed JOIN {vectors} USING (chunk_id)
+    SELECT chunk_id, embedding, embedding <=> %(vector)s AS distance FROM allowed JOIN {vectors} USING (chunk_id)
     WHERE {with_vector} ORDER BY (embedding <=> %(vector)s) + 0 LIMIT {limit}
 )"""
 
@@ -226,19 +241,24 @@ lexical AS MATERIALIZED (
         SELECT chunk_id, document_id, bm25 <#> %(idf)s::sparsevec AS distance FROM {lexical} WHERE {candidates} ORDER BY distance OFFSET 0
     ) AS found WHERE {passes} ORDER BY distance LIMIT {limit}
 ), dense AS MATERIALIZED (
-    SELECT chunk_id, embedding <=> %(vector)s AS distance FROM {vectors} AS found
+    SELECT chunk_id, embedding, embedding <=> %(vector)s AS distance FROM {vectors} AS found
     WHERE {with_vector} AND {passes} ORDER BY embedding <=> %(vector)s LIMIT {limit}
 )"""
 _PASSES = "EXISTS (SELECT FROM document d WHERE d.id = found.document_id AND {visible} AND {condition} OFFSET 0)"
 
 _SCORE = """
 scored AS MATERIALIZED (
-    SELECT chunk_id, embedding, 1 - (embedding <=> %(vector)s::halfvec) AS cosine, coalesce(-(bm25 <#> %(idf)s::sparsevec), 0) AS bm25
-    FROM (SELECT chunk_id FROM lexical UNION SELECT chunk_id FROM dense) AS candidate
-    JOIN {vectors} USING (chunk_id) LEFT JOIN {lexical} USING (chunk_id)
-), best AS (
-    SELECT embedding, cosine, max(bm25) OVER () AS bm25 FROM scored
+    SELECT coalesce(l.chunk_id, d.chunk_id) AS chunk_id, coalesce(d.embedding, v.embedding) AS embedding,
+           1 - coalesce(d.distance, v.embedding <=> %(vector)s::halfvec) AS cosine,
+           coalesce(-coalesce(l.distance, w.bm25 <#> %(idf)s::sparsevec), 0) AS bm25
+    FROM lexical l FULL JOIN dense d ON d.chunk_id = l.chunk_id
+    LEFT JOIN {vectors} v ON v.chunk_id = CASE WHEN d.chunk_id IS NULL THEN l.chunk_id END
+    LEFT JOIN {lexical} w ON w.chunk_id = CASE WHEN l.chunk_id IS NULL THEN d.chunk_id END
+), first AS (
+    SELECT chunk_id, max(bm25) OVER () AS bm25 FROM scored
     ORDER BY %(weight)s * cosine + (1 - %(weight)s) * coalesce(bm25 / nullif(max(bm25) OVER (), 0), 0) DESC, chunk_id LIMIT 1
+), best AS (
+    SELECT embedding, cosine, first.bm25 FROM first JOIN scored USING (chunk_id)
 ), fused AS (
     SELECT s.chunk_id, s.cosine, s.bm25, {score} AS score FROM scored s, best ORDER BY score DESC, chunk_id
 )
@@ -258,7 +278,7 @@ _FUSED = """
 
 def statements(
     generation: Generation, filters: Filters, total: int, allowed: int, limit: int, dense: bool, queries: int
-) -> list[sql.Composed]:
+) -> Iterator[sql.Composed]:
     """What is run, until one brings enough. Limits are written out: the planner would have to guess them, and a prepared plan is kept.
 
     Without filters candidates are first looked for whether or not they may be seen, and that is looked at from the best on: it
@@ -270,14 +290,12 @@ def statements(
         ways = [(_WIDE, passes) for passes in ("TRUE", _PASSES)[not filters.empty :]]
     score = _FUSED if dense and queries else "s.cosine" if dense else "s.bm25"
     condition = filters.condition()
-    return [
-        sql.SQL("WITH" + way + "," + _SCORE).format(
+    for way, passes in ways:
+        yield sql.SQL("WITH" + way + "," + _SCORE).format(
             vectors=generation.vectors, lexical=generation.lexical, visible=_VISIBLE, condition=condition,
             passes=sql.SQL(passes).format(visible=_VISIBLE, condition=condition), score=sql.SQL(score), limit=sql.Literal(limit),
             with_words=sql.Literal(queries > 0), with_vector=sql.Literal(dense), candidates=_candidates(queries),
-        )
-        for way, passes in ways
-    ]  # fmt: skip
+        )  # fmt: skip
 
 
 def _candidates(queries: int) -> sql.Composable:

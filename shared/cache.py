@@ -1,4 +1,4 @@
-"""Question embeddings in Redis. A cache that is down is a miss, never an error."""
+"""Question embeddings, and questions that were made to stand alone, in Redis. A cache that is down is a miss, never an error."""
 
 import hashlib
 import time
@@ -24,13 +24,27 @@ end
 
 
 class QuestionCache:
-    """(scope, normalised question) → embedding: float32, shape (dimensions,). `scope` names model and dimensions."""
+    """(scope, normalised question) → embedding: float32, shape (dimensions,); or a text. `scope` names what it depends on."""
 
     def __init__(self, url: str) -> None:
         self._redis = client(url)
         self._away_until = 0.0
 
     def get(self, scope: str, question: str) -> np.ndarray | None:
+        value = self._read(scope, question)
+        return None if value is None else np.frombuffer(value, dtype=np.float32)
+
+    def put(self, scope: str, question: str, vector: np.ndarray) -> None:
+        self._write(scope, question, vector.astype(np.float32).tobytes())
+
+    def get_text(self, scope: str, question: str) -> str | None:
+        value = self._read(scope, question)
+        return None if value is None else value.decode()
+
+    def put_text(self, scope: str, question: str, text: str) -> None:
+        self._write(scope, question, text.encode())
+
+    def _read(self, scope: str, question: str) -> bytes | None:
         if time.monotonic() < self._away_until:
             return None
         try:
@@ -38,12 +52,11 @@ class QuestionCache:
         except redis.RedisError:
             self._away_until = time.monotonic() + PAUSE_SECONDS
             return None
-        return np.frombuffer(value, dtype=np.float32) if isinstance(value, bytes) else None
+        return value if isinstance(value, bytes) else None
 
-    def put(self, scope: str, question: str, vector: np.ndarray) -> None:
+    def _write(self, scope: str, question: str, value: bytes) -> None:
         if time.monotonic() < self._away_until:
             return
-        value = vector.astype(np.float32).tobytes()
         try:
             self._redis.eval(
                 _STORE,

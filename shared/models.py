@@ -76,6 +76,15 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A search that the model asked for before it answered. `passages`: those that were not found before it."""
+
+    number: int
+    query: str
+    passages: tuple[Passage, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Citation:
     """Words of a document that carry a sentence of the answer; `document_text[char_start:char_end] == quote`, checked."""
 

@@ -89,6 +89,11 @@ class Settings(BaseSettings):
         "",
         "a small model (claude-haiku-5-5) that is asked about sentences which their quotes support partly; empty: none is",
     )
+    rewrite_model: str = _env(
+        "ASKFOLDER_REWRITE_MODEL",
+        "",
+        "the small model that makes follow-up questions stand alone; empty: claude-haiku-5-5, at another ANTHROPIC_BASE_URL ANTHROPIC_MODEL",
+    )
     ask_seconds: float = _env("ASKFOLDER_ASK_SECONDS", 90.0, "an answer's deadline", gt=0, le=600)
 
     question_log: Literal["on", "off"] = _env(

@@ -319,6 +319,11 @@ def text_block(text: str, citations: Sequence[Block] = ()) -> Block:
     return {"type": "text", "text": text, "citations": list(citations) or None}
 
 
+def tool_use(name: str, **given: Any) -> Block:
+    """A block that calls a tool; the stand-in numbers it."""
+    return {"type": "tool_use", "id": "", "name": name, "input": given}
+
+
 def search_results(request: dict[str, Any]) -> list[Block]:
     """All search_result blocks of a request, in the order in which `search_result_index` counts them."""
     found = []
@@ -449,8 +454,11 @@ class AnthropicStandin(Standin):
             self.refuse(handler, 400, problem)
         else:
             content = self.reply(body)
+            for number, block in enumerate(content):
+                if block["type"] == "tool_use":
+                    block["id"] = f"toolu_{len(self.requests):06}_{number}"
             if self.plain:
-                content = [{**block, "citations": None} for block in content]
+                content = [{**block, "citations": None} if block["type"] == "text" else block for block in content]
             if self.thinking:
                 content = [{"type": "thinking", "thinking": "Let me see.", "signature": "c3RhbmRpbg=="}, *content]
             kept, beginning = self.beginning(body)
@@ -468,7 +476,9 @@ class AnthropicStandin(Standin):
                 "role": "assistant",
                 "model": body["model"],
                 "content": content,
-                "stop_reason": self.stop_reason,
+                "stop_reason": "tool_use"
+                if any(block["type"] == "tool_use" for block in content)
+                else self.stop_reason,
                 "stop_sequence": None,
                 "usage": usage,
             }
@@ -507,6 +517,12 @@ class AnthropicStandin(Standin):
             return (
                 "This model does not support assistant message prefill. The conversation must end with a user message."
             )
+        called = [block["id"] for message in body["messages"] for block in message["content"] if isinstance(block, dict) and block["type"] == "tool_use"]  # fmt: skip
+        answered = [block["tool_use_id"] for message in body["messages"] for block in message["content"] if isinstance(block, dict) and block["type"] == "tool_result"]  # fmt: skip
+        if called != answered:
+            return "messages: each `tool_use` block must have a `tool_result` block in the next message."
+        if called and not body.get("tools"):
+            return "Requests which include `tool_use` or `tool_result` blocks must define tools."
         results = search_results(body)
         if len({bool((result.get("citations") or {}).get("enabled")) for result in results}) > 1:
             return "Citations must be enabled on all or none of the search results."
@@ -561,9 +577,8 @@ class AnthropicStandin(Standin):
         yield {"type": "message_start", "message": start}
         yield {"type": "ping"}
         for index, block in enumerate(message["content"]):
-            empty = (
-                {"type": "text", "text": ""} if block["type"] == "text" else {**block, "thinking": "", "signature": ""}
-            )
+            bare: Block = {"text": {"text": ""}, "tool_use": {"input": {}}}
+            empty = block | bare.get(block["type"], {"thinking": "", "signature": ""})
             if block.get("citations"):
                 empty["citations"] = []
             yield {"type": "content_block_start", "index": index, "content_block": empty}
@@ -579,6 +594,10 @@ class AnthropicStandin(Standin):
         if block["type"] == "thinking":
             yield {"type": "thinking_delta", "thinking": block["thinking"]}
             yield {"type": "signature_delta", "signature": block["signature"]}
+            return
+        if block["type"] == "tool_use":
+            pieces = re.findall(r".{1,12}", json.dumps(block["input"]))
+            yield from ({"type": "input_json_delta", "partial_json": piece} for piece in ["", *pieces])
             return
         citations = [{"type": "citations_delta", "citation": one} for one in block.get("citations") or []]
         pieces = re.findall(r"\s*\S{1,12}\s*|\s+", block["text"])
