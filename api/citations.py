@@ -14,6 +14,7 @@ Standing = dict["Claim", tuple[int | None, tuple[str, ...]]]  # → page, headin
 Judge = Callable[[str, Sequence[str]], bool | None]  # sentence, quotes → whether they carry it
 
 _FORGED_MARK = re.compile(r"(?<!\w)\[(\d{1,4})\]")  # not argv[1]
+_FORGED_QUOTE = re.compile(r"(?<!\w)\[(\d{1,4}:? ?[\"“„«][^\[\]]*)\]")  # [2: "opens every day at 9:00"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +248,11 @@ def _connects(text: str) -> bool:
 
 def _forged(text: str) -> str:
     """Marks that a text brought along are not ours; one behind a bracket would make a link."""
-    return _FORGED_MARK.sub(lambda mark: (" (" if text[max(0, mark.start() - 1)] == "]" else "(") + mark[1] + ")", text)
+    for pattern in (_FORGED_MARK, _FORGED_QUOTE):
+        text = pattern.sub(
+            lambda mark: (" (" if mark.string[max(0, mark.start() - 1)] == "]" else "(") + mark[1] + ")", text
+        )
+    return text
 
 
 def _marked(text: str, marks: Sequence[int]) -> str:
