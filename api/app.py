@@ -259,7 +259,7 @@ def _said(error: Exception) -> tuple[int, str, str, int | None]:
         detail = "PostgreSQL does not answer; try again in a moment (/readyz tells what is missing)."
         return 503, "Database away", detail, 2
     if isinstance(error, TransientError):
-        return 503, "Try again later", str(error), round(error.retry_after or 5)
+        return 503, "Try again later", str(error), max(1, round(error.retry_after or 5))
     if isinstance(error, AskfolderError):
         return 502 if isinstance(error, PermanentError) else 500, "Not possible as it is set up", str(error), None
     log.error(

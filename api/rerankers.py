@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.embedding import (
+    SLOW_DOWN,
     UNMETERED,
     NotSentError,
     Provider,
+    QuotaError,
     VoyageEmbedder,
     encodable,
     estimate_tokens,
@@ -24,9 +26,11 @@ from shared.embedding import (
     max_length,
     open_model,
     read_tokenizer,
+    retry_after,
     total_tokens,
 )
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
+from shared.pace import Pace
 from shared.usage import Call, Meter, Tokens
 
 Scores = npt.NDArray[np.float64]
@@ -62,6 +66,7 @@ class VoyageReranker(Provider):
         self.model = model
         self._seconds = seconds
         self._meter = meter
+        self._pace = Pace(meter.redis_url, self.label, self._url, model)
         self._client = self._connections()
 
     def rerank(self, question: str, texts: Sequence[str]) -> Scores:
@@ -71,10 +76,17 @@ class VoyageReranker(Provider):
         body = {"query": encodable(question), "documents": list(map(encodable, texts)), "model": self.model, "truncation": True}  # fmt: skip
         # Voyage counts the question once for each text.
         most = Tokens(len(texts) * estimate_tokens(question) + sum(map(estimate_tokens, texts)))
+        deadline = time.monotonic() + self._seconds
+        slowed = self._pace.wait(self._seconds, urgent=True)
         with self._meter.call("reranking", self.model, most, self._seconds) as call:
-            response = self._paid(body, most, call)
+            response = self._paid(body, most, call, deadline)
         if response.status_code != 200:
-            raise self._general_refusal(response) or self._refusal(response)
+            problem = self._general_refusal(response) or self._refusal(response)
+            if response.status_code in SLOW_DOWN and not isinstance(problem, QuotaError):
+                self._pace.slow(retry_after(response))
+            raise problem
+        if slowed:
+            self._pace.went_well()
         try:
             data = response.json()["data"]
             given = {item["index"]: float(item["relevance_score"]) for item in data}
@@ -87,12 +99,12 @@ class VoyageReranker(Provider):
 
     def close(self) -> None:
         self._client.close()
+        self._pace.close()
 
-    def _paid(self, body: dict[str, Any], most: Tokens, call: Call) -> httpx2.Response:
+    def _paid(self, body: dict[str, Any], most: Tokens, call: Call, deadline: float) -> httpx2.Response:
         """The answer in time, or TransientError. One that got lost counts as paid for, by the estimate."""
-        deadline = time.monotonic() + self._seconds
         try:
-            response = _within(self._seconds, lambda: self._post(body, deadline))
+            response = _within(max(deadline - time.monotonic(), 0.0), lambda: self._post(body, deadline))
         except NotSentError:
             raise
         except (TimeoutError, TransientError) as error:

@@ -19,6 +19,8 @@ from shared.words import MARKS, UNSPACED
 
 RECALL, REFUSAL = "citation recall", "refusal recall"
 VERDICTS = ("grounded", "partial", "no_answer")
+GRADES = {"correct": 1.0, "partly": 0.5, "wrong": 0.0}  # what a judge may say
+REFUSED = "refused"  # where it need not be asked
 
 _MARK = re.compile(r"(?<!\w)\[\d{1,4}\]")
 _TOKEN = re.compile(rf"[{UNSPACED}]|(?:[^\W{UNSPACED}]|[{MARKS}])+")
@@ -29,7 +31,8 @@ _ARTICLES = {"a", "an", "the"}
 class Answered:
     """One question's answer, as POST /ask gives it. `cited`: document, start and end of each citation; `took`: ms.
 
-    `dollars`: what the answering model cost; None: its price is not known.
+    `dollars`: what the answering model cost; None: its price is not known. `judged`: a grade or REFUSED; empty: the judge was
+    asked, and gave none; None: it was not to be.
     """
 
     question: Question
@@ -38,6 +41,7 @@ class Answered:
     took: float
     tokens: Tokens
     dollars: float | None
+    judged: str | None = None
 
     @property
     def refused(self) -> bool:
@@ -59,18 +63,34 @@ class Answered:
         return max((token_f1(text, reference) for reference in self.question.answers), default=None)
 
     @property
+    def correctness(self) -> float | None:
+        """By the judge's grade; a refusal where there is an answer is wrong. None: it is not judged."""
+        return GRADES.get(self.judged or "", 0.0 if self.judged == REFUSED else None)
+
+    @property
     def score(self) -> float:
         """1: a right citation, or a refusal where that is right."""
         return float(any(self.right) if self.question.answerable else self.refused)
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """What it took to judge answers. `dollars`: None: no price is known. `reason`: why some are not judged, a sentence."""
+
+    model: str
+    tokens: Tokens
+    dollars: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Answers:
-    """All answers with one choice of settings. `label`: the choice; `system`: what it ran on."""
+    """All answers with one choice of settings. `label`: the choice; `system`: what it ran on; `judged`: None: they were not."""
 
     label: str
     system: str
     results: list[Answered]
+    judged: Judged | None = None
 
     @property
     def measure(self) -> str:
@@ -94,6 +114,9 @@ class Answers:
             RECALL: _mean([result.score for result in answerable]),
         }
         found |= {"answer F1": _mean(f1)} if f1 else {}
+        if self.judged:
+            found["judged correctness"] = _mean([r.correctness for r in results if r.correctness is not None])
+            found["not judged answers"] = float(len(self.not_judged()))
         if others:
             found["refusal precision"] = _mean([not result.question.answerable for result in results if result.refused])
             found[REFUSAL] = _mean([result.refused for result in others])
@@ -105,7 +128,11 @@ class Answers:
             "input tokens": float(sum(r.tokens.input + r.tokens.cache_write + r.tokens.cache_read for r in results)),
             "output tokens": float(sum(r.tokens.output for r in results)),
             "dollars": None if None in dollars else float(sum(d for d in dollars if d is not None)),
-        }  # fmt: skip
+        } | ({"judge's dollars": self.judged.dollars} if self.judged else {})  # fmt: skip
+
+    def not_judged(self) -> list[Answered]:
+        """Those that the judge gave no grade."""
+        return [result for result in self.results if result.judged == ""]
 
 
 def answered(question: Question, answer: Mapping[str, Any], took: float, ids: Mapping[str, str], known: Mapping[str, Price]) -> Answered:  # fmt: skip
@@ -130,8 +157,13 @@ def token_f1(answer: str, reference: str) -> float:
     return 2 * both / (given.total() + wanted.total())
 
 
+def unmarked(text: str) -> str:
+    """An answer without the marks of its citations."""
+    return _MARK.sub(" ", text)
+
+
 def _tokens(text: str) -> Counter[str]:
-    text = "" if text.strip() == NO_ANSWER else unicodedata.normalize("NFKC", _MARK.sub(" ", text)).casefold()
+    text = "" if text.strip() == NO_ANSWER else unicodedata.normalize("NFKC", unmarked(text)).casefold()
     return Counter(token for token in _TOKEN.findall(text) if token not in _ARTICLES)
 
 

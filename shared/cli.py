@@ -322,6 +322,13 @@ def questions(rated: str | None, limit: int | None, export: Path | None, forget:
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep that system's data here, and use it again.")
 @click.option("--limit", type=click.IntRange(1), help="The first so many questions only.")
 @click.option("--answers", is_flag=True, help="Measure answers (POST /ask), not what is found.")
+@click.option(
+    "--judge",
+    is_flag=False,
+    flag_value="claude-haiku-5-5",
+    metavar="[MODEL]",
+    help="With --answers: a model of Anthropic's compares them with the references; claude-haiku-5-5 if none is named.",
+)
 @click.option("--mode", help="hybrid (the default), dense or lexical; not with --answers.")
 @click.option(
     "--top-k", type=int, help="Passages asked for: 100, folded to documents; with --answers as many as POST /ask takes."
@@ -334,8 +341,8 @@ def questions(rated: str | None, limit: int | None, export: Path | None, forget:
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML report to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def evaluate(
-    questions: Path, temporary: bool, documents: tuple[Path, ...], keep: Path | None, limit: int | None, answers: bool, mode: str | None,
-    top_k: int | None, collection: str | None, more: str, compare: str | None, report: Path | None, as_json: bool,
+    questions: Path, temporary: bool, documents: tuple[Path, ...], keep: Path | None, limit: int | None, answers: bool,
+    judge: str | None, mode: str | None, top_k: int | None, collection: str | None, more: str, compare: str | None, report: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure retrieval, or answers, with questions whose right documents are known (docs/evaluation.md).
 
@@ -343,6 +350,8 @@ def evaluate(
     """
     from shared import experiment  # numpy and the servers: not needed by the other commands
 
+    if judge and not answers:
+        raise click.UsageError("--judge is about answers: add --answers.")
     if answers and mode:
         raise click.UsageError("POST /ask has no mode: leave --mode out, or --answers.")
     named = {"mode": mode, "top_k": top_k, "collection": collection}
@@ -350,7 +359,7 @@ def evaluate(
     first = experiment.Choice(given if answers else {"mode": "hybrid", "top_k": 100, **given}).changed(more)
     choices = [first] if compare is None else [first, first.changed(compare)]
     experiment.evaluate(
-        experiment.Plan(questions, choices, temporary, documents, keep, limit, answers), report, as_json
+        experiment.Plan(questions, choices, temporary, documents, keep, limit, answers, judge), report, as_json
     )
 
 

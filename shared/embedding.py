@@ -330,6 +330,7 @@ RETRIES = 5
 PATIENCE = 60.0  # seconds that one request may take, with its retries
 QUESTION_PATIENCE = 10.0  # someone is waiting
 SLOW_DOWN = frozenset({429, 503, 529})
+DAY = 86_400.0  # seconds
 UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
 _sleep = time.sleep  # tests replace it
 
@@ -392,12 +393,12 @@ class Provider:
         if status == 402 or (status == 429 and "insufficient_quota" in response.text):
             return QuotaError(
                 f"The {self.label} account has no credit left (HTTP {status}); top it up, and the work goes on.",
-                _retry_after(response),
+                retry_after(response),
             )
         if status in (408, 409, 425, 429) or status >= 500:
             busy = "asks to slow down" if status == 429 else "is failing"
             return TransientError(
-                f"{self.label} {busy} (HTTP {status}): {self._detail(response)}", _retry_after(response)
+                f"{self.label} {busy} (HTTP {status}): {self._detail(response)}", retry_after(response)
             )
         return None
 
@@ -494,7 +495,7 @@ class RemoteEmbedder(Provider, Embedder):
             if response.status_code == 200:
                 call.billed(Tokens(total_tokens(response, most.input)))
         if response.status_code in SLOW_DOWN and not isinstance(self._general_refusal(response), QuotaError):
-            self._pace.slow(_retry_after(response))
+            self._pace.slow(retry_after(response))
         return response
 
     def _checked(self, response: httpx2.Response, count: int) -> Vectors:
@@ -637,17 +638,18 @@ def is_loopback(url: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _retry_after(response: httpx2.Response) -> float | None:
-    """Seconds that the answer asks to wait, given in milliseconds, seconds or as a date (RFC 9110, 10.2.3)."""
+def retry_after(response: httpx2.Response) -> float | None:
+    """Seconds that the answer asks to wait, a day at most, given in milliseconds, seconds or as a date (RFC 9110, 10.2.3)."""
     for header, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = response.headers.get(header, "")
         try:
             seconds = float(value) / divisor
         except ValueError:
             continue
-        return max(seconds, 0.0) if math.isfinite(seconds) else None
+        return min(max(seconds, 0.0), DAY) if math.isfinite(seconds) else None
     try:
-        return max(parsedate_to_datetime(response.headers["retry-after"]).timestamp() - time.time(), 0.0)
+        date = parsedate_to_datetime(response.headers["retry-after"])
+        return min(max(date.timestamp() - time.time(), 0.0), DAY)
     except (KeyError, ValueError):
         return None
 

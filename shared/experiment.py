@@ -9,19 +9,22 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
+import psycopg
 
-from shared import prices, report
+from shared import db, prices, report
 from shared.answers import Answered, Answers, answered
 from shared.client import Client
-from shared.errors import AskfolderError, PermanentError
+from shared.errors import AskfolderError, PermanentError, SettingsError
 from shared.evaluation import Difference, Question, Result, Run, compare, read_beir, read_questions
-from shared.settings import load
+from shared.servers import Servers
+from shared.settings import Settings, load
 from shared.temporary import data_folder, gather, temporary, workplace, write_corpus
+from shared.usage import Meter
 
 WORST = 10  # questions that the terminal shows
 
@@ -70,7 +73,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was typed. `choices`: one, or two to compare; `answers`: measured rather than retrieval."""
+    """What was typed. `choices`: one, or two to compare; `answers`: measured rather than retrieval; `judge`: a model that grades them."""
 
     path: Path
     choices: list[Choice]
@@ -79,6 +82,7 @@ class Plan:
     keep: Path | None = None
     limit: int | None = None
     answers: bool = False
+    judge: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,8 @@ def carry_out(plan: Plan) -> Outcome:
         raise PermanentError(
             f"{plan.path}: nothing answers these questions, so there is nothing to find: measure answers with --answers."
         )
+    if plan.judge:
+        _check_judge(plan, questions)
     is_temporary = beir or plan.temporary or bool(plan.documents) or plan.keep is not None
     if beir and plan.documents:
         raise click.UsageError(f"{plan.path} has documents of its own: leave --documents out.")
@@ -150,6 +156,11 @@ def carry_out(plan: Plan) -> Outcome:
         kind(choice.label(), system, found)
         for choice, system, found in zip(plan.choices, systems, results, strict=True)
     ]
+    if plan.judge:
+        runs = _judged(runs, plan)
+        for run in runs:
+            if lost := run.not_judged():
+                notes.append(f"{len(lost)} answers ({run.label}) were not judged: {run.judged.reason}")
     difference = compare(runs[0], runs[1]) if len(runs) > 1 else None
     return Outcome(runs, difference, notes + sorted(warnings))
 
@@ -235,6 +246,53 @@ def _answer(
     return answered(question, answer, took, ids, known)
 
 
+def _check_judge(plan: Plan, questions: Sequence[Question]) -> None:
+    """Before anything is asked, which costs something."""
+    if load().anthropic_api_key is None:
+        raise SettingsError("--judge needs ANTHROPIC_API_KEY; set it in .env or the environment.")
+    if not any(question.answers for question in questions):
+        raise PermanentError(f'{plan.path}: no question has an "answer" to compare with, so there is nothing to judge.')
+
+
+def _judged(runs: Sequence[Answers], plan: Plan) -> list[Answers]:
+    """The same with grades. What that takes is counted where this checkout's system counts, if it can be reached."""
+    from shared import judging  # the SDK takes two seconds to import: only who uses it waits
+
+    settings = load()
+    known = prices.PRICES | prices.read(settings.prices)
+    assert settings.anthropic_api_key
+    assert plan.judge
+    with contextlib.ExitStack() as stack:
+        meter = _meter(plan, settings, stack, judging.AT_ONCE)
+        key = settings.anthropic_api_key.get_secret_value()
+        judge = judging.Judge(plan.judge, key, settings.anthropic_base_url, meter, known)
+        _say(f"{plan.judge} judges the answers …")
+        found = []
+        for run in runs:
+            results, judged = judge.judge(run.results)
+            found.append(replace(run, results=results, judged=judged))
+    return found
+
+
+def _meter(plan: Plan, settings: Settings, stack: contextlib.ExitStack, calls: int) -> Meter:
+    """Of this checkout's system. Where its database cannot be reached, one that counts nothing, and it is said. `calls`: at once."""
+    local = Servers.running(settings.data) if not settings.url or plan.temporary else None
+    if local and not settings.database_url:
+        settings = settings.model_copy(update={"database_url": local.database_url})
+    if local and not settings.redis_url:
+        settings = settings.model_copy(update={"redis_url": local.redis_url})
+    try:
+        if settings.database_url:
+            with db.connect(settings.database_url, 3) as connection:
+                db.prepare_pooled(connection)
+            return Meter.of(settings, stack.enter_context(db.pool(settings.database_url, calls)))
+    except (AskfolderError, psycopg.Error):
+        pass
+    cap = "" if settings.budget_answers is None else ", and ASKFOLDER_BUDGET_ANSWERS does not hold for it"
+    _say(f"The database is out of reach from here: what judging takes is printed, but not in askfolder usage{cap}.")
+    return Meter(redis_url=settings.redis_url)
+
+
 def _described(client: Client) -> str:
     listing = client.call("GET", "/documents", query={"limit": 1})
     index = listing.get("index") or {"embedder": "no index", "model": "", "dimensions": 0}
@@ -254,6 +312,7 @@ def as_data(outcome: Outcome) -> dict[str, Any]:
     runs = [
         {
             "label": run.label, "system": run.system, "summary": run.summary(),
+            **({"judge": asdict(run.judged)} if isinstance(run, Answers) and run.judged else {}),
             "questions": [_row(result) for result in run.results],
         } for run in outcome.runs
     ]  # fmt: skip
@@ -271,6 +330,7 @@ def _row(result: Result | Answered) -> dict[str, Any]:
         **answer,
         "right": result.right,
         "F1": result.f1,
+        "judged": result.judged,
         "dollars": result.dollars,
     }
 
@@ -281,7 +341,8 @@ def as_text(outcome: Outcome) -> str:
 
 def _lines(outcome: Outcome) -> Iterator[str]:
     runs, difference = outcome.runs, outcome.difference
-    heads = [f"{len(run.results):,} questions, {run.label}: {run.system}" for run in runs]
+    judged = report.judged_by(runs)
+    heads = [f"{len(run.results):,} questions, {run.label}: {run.system}{judged}" for run in runs]
     yield from (f"{side}{head}" for side, head in zip(("A: ", "B: ") if difference else ("",), heads, strict=True))
     yield ""
     summaries = [run.summary() for run in runs]
@@ -300,19 +361,25 @@ def _lines(outcome: Outcome) -> Iterator[str]:
     of = " of B" if difference else ""
     last = runs[-1]
     if isinstance(last, Answers):
-        yield f"Worst questions{of} (a right citation, or a right refusal; F1; verdict; what was cited first)"
-        for answer in sorted(last.results, key=lambda r: (r.score, -1.0 if r.f1 is None else r.f1, r.question.id))[
-            :WORST
-        ]:
+        judge = "the judge's word; " if last.judged else ""
+        yield f"Worst questions{of} (a right citation, or a right refusal; F1; {judge}verdict; what was cited first)"
+        for answer in sorted(last.results, key=_badness)[:WORST]:
             top = report.printable(answer.cited[0][0]) if answer.cited else "nothing"
             f1 = "" if answer.f1 is None else report.figure("", answer.f1)
-            yield f"{'right' if answer.score else 'wrong':>6} {f1:>5} {answer.answer['verdict']:<9}  {_named(answer.question)}  ({top})"
+            grade = f"{'–' if answer.judged == '' else answer.judged or '':<8} " if last.judged else ""
+            yield f"{'right' if answer.score else 'wrong':>6} {f1:>5} {grade}{answer.answer['verdict']:<9}  {_named(answer.question)}  ({top})"
     else:
         yield f"Worst questions{of} ({last.measure}; rank of the first relevant document; what came first)"
         for result in sorted(last.results, key=lambda r: (r.score, r.question.id))[:WORST]:
             top = report.printable(result.ranking[0]) if result.ranking else "nothing"
             yield f"{report.figure(result.measure, result.score):>6} {result.first or '–':>4}  {_named(result.question)}  ({top})"
     yield ""
+
+
+def _badness(answer: Answered) -> tuple[float, float, float, str]:
+    """The worst first; what has no reference before what has."""
+    correctness, f1 = (-1.0 if value is None else value for value in (answer.correctness, answer.f1))
+    return answer.score, correctness, f1, answer.question.id
 
 
 def _named(question: Question) -> str:

@@ -16,8 +16,9 @@ import httpx2
 from anthropic.lib.streaming import MessageStream
 from anthropic.types import Message
 
-from shared.embedding import is_loopback
+from shared.embedding import SLOW_DOWN, is_loopback, retry_after
 from shared.errors import AskfolderError, PermanentError, TransientError
+from shared.pace import Pace
 from shared.usage import Call
 
 URL = "https://api.anthropic.com"
@@ -26,7 +27,8 @@ PAUSE = 0.5  # seconds before the second attempt; doubled for each further one
 LONGEST_PAUSE = 8.0
 BEAT = 0.5  # seconds of silence after which whoever waits is told that it goes on
 PASSING = frozenset({408, 409, 429})
-PASSING_TYPES = frozenset({"overloaded_error", "rate_limit_error", "api_error", "timeout_error"})
+SLOW_DOWN_TYPES = frozenset({"overloaded_error", "rate_limit_error"})
+PASSING_TYPES = SLOW_DOWN_TYPES | {"api_error", "timeout_error"}
 
 T = TypeVar("T")
 
@@ -40,16 +42,18 @@ class RefusedError(PermanentError):
 def complete(
     request: dict[str, Any], *, api_key: str, base_url: str, seconds: float, attempts: int = ATTEMPTS,
     model_setting: str = "ANTHROPIC_MODEL", seconds_setting: str = "ASKFOLDER_ASK_SECONDS", call: Call | None = None,
+    urgent: bool = True,
 ) -> Message:  # fmt: skip
     """The whole message that answers a request.
 
     `base_url`: empty for Anthropic's own. `seconds`: from now, for everything, retries and silence included. The settings are
-    those that an error's sentence names. `call`: is billed each attempt. TransientError: it did not come about in time; PermanentError: the request was
-    refused and would be again.
+    those that an error's sentence names. `call`: is billed each attempt, and names the Redis where processes share the pace.
+    `urgent`: somebody waits; else it keeps its distance from others while the server has much to do. TransientError: it did not come
+    about in time, or the server wants to be left alone for longer; PermanentError: the request was refused and would be again.
     """
     found = stream(
         request, _whole, api_key=api_key, base_url=base_url, deadline=time.monotonic() + seconds, seconds=seconds,
-        attempts=attempts, model_setting=model_setting, seconds_setting=seconds_setting, call=call,
+        attempts=attempts, model_setting=model_setting, seconds_setting=seconds_setting, call=call, urgent=urgent,
     )  # fmt: skip
     return next(message for message in found if message is not None)
 
@@ -57,20 +61,27 @@ def complete(
 def stream(
     request: dict[str, Any], read: Callable[[Iterator[Any]], Iterator[T | None]], *, api_key: str, base_url: str, deadline: float,
     seconds: float, attempts: int = ATTEMPTS, model_setting: str = "ANTHROPIC_MODEL", seconds_setting: str = "ASKFOLDER_ASK_SECONDS",
-    call: Call | None = None,
+    call: Call | None = None, urgent: bool = True,
 ) -> Iterator[T | None]:  # fmt: skip
     """What `read` makes of the events; None: nothing for a while. The only layer that retries, and only where nothing was given yet.
 
     Errors as in `complete`; RefusedError where the server refuses this request.
     """
     client, call = _client(api_key, base_url or URL), call or Call()
+    pace = _pace(call.redis_url, base_url or URL, request["model"])
     for attempt in count(1):
+        while (nap := pace.turn(deadline, urgent)) > 0:
+            yield None
+            time.sleep(nap)
         effort = {} if request["model"] in _without_effort else {"output_config": {"effort": "low"}}
         given = False
         try:
             with contextlib.closing(call.watched(_events(client, request | effort, deadline))) as events:
                 for item in read(events):
-                    given = given or item is not None
+                    if item is not None and not given:
+                        given = True
+                        if nap == 0:
+                            pace.went_well()
                     yield item
             return
         except TimeoutError:
@@ -82,6 +93,10 @@ def stream(
                 _without_effort.add(request["model"])
                 continue
             problem = _problem(error, request["model"], model_setting, api_key)
+            if isinstance(error, anthropic.APIStatusError) and (
+                error.status_code in SLOW_DOWN or error.type in SLOW_DOWN_TYPES
+            ):
+                pace.slow(retry_after(error.response))
         if given or not isinstance(problem, TransientError) or attempt >= attempts:
             raise problem
         pause = min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.25)
@@ -115,6 +130,11 @@ def _client(api_key: str, base_url: str) -> anthropic.Anthropic:
         tls = base_url.startswith("https:")  # loading certificates takes a while
         http = httpx2.Client(trust_env=False, verify=tls, follow_redirects=True, limits=limits)
     return anthropic.Anthropic(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
+
+
+@functools.lru_cache(maxsize=16)
+def _pace(redis_url: str, base_url: str, model: str) -> Pace:
+    return Pace(redis_url, "Claude", base_url, model)
 
 
 def _events(client: anthropic.Anthropic, request: dict[str, Any], deadline: float) -> Generator[Any]:
@@ -221,11 +241,11 @@ def _problem(error: Exception, model: str, model_setting: str, api_key: str) -> 
 def _refusal(error: anthropic.APIStatusError, model: str, model_setting: str, said: str) -> AskfolderError:
     status = error.status_code
     if status == 429 or error.type == "rate_limit_error":
-        return TransientError(f"Claude's rate limit is reached. {said}".strip(), _retry_after(error))
+        return TransientError(f"Claude's rate limit is reached. {said}".strip(), retry_after(error.response))
     if status == 529 or error.type == "overloaded_error":
-        return TransientError("Claude is overloaded at the moment.", _retry_after(error))
+        return TransientError("Claude is overloaded at the moment.", retry_after(error.response))
     if status >= 500 or status in PASSING or error.type in PASSING_TYPES:
-        return TransientError(f"Claude failed (HTTP {status}). {said}".strip(), _retry_after(error))
+        return TransientError(f"Claude failed (HTTP {status}). {said}".strip(), retry_after(error.response))
     if status == 401 or error.type == "authentication_error":
         return PermanentError("Anthropic does not accept the key: check ANTHROPIC_API_KEY.")
     if status == 402 or error.type == "billing_error":
@@ -237,10 +257,3 @@ def _refusal(error: anthropic.APIStatusError, model: str, model_setting: str, sa
             f"There is no model {model} at this address: check {model_setting} and ANTHROPIC_BASE_URL. {said}".strip()
         )
     return RefusedError(f"Claude refused the request (HTTP {status}): {said or 'no reason was given'}")
-
-
-def _retry_after(error: anthropic.APIStatusError) -> float | None:
-    try:
-        return max(float(error.response.headers["retry-after"]), 0.0)
-    except (KeyError, ValueError):
-        return None

@@ -17,6 +17,8 @@ from shared.queue import client
 
 FIRST_MS, SHORTEST_MS, LONGEST_MS = 500, 30, 16_000  # between two requests, after a pause
 LIFETIME_MS = 120_000  # of what is known, beyond the pause
+LONGEST_PAUSE = 3600.0  # seconds, whatever a provider asks for: then it is tried
+NAP = 0.25  # seconds after which whoever waits looks again: another process may have heard more
 AWAY_SECONDS = 5.0  # after a failure Redis is left alone for so long
 _sleep = time.sleep  # tests replace it
 
@@ -73,15 +75,25 @@ class Pace:
         `retry_after`: how long.
         """
         deadline = time.monotonic() + seconds
-        while (left := self._ask(_TAKE, int(urgent)) / 1000) > 0:
-            if time.monotonic() + left > deadline:
-                raise TransientError(f"{self._who} asked to slow down; it is left alone for {math.ceil(left)} s.", left)
-            _sleep(min(left, 0.25) + random.uniform(0, 0.02))
-        return left == 0
+        while (nap := self.turn(deadline, urgent)) > 0:
+            _sleep(nap)
+        return nap == 0
+
+    def turn(self, deadline: float, urgent: bool = False) -> float:
+        """As `wait`, for who has something to do meanwhile: seconds after which to ask again, at most a quarter or so.
+
+        0: go, `went_well` counts; less: go, nobody was told to slow down. `deadline`: of `time.monotonic`.
+        """
+        left = self._ask(_TAKE, int(urgent)) / 1000
+        if left <= 0:
+            return left
+        if time.monotonic() + left > deadline:
+            raise TransientError(f"{self._who} asked to slow down; it is left alone for {math.ceil(left)} s.", left)
+        return min(left, NAP) + random.uniform(0, 0.02)
 
     def slow(self, retry_after: float | None) -> None:
         """The provider said that it is too much. `retry_after`: seconds that it wants to be left alone, if it said so."""
-        self._ask(_SLOW, int(1000 * (retry_after or 0)), FIRST_MS, LONGEST_MS, LIFETIME_MS)
+        self._ask(_SLOW, int(1000 * min(retry_after or 0.0, LONGEST_PAUSE)), FIRST_MS, LONGEST_MS, LIFETIME_MS)
 
     def went_well(self) -> None:
         """An answer came: the distance shrinks."""

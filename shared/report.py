@@ -39,12 +39,18 @@ def figure(name: str, value: float | None, signed: bool = False) -> str:
         return "–"
     if name.endswith(("ms", "tokens", "answers")):
         return f"{value:{'+' if signed and abs(value) >= 0.5 else ''},.0f}"
-    if name == "dollars":
+    if name.endswith("dollars"):
         return f"{value:{'+' if signed else ''}.4f}"
     text = f"{value:{'+' if signed else ''}.3f}"
     if text.strip("+-0.") == "":
         text = text.lstrip("+-")
     return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
+
+
+def judged_by(runs: Sequence[Run] | Sequence[Answers]) -> str:
+    """Whose grades they are, where there are some."""
+    judged = runs[0].judged if isinstance(runs[0], Answers) else None
+    return f", judged by {printable(judged.model)}" if judged else ""
 
 
 def change(name: str, values: Sequence[float | None]) -> str:
@@ -80,7 +86,7 @@ def _what(runs: Sequence[Run] | Sequence[Answers]) -> str:
 def _body(
     title: str, runs: Sequence[Run] | Sequence[Answers], difference: Difference | None, notes: Sequence[str]
 ) -> Iterator[str]:
-    yield f'<header><h1>{_what(runs)}: {_e(title)}</h1><p class="quiet">{len(runs[0].results):,} questions, {datetime.now():%Y-%m-%d %H:%M}, askfolder eval</p><ul class="runs">'
+    yield f'<header><h1>{_what(runs)}: {_e(title)}</h1><p class="quiet">{len(runs[0].results):,} questions, {datetime.now():%Y-%m-%d %H:%M}, askfolder eval{_e(judged_by(runs))}</p><ul class="runs">'
     for side, label, system in zip("ab", [run.label for run in runs], [run.system for run in runs], strict=False):
         key = f'<span class="key {side}">{side.upper()}</span> ' if difference else ""
         yield f'<li>{key}{_e(label)} <span class="quiet">{_e(system)}</span></li>'
@@ -252,6 +258,7 @@ def _answer(side: str, result: Answered) -> str:
     title = f'<h3 class="key {side}">{side.upper()}</h3>' if side != " " else ""
     question, verdict = result.question, _e(result.answer["verdict"])
     f1 = "" if result.f1 is None else f", F1 {figure('', result.f1)}"
+    judged = "" if result.judged is None else f", judged {result.judged}" if result.judged else ", not judged"
     wanted = [f"Right: {_e(answer)}" for answer in question.answers] or (
         [] if question.answerable else ["Nothing answers it."]
     )
@@ -263,7 +270,7 @@ def _answer(side: str, result: Answered) -> str:
         for citation, (name, _, _), right in zip(result.answer["citations"], result.cited, result.right, strict=True)
     )
     return (
-        f'<div>{title}<p class="quiet">{verdict}{f1}</p><p class="snippet">{_e(result.answer["answer"])}</p>'
+        f'<div>{title}<p class="quiet">{verdict}{f1}{judged}</p><p class="snippet">{_e(result.answer["answer"])}</p>'
         + "".join(f'<p class="lacking">{words}</p>' for words in wanted)
         + f"<ol>{rows or '<li class=quiet>Nothing is cited.</li>'}</ol></div>"
     )

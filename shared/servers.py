@@ -99,6 +99,19 @@ class Servers:
         self._drop: Callable[[], None] | None = None
         self._user: pwd.struct_passwd | None = None
 
+    @classmethod
+    def running(cls, data: Path) -> "Servers | None":
+        """Those that another process runs over this data folder, for their addresses; None: there are none."""
+        try:
+            lines = (data / "postgres" / "postmaster.pid").read_text().splitlines()
+            if psutil.Process(int(lines[0])).name() != "postgres":
+                return None
+            found = cls(data)
+            found.sockets = Path(lines[4])  # of postmaster.pid: the folder of the socket
+        except (OSError, ValueError, IndexError, psutil.Error):
+            return None
+        return found
+
     @property
     def database_url(self) -> str:
         return f"postgresql:///askfolder?host={self.sockets}&user=askfolder"

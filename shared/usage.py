@@ -23,7 +23,7 @@ from shared.prices import Price
 from shared.settings import Settings
 
 Budget = Literal["embedding", "answers"]
-Purpose = Literal["documents", "questions", "context", "answers", "reranking", "rewriting", "checking"]
+Purpose = Literal["documents", "questions", "context", "answers", "reranking", "rewriting", "checking", "judging"]
 BUDGETS: dict[Purpose, Budget] = {
     "documents": "embedding",  # embedding of documents …
     "questions": "embedding",  # … and of questions
@@ -32,6 +32,7 @@ BUDGETS: dict[Purpose, Budget] = {
     "reranking": "answers",
     "rewriting": "answers",
     "checking": "answers",  # a small model's second opinion
+    "judging": "answers",  # of answers that are measured (askfolder eval --judge)
 }
 SETTING: dict[Budget, str] = {"embedding": "ASKFOLDER_BUDGET_EMBEDDING", "answers": "ASKFOLDER_BUDGET_ANSWERS"}
 BUSY_SECONDS = 5.0  # until calls that are under way have left what they did not take
@@ -203,8 +204,14 @@ class Call:
     ) -> None:  # fmt: skip
         """As `Meter.call`."""
         self.calls, self.tokens = 0, NOTHING
+        self.took = NOTHING  # in all, that was settled already included
         self._meter, self._purpose, self._model, self._most, self._seconds = meter, purpose, model, most, seconds
         self._reservation: UUID | None = None
+
+    @property
+    def redis_url(self) -> str:
+        """As the meter's."""
+        return self._meter.redis_url if self._meter is not None else ""
 
     def begin(self) -> None:
         """BudgetError: the cap does not allow it."""
@@ -221,6 +228,7 @@ class Call:
         """What one request took that was, or may have been, paid for; also one that failed then. Again for each repetition."""
         self.calls += 1
         self.tokens += tokens
+        self.took += tokens
 
     def watched(self, events: Iterator[Any]) -> Generator[Any]:
         """The events of a stream of Anthropic's, as they come. What it took is billed when it ends, breaks off or is left.
@@ -270,8 +278,13 @@ class Meter:
         caps: Mapping[Budget, float | None] | None = None,
         own_prices: Mapping[str, Price] | None = None,
         behind: bool = False,
+        redis_url: str = "",
     ) -> None:
-        """`pool`: None: nothing is counted. `caps`: dollars a day. `behind`: written by a thread, where someone waits."""
+        """`pool`: None: nothing is counted. `caps`: dollars a day. `behind`: written by a thread, where someone waits.
+
+        `redis_url`: where those that make the calls share how fast they may (shared/pace.py); empty: they do not.
+        """
+        self.redis_url = redis_url
         self._pool = pool
         self._caps = dict(caps or {})
         self._prices = {**prices.PRICES, **(own_prices or {})}
@@ -280,7 +293,7 @@ class Meter:
 
     @classmethod
     def of(cls, settings: Settings, pool: ConnectionPool[Connection], behind: bool = False) -> "Meter":
-        return cls(pool, caps(settings), prices.read(settings.prices), behind)
+        return cls(pool, caps(settings), prices.read(settings.prices), behind, settings.redis_url)
 
     @contextlib.contextmanager
     def call(self, purpose: Purpose, model: str, most: Tokens, seconds: float) -> Iterator[Call]:

@@ -40,3 +40,13 @@ def test_long_path_with_spaces_below_a_closed_folder(tmp_path: Path) -> None:
             assert connection.execute("SELECT one FROM kept").fetchone() == (1,)
     finally:
         servers.stop()
+
+
+def test_where_running_ones_are(servers: Servers, tmp_path: Path) -> None:
+    found = Servers.running(servers.data)
+    assert found is not None
+    assert (found.database_url, found.redis_url) == (servers.database_url, servers.redis_url)
+    assert Servers.running(tmp_path) is None
+    (tmp_path / "postgres").mkdir()
+    (tmp_path / "postgres" / "postmaster.pid").write_text(f"{os.getpid()}\n/data\n0\n5432\n/tmp/x\n")
+    assert Servers.running(tmp_path) is None, "another process has the number of one that ended"

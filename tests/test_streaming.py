@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shutil
 import socket
 import subprocess
@@ -195,7 +196,7 @@ def test_the_deadline_is_absolute(system: System, standin: AnthropicStandin) -> 
             events = list(read(response))
         assert 1.9 < time.monotonic() - started < 4
     assert events[-1][0] == "error"
-    assert "within 2 s" in events[-1][1]["detail"]
+    assert re.search(r"within (2|1\.\d) s", events[-1][1]["detail"]), "what the search took is counted"
     assert standin.left.wait(2)
 
 

@@ -186,7 +186,7 @@ class Writer:
                     "messages": [{"role": "user", "content": [beginning, {"type": "text", "text": questions}]}],
                 },
                 api_key=self.api_key, base_url=self.base_url, seconds=SECONDS,
-                model_setting="ASKFOLDER_CONTEXT_MODEL", seconds_setting="", call=call,
+                model_setting="ASKFOLDER_CONTEXT_MODEL", seconds_setting="", call=call, urgent=False,
             )  # fmt: skip
         answer = (
             "" if message.stop_reason == "refusal" else "".join(b.text for b in message.content if b.type == "text")
