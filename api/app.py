@@ -322,7 +322,7 @@ def page() -> Response | str:
         opened.set_cookie(COOKIE, request.args["key"], max_age=400 * 86_400, httponly=True, samesite="Strict")
         return opened  # type: ignore[return-value]
     settings = _asker().settings
-    return render_template("ask.html", **access.described(settings))
+    return render_template("ask.html", deep=settings.answers_with_claude(), **access.described(settings))
 
 
 def post_ask() -> Response:

@@ -161,7 +161,8 @@ def explore(
 
     `search`: the one tool that there is: a query → passages, of what the question may see. `call`: reserves what one request may
     take in so many seconds. Bounded by SEARCHES, STEPS_TOKENS and two thirds of the time: then it is asked to answer with what it
-    has. Its statements come when it is clear that it does not search on; those of the last request at once.
+    has. Its statements come when it is clear that it does not search on; those of the last request at once. A server of which it is
+    not known whether it cites is asked for marks.
     """
     deadline = time.monotonic() + seconds
     native = _is_anthropic(base_url) or _cites.get((base_url, model)) is True

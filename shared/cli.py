@@ -95,11 +95,13 @@ def _filters(options: dict[str, Any]) -> dict[str, Any]:
 @cli.command()
 @click.argument("question", nargs=-1, required=True)
 @click.option("--top-k", type=int, help="Passages that the answer is made from.")
+@click.option("--deep", is_flag=True, help="Claude searches on by itself, in up to six steps, before it answers.")
 @_filtered
 @click.option("--json", "as_json", is_flag=True, help="Print the API's answer as it is.")
-def ask(question: tuple[str, ...], top_k: int | None, as_json: bool, **options: Any) -> None:
+def ask(question: tuple[str, ...], top_k: int | None, deep: bool, as_json: bool, **options: Any) -> None:
     """Answer a question from the documents. Exit code 3: nothing in them answers it."""
-    body = {"question": " ".join(question)} | ({"top_k": top_k} if top_k is not None else {}) | _filters(options)
+    body = {"question": " ".join(question), "mode": "deep" if deep else "quick"}
+    body |= ({"top_k": top_k} if top_k is not None else {}) | _filters(options)
     if as_json:
         answer = _call("POST", "/ask", body)
         click.echo(json.dumps(answer, ensure_ascii=False, indent=2))
@@ -442,7 +444,9 @@ def _streamed(body: dict[str, Any], as_it_comes: bool) -> dict[str, Any]:
     with Client.of(load()) as system:
         try:
             for name, data in system.events("/ask", body):
-                if name == "delta" and as_it_comes:
+                if name == "step" and as_it_comes:
+                    click.secho(f"Searching: {_printable(data['query'])}", err=True, dim=True)
+                elif name == "delta" and as_it_comes:
                     text = data["text"].rstrip()
                     click.echo(gap + text, nl=False)
                     shown, gap = True, data["text"][len(text) :]

@@ -314,6 +314,7 @@ class Meter:
         cap = self._caps.get(budget)
         if self._pool is None or cap is None or dollars is None:
             return None
+        self.write()  # what this process spent a moment ago counts
         with self._pool.connection() as connection:
             for _ in range(2):
                 if reservation := reserve(connection, budget, dollars, cap, seconds + MARGIN_SECONDS):

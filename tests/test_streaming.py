@@ -21,8 +21,8 @@ from shared.client import Client
 from shared.errors import AskfolderError
 from shared.models import NO_ANSWER
 from shared.settings import ROOT
-from tests.conftest import KEY, System, new_database, new_system
-from tests.standins import AnthropicStandin, cite, search_results, text_block
+from tests.conftest import KEY, System, new_database, new_system, until
+from tests.standins import AnthropicStandin, cite, search_results, text_block, tool_use
 from tests.test_flow_questions import FILES
 
 QUESTION = "Where is the key of the boathouse?"
@@ -134,6 +134,111 @@ def test_passages_then_sentences_then_the_answer(system: System, standin: Anthro
     assert {key: whole[key] for key in ("answer", "sentences", "citations", "verdict", "dropped", "removed")} == {
         key: done[key] for key in ("answer", "sentences", "citations", "verdict", "dropped", "removed")
     }
+
+
+def searches(query: str) -> Any:
+    """Searches once, and then answers with the first sentence that has a word of the query."""
+
+    def reply(request: dict[str, Any]) -> list[dict[str, Any]]:
+        if len(request["messages"]) == 1:
+            return [tool_use("search", query=query)]
+        for number, result in enumerate(search_results(request)):
+            for place, block in enumerate(result["content"]):
+                if query.split()[-1] in block["text"]:
+                    return [text_block(block["text"].strip(), [cite(request, number, place)])]
+        return [text_block(NO_ANSWER)]
+
+    return reply
+
+
+def test_the_model_searches_by_itself(system: System, standin: AnthropicStandin) -> None:
+    streamed(system)  # from now on it is known that this server cites
+    standin.reply = searches("focal length of the mirror")
+    events = streamed(system, mode="deep", top_k=1)
+    assert [name for name, _ in events] == ["passages", "step", "citation", "delta", "done"]
+    step, done = events[1][1], events[-1][1]
+    assert (step["number"], step["query"]) == (1, "focal length of the mirror")
+    assert [passage["source"] for passage in step["passages"]] == ["telescope.rst"]
+    assert events[0][1]["passages"][0]["source"] == "boathouse.md"
+    assert done["citations"][0]["source"] == "telescope.rst"
+    assert done["steps"] == [{"number": 1, "query": "focal length of the mirror", "found": 1}]
+    assert done["verdict"] == "grounded"
+    whole = system.call("POST", "/ask", {"question": QUESTION, "mode": "deep", "top_k": 1})
+    assert [passage["source"] for passage in whole["passages"]] == ["boathouse.md", "telescope.rst"]
+    standin.requests.clear()
+    streamed(system)
+    assert "tools" not in standin.requests[0]["body"], "otherwise it may not"
+
+
+def test_what_the_model_searches_is_filtered_as_the_question_is(system: System, standin: AnthropicStandin) -> None:
+    streamed(system)  # from now on it is known that this server cites
+    standin.reply = searches("focal length of the mirror")
+    events = streamed(system, mode="deep", filters={"source": "boathouse.md"})
+    assert events[1][0] == "step"
+    assert "telescope" not in json.dumps(events)
+    assert "telescope" not in json.dumps(standin.requests[-1]["body"]["messages"][0])
+    assert events[-1][1]["verdict"] == "no_answer"
+
+
+def test_without_a_model_nothing_searches_by_itself(system: System) -> None:
+    with restarted(system, ASKFOLDER_ANSWERER="extractive"), httpx2.Client(trust_env=False) as client:
+        response = client.post(
+            f"http://127.0.0.1:{system.port}/ask", json={"question": QUESTION, "mode": "deep"}, headers={"Authorization": f"Bearer {KEY}"}
+        )  # fmt: skip
+        assert (response.status_code, response.json()["title"]) == (409, "No model")
+
+
+def test_a_cap_that_is_reached_between_two_searches(system: System, standin: AnthropicStandin) -> None:
+    streamed(system)  # from now on it is known that this server cites
+    standin.reply = searches("focal length of the mirror")
+    standin.usage_times = 1000
+    with restarted(system, ASKFOLDER_BUDGET_ANSWERS="0.3"):
+        events = streamed(system, mode="deep")
+    standin.usage_times = 1
+    assert [name for name, _ in events][:2] == ["passages", "step"]
+    done = events[-1][1]
+    assert done["answerer"] == "extractive"
+    assert "third oar" in done["answer"]
+    assert "ASKFOLDER_BUDGET_ANSWERS" in " ".join(done["warnings"])
+
+
+HISTORY = [{"question": "When does the boathouse open in summer?", "answer": "It opens at 6:30. [1]"}]
+
+
+def test_a_follow_up_is_made_to_stand_alone_once(system: System, standin: AnthropicStandin) -> None:
+    def reply(request: dict[str, Any]) -> list[dict[str, Any]]:
+        return (
+            [text_block("When does the boathouse open in winter?")]
+            if "stand alone" in str(request["system"])
+            else three(request)
+        )
+
+    standin.reply = reply
+    events = streamed(system, question="And in winter?", history=HISTORY)
+    assert events[0][1]["question"] == events[-1][1]["question"] == "When does the boathouse open in winter?"
+    assert "8:00" in json.dumps(events[0][1]["passages"])
+    assert len(standin.requests) == 2
+    assert "When does the boathouse open in winter?" in json.dumps(standin.requests[1]["body"]["messages"])
+    streamed(system, question="And in winter?", history=HISTORY)
+    assert len(standin.requests) == 3, "what it became is remembered"
+    streamed(system, question="What is the focal length of the telescope's main mirror?", history=HISTORY)
+    assert len(standin.requests) == 4, "it stands alone"
+    purposes = {row["purpose"] for row in until(lambda: system.call("GET", "/usage")["days"])}
+    assert "rewriting" in purposes
+
+
+def test_a_follow_up_without_a_model(system: System) -> None:
+    with restarted(system, ASKFOLDER_ANSWERER="extractive"):
+        done = streamed(system, question="And in winter?", history=HISTORY)[-1][1]
+        assert done["question"] == "When does the boathouse open in summer? And in winter?"
+        assert "8:00" in done["answer"]
+
+
+def test_a_follow_up_when_the_small_model_fails(system: System, standin: AnthropicStandin) -> None:
+    standin.misbehave("500")
+    events = streamed(system, question="And on sundays?", history=HISTORY)
+    assert events[0][1]["question"] == "When does the boathouse open in summer? And on sundays?"
+    assert events[-1][0] == "done"
 
 
 def test_without_strictness_what_has_no_support_says_so(system: System) -> None:

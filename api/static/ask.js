@@ -73,6 +73,8 @@ async function* events(path, options) {
 
 // --- the question ---
 
+const turns = []; // what was asked and answered before, and is sent along
+
 let running = null; // the AbortController of the question that is being answered
 let ready = null; // how many documents are ready, once it is known
 
@@ -84,14 +86,24 @@ async function ask(question) {
   waiting(true, "Searching…");
   const links = new Map(); // citation → how often it is marked
   let passages = [];
+  for (const id of ["understood", "steps"]) $(id).hidden = true;
+  $("steps").replaceChildren();
   try {
-    const options = { method: "POST", body: JSON.stringify({ question }), signal: running.signal };
+    const body = { question, history: turns, mode: $("deep")?.checked ? "deep" : "quick" };
+    const options = { method: "POST", body: JSON.stringify(body), signal: running.signal };
     for await (const [name, data] of events("/ask", options)) {
       if (name === "passages") {
         passages = data.passages;
         $("answer").replaceChildren();
+        if (data.question !== question) {
+          $("understood").textContent = `Understood as: ${data.question}`;
+          $("understood").hidden = false;
+        }
         showEvidence(passages);
         $("status").textContent = passages.length ? "Reading what was found…" : "";
+      } else if (name === "step") {
+        passages = [...passages, ...data.passages];
+        showStep(data, passages);
       } else if (name === "citation") {
         links.set(data.number, 0);
         $("cited").hidden = false;
@@ -101,6 +113,7 @@ async function ask(question) {
       } else if (name === "done") {
         waiting(false, "");
         showEnd({ ...data, passages });
+        keep(question, data);
       }
     }
   } catch (error) {
@@ -113,6 +126,26 @@ async function ask(question) {
     running = null;
   }
 }
+
+/** The answer goes above the question when the next one is asked; until then it stands in its place. */
+function keep(question, { question: standing, answer, citations }) {
+  const sources = [...new Set(citations.map(place))].join("; ");
+  turns.push({ question: standing, answer });
+  const said = make("div", { className: "said" }, make("p", { dir: "auto" }, answer), make("p", { className: "place" }, sources));
+  $("turns").append(make("li", {}, make("details", {}, make("summary", { dir: "auto" }, question), said)));
+  $("conversation").hidden = false;
+  $("question").value = "";
+  $("question").placeholder = question;
+}
+
+$("fresh").addEventListener("click", () => {
+  turns.length = 0;
+  $("turns").replaceChildren();
+  $("question").placeholder = "";
+  for (const id of ["conversation", "understood", "steps", "evidence"]) $(id).hidden = true;
+  $("answer").replaceChildren();
+  $("question").focus();
+});
 
 function waiting(on, status) {
   $("status").textContent = status;
@@ -139,10 +172,22 @@ document.addEventListener("keydown", (event) => {
 
 // --- the answer ---
 
-function showEvidence(passages) {
-  $("citations").replaceChildren();
+function showPassages(passages) {
   $("passages").replaceChildren(...passages.map(passageItem));
   $("looked-count").textContent = `(${number(passages.length)})`;
+}
+
+/** A search that the model asked for. */
+function showStep({ query, passages: fresh }, passages) {
+  const found = fresh.length === 1 ? "1 more passage" : `${number(fresh.length)} more passages`;
+  $("steps").append(make("li", { dir: "auto" }, `Searched for “${query}”: ${found}`));
+  $("steps").hidden = false;
+  showPassages(passages);
+}
+
+function showEvidence(passages) {
+  $("citations").replaceChildren();
+  showPassages(passages);
   $("looked").open = false;
   $("cited").hidden = true;
   $("looked").hidden = !passages.length;
