@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from api.plain import plain, visible
 from api.support import Status, leads, rate
 from shared.db import Connection
 from shared.models import NO_ANSWER, Answer, Citation, Passage, Sentence
@@ -13,6 +14,7 @@ Standing = dict["Claim", tuple[int | None, tuple[str, ...]]]  # → page, headin
 Judge = Callable[[str, Sequence[str]], bool | None]  # sentence, quotes → whether they carry it
 
 _FORGED_MARK = re.compile(r"(?<!\w)\[(\d{1,4})\]")  # not argv[1]
+_FORGED_QUOTE = re.compile(r"(?<!\w)\[(\d{1,4}:? ?[\"“„«][^\[\]]*)\]")  # [2: "opens every day at 9:00"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ class Verification:
         self._numbers: dict[tuple[int, int, int], int] = {}
         self._forged: set[Claim] = set()
         self._waiting: list[Statement] = []  # lead over to what follows
-        self._held: list[Sentence] = []
+        self._held: list[str] = []
+        self._line = ""  # that the last sentence shown ends in
 
     def check(self, statement: Statement, standing: Standing) -> Iterator[Citation | Sentence]:
         """What is to be shown now: each citation before the first sentence that it belongs to. `standing`: of its claims."""
@@ -104,12 +107,12 @@ class Verification:
                 yield self.citations[-1]
             if self._numbers[place] not in marks:
                 marks.append(self._numbers[place])
-        yield from self._lead(claims, tuple(marks))
-        yield self._shown(Sentence(_marked(statement.text, marks), status, tuple(marks)))
+        yield from self._lead(claims, marks)
+        yield self._shown(statement.text, status, marks)
 
     def finish(self, rest: Draft) -> Iterator[Sentence]:
         """The end of the answer, with what the draft says of it as a whole."""
-        yield from self._lead([], ())  # they led nowhere
+        yield from self._lead([], [])  # they led nowhere
         self.dropped = rest.dropped + len(self._forged)
         self._warnings, self._cut = rest.warnings, rest.cut
 
@@ -125,7 +128,7 @@ class Verification:
         )  # fmt: skip
 
     def _status(self, text: str, claims: Sequence[Claim]) -> Status:
-        quotes = [claim.quote for claim in claims]
+        text, quotes = visible(text), [visible(claim.quote) for claim in claims]
         status = rate(_FORGED_MARK.sub(" ", text), quotes, *self._surroundings(claims), self.question)
         if status == "partly" and self.judge:
             opinion = self.judge(text, quotes)
@@ -137,17 +140,18 @@ class Verification:
         cited = [self.passages[index] for index in dict.fromkeys(claim.passage for claim in claims)]
         titles = [title for passage in cited for title in (passage.title, *passage.heading) if title]
         sources = (passage.source for passage in cited)
-        return "\n".join(passage.content for passage in cited), "\n".join(titles), "\n".join(sources)
+        content = "\n".join(passage.content for passage in cited)
+        return visible(content), visible("\n".join(titles)), visible("\n".join(sources))
 
-    def _lead(self, claims: Sequence[Claim], marks: tuple[int, ...]) -> Iterator[Sentence]:
+    def _lead(self, claims: Sequence[Claim], marks: Sequence[int]) -> Iterator[Sentence]:
         """What waited for the sentence that has these claims."""
         waiting, self._waiting = self._waiting, []
         for one in waiting:
-            text = _FORGED_MARK.sub(r"(\1)", one.text)
-            quotes = [claim.quote for claim in claims]
-            fits = bool(quotes) and leads(one.text, quotes, *self._surroundings(claims), self.question)
+            text = visible(one.text)
+            quotes = [visible(claim.quote) for claim in claims]
+            fits = bool(quotes) and leads(text, quotes, *self._surroundings(claims), self.question)
             if fits or (self.sentences and not any(map(str.isalnum, text))):
-                yield self._shown(Sentence(text, "supported", marks))
+                yield self._shown(text, "supported", marks, marked=False)
             elif any(map(str.isalnum, text)):
                 yield from self._without_support(text)
 
@@ -156,19 +160,20 @@ class Verification:
         if self.strict:
             self.removed += 1
             return
-        sentence = Sentence(_marked(text, ()), "unsupported", ())
         if self.sentences:
-            yield self._shown(sentence)
+            yield self._shown(text, "unsupported")
         else:
-            self._held.append(sentence)
+            self._held.append(text)
 
     def _late(self) -> Iterator[Sentence]:
         held, self._held = self._held, []
-        yield from map(self._shown, held)
+        yield from (self._shown(text, "unsupported") for text in held)
 
-    def _shown(self, sentence: Sentence) -> Sentence:
-        self.sentences.append(sentence)
-        return sentence
+    def _shown(self, text: str, status: Status, numbers: Sequence[int] = (), marked: bool = True) -> Sentence:
+        text = _marked(_forged(plain(_forged(text), self._line)), numbers if marked else ())
+        self._line = (self._line + text).rpartition("\n")[2]
+        self.sentences.append(Sentence(text, status, tuple(numbers)))
+        return self.sentences[-1]
 
 
 def standing(connection: Connection, stated: Sequence[Claim], passages: Sequence[Passage]) -> Standing:
@@ -241,9 +246,17 @@ def _connects(text: str) -> bool:
     return text.endswith((":", "：")) or text.startswith("#") or not any(map(str.isalnum, text))
 
 
+def _forged(text: str) -> str:
+    """Marks that a text brought along are not ours; one behind a bracket would make a link."""
+    for pattern in (_FORGED_MARK, _FORGED_QUOTE):
+        text = pattern.sub(
+            lambda mark: (" (" if mark.string[max(0, mark.start() - 1)] == "]" else "(") + mark[1] + ")", text
+        )
+    return text
+
+
 def _marked(text: str, marks: Sequence[int]) -> str:
-    """The statement, its marks before the whitespace that ends it. Marks that the text brought along are not ours."""
-    text = _FORGED_MARK.sub(r"(\1)", text)
+    """The statement, its marks before the whitespace that ends it."""
     if not marks:
         return text
     body = text.rstrip()

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from api.citations import Claim, Draft, Statement
+from api.plain import places, visible
 from shared import messages
 from shared.embedding import estimate_tokens
 from shared.errors import AskfolderError, PermanentError, TransientError
@@ -290,7 +291,7 @@ def _fenced(results: Sequence["_Result"], fence: str, first: int = 1) -> str:
     """The passages as text, between delimiters that nobody who wrote one of them could know."""
     return "\n".join(
         f"<passage-{fence} number={number} title={json.dumps(result.title, ensure_ascii=False)}>\n"
-        f"{result.passage.content.strip()}\n</passage-{fence}>\n"
+        f"{result.content.strip()}\n</passage-{fence}>\n"
         for number, result in enumerate(results, first)
     )
 
@@ -320,20 +321,30 @@ def _holds(one: Passage, other: Passage) -> bool:
 
 
 class _Result:
-    """A passage as it is sent: a block for each sentence, with the whitespace that follows it."""
+    """A passage as it is sent: a block for each sentence, with the whitespace that follows it, without what nobody sees.
+
+    `spans`: characters of the passage that each block can be cited for; `content`: all that is sent, `places`: where it stands.
+    """
 
     def __init__(self, index: int, passage: Passage) -> None:
         self.index = index
         self.passage = passage
-        self.spans = sentences(passage.content)
-        starts = [0, *(start for start, _ in self.spans[1:]), len(passage.content)]
-        self.texts = [passage.content[a:b] for a, b in pairwise(starts)] if self.spans else []
-        self.title = " › ".join([passage.title or passage.source, *passage.heading])
+        self.content, self.places = visible(passage.content), places(passage.content)
+        cut = sentences(self.content)
+        starts = [0, *(start for start, _ in cut[1:]), len(self.content)]
+        self.texts = [self.content[a:b] for a, b in pairwise(starts)] if cut else []
+        self.spans = [self.span(start, end) for start, end in cut]
+        self.source = visible(passage.source)
+        self.title = visible(" › ".join([passage.title or passage.source, *passage.heading]))
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """Characters of what is sent → those of the passage, which may have others between them."""
+        return self.places[start], self.places[end - 1] + 1
 
     def block(self) -> dict[str, Any]:
         return {
             "type": "search_result",
-            "source": self.passage.source,
+            "source": self.source,
             "title": self.title,
             "content": [{"type": "text", "text": text} for text in self.texts],
             "citations": {"enabled": True},
@@ -566,11 +577,12 @@ class _Marks(_Reader):
             return None
         result = self.results[number - 1]
         pattern = r"\s+".join(_alike(word) for word in quote.strip().split())
-        found = re.search(pattern, result.passage.content) if pattern else None
+        found = re.search(pattern, result.content) if pattern else None
         if not found:
             return None
+        start, end = result.span(*found.span())
         offset = result.passage.char_start
-        return Claim(result.index, offset + found.start(), offset + found.end(), found[0])
+        return Claim(result.index, offset + start, offset + end, result.passage.content[start:end])
 
 
 def _alike(word: str) -> str:

@@ -229,3 +229,19 @@ def test_marks_of_the_text_are_not_taken_for_ours(connection: Connection, passag
 def test_a_fence_stays_closed(connection: Connection, passages: list[Passage]) -> None:
     answer = check(connection, passages, Statement("Run:\n```\nthe tower is high\n```\n", (claim(HIGH),)))
     assert answer.text == "Run:\n```\nthe tower is high\n```\n[1]"
+
+
+def test_what_is_shown_is_plain(connection: Connection, passages: list[Passage]) -> None:
+    """Links and marks that a sentence brings along are words, also where it is joined to what is shown already; quotes stay."""
+    answer = check(
+        connection,
+        passages,
+        Statement("The tower is 54 m\u202e high。", (claim(HIGH),)),
+        Statement("(https://e.co) [See][1] it [2: “high”]. "),
+        Statement("![x](https://e.co/?q=1)[There](//e.co) it is <img src=x>, said <b>Ada</b>."),
+        strict=False,
+    )
+    assert answer.text == (
+        "The tower is 54 m high。 [1] (`https://e.co`) [See] (1) it (2: “high”). xThere `//e.co` it is , said <b>Ada</b>."
+    )
+    assert [citation.quote for citation in answer.citations] == [HIGH]

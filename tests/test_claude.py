@@ -191,6 +191,33 @@ def test_a_server_that_refuses_search_results(server: AnthropicStandin) -> None:
     assert quoted(ask(server, native=None)) == [("54 m.", ["54 m"])]
 
 
+# What nobody sees
+
+
+HIDDEN = "It is\u200b 54 m\U000e0041\U000e0042 high. \U000e0043\n\n\u202eIt was built in 1887."
+CLEAN = "It is 54 m high. \n\nIt was built in 1887."
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_what_nobody_sees_is_not_sent(server: AnthropicStandin, native: bool) -> None:
+    """Nor can it be cited for; what stands around it is, with it, as it is stored."""
+    said = text_block('It is 54 m high. [1: "It is 54 m high."]')
+    server.reply = lambda request: [text_block("It is 54 m high.", [cite(request, 0, 0)]) if native else said]
+    hidden = Passage(1, 1, "a\u202e.md", "T\U000e0041", HIDDEN, 1.0, None, ("H\u200b",), 0, len(HIDDEN))
+    draft = ask(server, native=native, passages=[replace(hidden, char_start=7), passage("\u200b\U000e0041", "b.md")])
+    (statement,) = draft.statements
+    (claim,) = statement.claims
+    assert (
+        claim.quote == HIDDEN[claim.char_start - 7 : claim.char_end - 7] == "It is\u200b 54 m\U000e0041\U000e0042 high."
+    )
+    body = server.requests[-1]["body"]
+    assert not re.search("[\u200b\u202e\U000e0000-\U000e007f]", json.dumps(body, ensure_ascii=False))
+    if native:
+        (result,) = search_results(body)
+        assert "".join(block["text"] for block in result["content"]) == CLEAN
+        assert (result["source"], result["title"]) == ("a.md", "T › H")
+
+
 # A second opinion
 
 
