@@ -68,15 +68,13 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def until(self, script: str, seconds: float = 20) -> Any:
-        """The first true value of an expression."""
+    def until(self, script: str, seconds: float = 20) -> None:
+        """Waits until an expression is true."""
         deadline = time.monotonic() + seconds
-        while not (value := self.run(script)):
-            assert time.monotonic() < deadline, (
-                f"did not happen within {seconds} s: {script}; {self.run('document.body.innerText')}"
-            )
+        while not self.run(f"Boolean({script})"):
+            shown = "did not happen within {} s: {}; {}"
+            assert time.monotonic() < deadline, shown.format(seconds, script, self.run("document.body.innerText"))
             time.sleep(0.05)
-        return value
 
     def text(self, selector: str) -> str:
         return str(self.run(f"document.querySelector({json.dumps(selector)}).innerText"))

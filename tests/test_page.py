@@ -10,7 +10,17 @@ import pytest
 
 from tests.browser import CHROMIUM, Browser
 from tests.conftest import KEY, System, new_database, new_system
-from tests.standins import AnthropicStandin, Block, cite, question_of, search_results, text_block, tool_use
+from tests.standins import (
+    STOP_WORDS,
+    AnthropicStandin,
+    Block,
+    cite,
+    question_of,
+    search_results,
+    text_block,
+    tool_use,
+    words,
+)
 from tests.test_flow_questions import FILES
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; Debian's package chromium is enough")
@@ -67,16 +77,11 @@ def reply(request: dict[str, Any]) -> list[Block]:
         return [text_block("What does a lost oar of the boathouse cost?")]
     if request.get("tools") and len(request["messages"]) == 1:
         return [tool_use("search", query="focal length of the main mirror")]
-    asked = {
-        word.strip("?.").lower()
-        for word in question_of(request["messages"][0] | {"messages": request["messages"][:1]}).split()
-    }
+    asked = set(words(question_of({"messages": request["messages"][:1]}))) - STOP_WORDS
     places = [
         (n, i, block["text"]) for n, one in enumerate(search_results(request)) for i, block in enumerate(one["content"])
     ]
-    n, i, text = max(
-        places, key=lambda place: len(asked & set(place[2].lower().replace(",", "").replace(".", "").split()))
-    )
+    n, i, text = max(places, key=lambda place: (not place[2].startswith("#"), len(asked & set(words(place[2])))))
     return [text_block(text.strip(), [cite(request, n, i)])]
 
 

@@ -224,9 +224,10 @@ function verdict({ verdict, answerer, passages }) {
   return verdict === "partial" ? `${by} Not all of it could be backed with a checked citation.` : by;
 }
 
-/** Text nodes and, for every [n] that has a citation, a link to its source; argv[1] is no mark, as in api/citations.py. */
+/** Text nodes, code in its own letters and, for every [n] that has a citation, a link to its source; argv[1] is no mark, as in api/citations.py. */
 function withMarks(text, links) {
-  return text.split(/(?<![\p{L}\p{N}_])(\[\d+\])/u).map((part) => {
+  return text.split(/(`[^`\n]+`)|(?<![\p{L}\p{N}_])(\[\d+\])/u).filter(Boolean).map((part) => {
+    if (/^`[^`\n]+`$/.test(part)) return make("code", {}, part.slice(1, -1));
     const n = /^\[\d+\]$/.test(part) ? Number(part.slice(1, -1)) : null;
     if (!links.has(n)) return part;
     links.set(n, links.get(n) + 1);
