@@ -1,8 +1,8 @@
 """Answers without a language model: the sentences that match a question best, quoted as they stand, or a refusal.
 
 A sentence is rated by its meaning (cosine with the question, of itself, of its neighbourhood and of its passage) and by
-the question's words that these hold, where a word counts the more the fewer sentences have it. Whether the evidence is
-strong enough to answer: `_evidence`. docs/answers.md has what it is worth, bench/extractive.py measures it.
+the question's words that these hold, where a word counts the more the fewer sentences have it. Whether that is strong
+enough to answer: `Evidence`. docs/answers.md has what it is worth, bench/extractive.py measures it and fits its numbers.
 """
 
 import math
@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,9 @@ PLACES = 3  # that are cited for a sentence that stands in several
 STEM = 5  # letters of a word that decide what it matches: endings and most derivations go
 LONG = 300  # characters: what is longer is divided at stops and semicolons too, as in text without capitals
 LONGEST = 600  # characters of a quote that is continued beyond its sentence
-# Chosen on chunking_eval, xquad_de and xquad_en, with others in view: docs/answers.md has what it is worth.
-THRESHOLD = 1.40
-HELD = 0.03  # of evidence for each unit of inverse frequency of the question's words that the best passage holds
+# Of the evidence, in its order; below the threshold it is refused. Fitted by bench/extractive.py to all its collections.
+WEIGHTS = (1.0, 1.202, 0.022, 0.167)
+THRESHOLD = 1.405
 MARGIN = 0.45  # a further quote is at most so much weaker than the best one
 NEW_WORDS = 0.3  # what a further quote gains when it holds all that the others lack
 
@@ -74,20 +75,46 @@ class _Sentence:
     score: float
 
 
+class Evidence(NamedTuple):
+    """What speaks for an answer. Of none: all zero.
+
+    `score`: of the best sentence. `apart`: how far the sentence nearest in meaning stands out from the middle one: texts that
+    have only the language in common with the question are near it, too. `held`: the weights of the question's words in the best
+    sentence's passage, summed and not divided by all of them: a long question says much that its answer does not, and a single
+    word that occurs is little. `named`: the part of the question's names and numbers that the passage has; 1 where it
+    has other words only, 0 where it has none.
+    """
+
+    score: float = 0.0
+    apart: float = 0.0
+    held: float = 0.0
+    named: float = 0.0
+
+    @property
+    def suffices(self) -> bool:
+        return sum(weight * one for weight, one in zip(WEIGHTS, self, strict=True)) >= THRESHOLD
+
+
 def extract(question: str, passages: Sequence[Passage], embed: Callable[[Sequence[str]], Vectors]) -> Draft:
     """One to three quotes from the passages that answer the question; none when the evidence is weak.
 
     `passages`: the best first; the first 5 are read. `embed`: texts → float32, shape (n, dimensions), L2-normalised, by
     all-MiniLM-L6-v2: the threshold holds for that model.
     """
+    draft, evidence = quote(question, passages, embed)
+    return draft if evidence.suffices else Draft()
+
+
+def quote(
+    question: str, passages: Sequence[Passage], embed: Callable[[Sequence[str]], Vectors]
+) -> tuple[Draft, Evidence]:
+    """As `extract`, but what matches best whatever the evidence, which comes with it."""
     passages = passages[:PASSAGES]
     spans = [_spans(passage.content) for passage in passages]
     if not question.strip() or not any(spans):
-        return Draft()
+        return Draft(), Evidence()
     texts = [[passage.content[a:b] for a, b in those] for passage, those in zip(passages, spans, strict=True)]
     rated, evidence, weights = _rate(question, passages, texts, embed)
-    if evidence < THRESHOLD:
-        return Draft()
     statements = []
     for same in _choose(rated, texts, weights):
         claims = []
@@ -95,7 +122,7 @@ def extract(question: str, passages: Sequence[Passage], embed: Callable[[Sequenc
             index, last = sentence.passage, _extent(texts[sentence.passage], sentence.place)
             claims.append(_claim(passages, index, spans[index][sentence.place][0], spans[index][last][1]))
         statements.append(Statement(claims[0].quote + "\n\n", tuple(claims)))
-    return Draft(tuple(_apart(statements, passages)))
+    return Draft(tuple(_apart(statements, passages))), evidence
 
 
 def _spans(text: str) -> list[tuple[int, int]]:
@@ -116,7 +143,7 @@ def _rate(
     passages: Sequence[Passage],
     texts: Sequence[Sequence[str]],
     embed: Callable[[Sequence[str]], Vectors],
-) -> tuple[list[_Sentence], float, dict[str, float]]:
+) -> tuple[list[_Sentence], Evidence, dict[str, float]]:
     """The sentences that may be quoted with their scores, the evidence for an answer, and what each word counts."""
     vectors = embed([question, *(text for those in texts for text in those)])
     asked, vectors = vectors[0], vectors[1:]
@@ -145,21 +172,14 @@ def _rate(
     quotable = [one for one in rated if _says_something(texts[one.passage], one.place)] or rated
     best = max(quotable, key=lambda one: one.score)
     held = around[best.passage].union(*words[best.passage])
-    return (
-        quotable,
-        _evidence(best.score, vectors @ asked, sum(weights[word] for word in held & weights.keys())),
-        weights,
+    cosines, named = vectors @ asked, _names(question)
+    evidence = Evidence(
+        score=best.score,
+        apart=float(cosines.max() - np.median(cosines)),
+        held=sum(weights[word] for word in held & weights.keys()),
+        named=len(named & held) / len(named) if named else float(bool(weights)),
     )
-
-
-def _evidence(score: float, cosines: Vectors, held: float) -> float:
-    """How much speaks for an answer: the best sentence's score, how far the nearest stands out, how much of the question is held.
-
-    `cosines`: of every sentence with the question; texts that have only the language in common with it have some too, so
-    only what exceeds the middle one counts. `held`: the weights of the question's words in the best sentence's passage, summed
-    and not divided by all of them: a long question says much that its answer does not, and a single word that occurs is little.
-    """
-    return score + float(cosines.max() - np.median(cosines)) + HELD * held
+    return quotable, evidence, weights
 
 
 def _weights(
@@ -169,7 +189,7 @@ def _weights(
 
     A word that occurs nowhere may be said in another way and counts half, unless it is a name or a number.
     """
-    named = _words(" ".join(m.group() for m in _WORD.finditer(question) if m.start() and not m.group().islower()))
+    named = _names(question)
     every = [those for passage in words for those in passage]
     known = frozenset().union(*every, *around)
     weights = {}
@@ -179,6 +199,11 @@ def _weights(
         if word not in known and word not in named:
             weights[word] *= 0.5
     return weights
+
+
+def _names(question: str) -> frozenset[str]:
+    """Its words with a capital, and its numbers; the first word has one anyway."""
+    return _words(" ".join(m.group() for m in _WORD.finditer(question) if m.start() and not m.group().islower()))
 
 
 def _choose(
