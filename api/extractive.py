@@ -22,6 +22,8 @@ from shared.sentences import LIST_ITEM, sentences
 Vectors = npt.NDArray[np.float32]
 
 PASSAGES = 5  # reading eight found no more (docs/answers.md)
+READ = 4_000  # characters of sentences that are embedded: with 8,000 as much is found
+LATER = 0.05  # of support that a sentence needs more in each further passage, to be read rather than another
 QUOTES = 3
 PLACES = 3  # that are cited for a sentence that stands in several
 STEM = 5  # letters of a word that decide what it matches: endings and most derivations go
@@ -145,30 +147,21 @@ def _rate(
     embed: Callable[[Sequence[str]], Vectors],
 ) -> tuple[list[_Sentence], Evidence, dict[str, float]]:
     """The sentences that may be quoted with their scores, the evidence for an answer, and what each word counts."""
-    vectors = embed([question, *(text for those in texts for text in those)])
-    asked, vectors = vectors[0], vectors[1:]
     words = [[_words(text) for text in those] for those in texts]
     around = [_words(" ".join([p.source, p.title or "", *p.heading])) for p in passages]
     weights = _weights(question, words, around)
-
-    def coverage(held: frozenset[str]) -> float:
-        return sum(weights[word] for word in held if word in weights) / (sum(weights.values()) or 1.0)
-
-    rated, start = [], 0
-    for index, those in enumerate(texts):
-        if not those:
-            continue
-        block = vectors[start : start + len(those)]
-        start += len(those)
-        own = block @ asked
-        near = _unit(np.stack([block[max(0, i - 1) : i + 2].sum(0) for i in range(len(those))])) @ asked
-        whole = float(_unit(block.sum(0)) @ asked)
-        held = around[index].union(*words[index])
-        for i in range(len(those)):
-            beside = around[index].union(*words[index][max(0, i - 1) : i + 2])
-            meaning = 0.5 * float(own[i]) + 0.5 * float(near[i]) + 0.3 * whole
-            support = 0.4 * coverage(words[index][i]) + 0.3 * coverage(beside) + 0.3 * coverage(held)
-            rated.append(_Sentence(index, i, words[index][i] & weights.keys(), meaning + support))
+    support = _support(words, around, weights)
+    read = _worth_reading(texts, support)
+    vectors = embed([question, *(texts[index][place] for index, place in read)])
+    asked, vectors = vectors[0], vectors[1:]
+    rated = []
+    for index in sorted({index for index, _ in read}):
+        block = {place: vector for (of, place), vector in zip(read, vectors, strict=True) if of == index}
+        whole = float(_unit(np.stack(list(block.values())).sum(0)) @ asked)
+        for place, vector in block.items():
+            near = _unit(np.stack([block[i] for i in range(place - 1, place + 2) if i in block]).sum(0))
+            meaning = 0.5 * float(vector @ asked) + 0.5 * float(near @ asked) + 0.3 * whole
+            rated.append(_Sentence(index, place, words[index][place] & weights.keys(), meaning + support[index, place]))
     quotable = [one for one in rated if _says_something(texts[one.passage], one.place)] or rated
     best = max(quotable, key=lambda one: one.score)
     held = around[best.passage].union(*words[best.passage])
@@ -180,6 +173,38 @@ def _rate(
         named=len(named & held) / len(named) if named else float(bool(weights)),
     )
     return quotable, evidence, weights
+
+
+def _support(
+    words: Sequence[Sequence[frozenset[str]]], around: Sequence[frozenset[str]], weights: dict[str, float]
+) -> dict[tuple[int, int], float]:
+    """Passage and place of each sentence → how much of the question's words it holds, its neighbourhood and its passage."""
+    total = sum(weights.values()) or 1.0
+
+    def coverage(held: frozenset[str]) -> float:
+        return sum(weights[word] for word in held if word in weights) / total
+
+    found = {}
+    for index, those in enumerate(words):
+        whole = coverage(around[index].union(*those))
+        for place in range(len(those)):
+            beside = coverage(around[index].union(*those[max(0, place - 1) : place + 2]))
+            found[index, place] = 0.4 * coverage(those[place]) + 0.3 * beside + 0.3 * whole
+    return found
+
+
+def _worth_reading(texts: Sequence[Sequence[str]], support: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
+    """Passage and place, in order, of the sentences to embed, which takes nearly all of the time: READ characters at most.
+
+    Those with most of the question's words, of the better passages first. The best one is always there.
+    """
+    room, read = READ, []
+    for index, place in sorted(support, key=lambda of: LATER * of[0] - support[of]):
+        size = len(texts[index][place])
+        if size <= room or not read:
+            read.append((index, place))
+            room -= size
+    return sorted(read)
 
 
 def _weights(

@@ -142,7 +142,7 @@ def _read_spans(path: Path) -> Iterator[Question]:
         for row in map(json.loads, lines):
             name = row["doc"] + ".md"
             spans: list[Span] = [(one["start_index"], one["end_index"]) for one in row["references"]]
-            yield Question(row["_id"], row["question"], {name: 1}, {name: spans})
+            yield Question(row["_id"], row["text"], {name: 1}, {name: spans})
 
 
 def _read_beir(path: Path, name: str, start: str = "") -> Collection:
