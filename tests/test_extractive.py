@@ -9,13 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from api import extractive
 from api.citations import Claim, Draft
 from api.extractive import Vectors, extract
+from bench import extractive as measured
+from bench.extractive import Case, Collection, _by_document, fit, read, refused
 from shared.embedding import LocalEmbedder
-from shared.evaluation import read_questions
+from shared.evaluation import Question, read_questions
 from shared.models import Passage
 from worker.chunking import chunk
 from worker.formats import parse_file
@@ -323,3 +326,68 @@ def test_hostile_text_takes_no_time() -> None:
         passage(text) for text in ("a" * 5000, "." * 5000, "? " * 2500, "|-" * 2500, "```\n" * 1250, "# \n" * 1000)
     ]
     extract("a" * 5000 + "? |-", found, flat)
+
+
+# What bench/extractive.py fits and leaves out
+
+FOLDS = [("a", ""), ("a", "b"), ("b", ""), ("b", "a")]
+
+
+def case(
+    kind: str, strength: float, collection: str = "one", subject: str = "a", fold: str = "", name: str = "q"
+) -> Case:
+    return Case(collection, subject, kind, fold, name, "", (strength, 0.0, 0.0, 0.0), kind == "answerable", 1, 1)
+
+
+def test_the_numbers_divide_what_is_answerable_from_what_is_not() -> None:
+    known = [case("answerable", 2 + n / 100) for n in range(50)] + [case("elsewhere", 1 - n / 100) for n in range(50)]
+    numbers = fit(known)
+    assert numbers[0] == 1
+    assert 1 < -numbers[-1] < 2
+    assert not any(refused(one, numbers) != (one.kind == "elsewhere") for one in known)
+
+
+def test_a_false_refusal_costs_more_than_a_wrong_answer_and_each_collection_counts_the_same() -> None:
+    random = np.random.default_rng(1)
+    known = [case("answerable", 2 + random.normal()) for _ in range(400)]
+    known += [case("elsewhere", random.normal()) for _ in range(400)]
+    threshold = -fit(known)[-1]
+    assert 0.3 < threshold < 0.9  # 1 if both cost the same
+    weak = [case("answerable", 1 + random.normal(), "two") for _ in range(100)]
+    weak += [case("elsewhere", random.normal() - 1, "two") for _ in range(100)]
+    assert -fit(known + weak)[-1] == pytest.approx(-fit(known + weak + weak)[-1], abs=0.01)
+
+
+def test_a_document_is_judged_by_numbers_that_it_had_no_part_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[Case]] = []
+
+    def noted(known: Sequence[Case]) -> npt.NDArray[np.float64]:
+        seen.append(list(known))
+        return np.array([1.0, 0.0, 0.0, 0.0, -1.0])
+
+    monkeypatch.setattr(measured, "fit", noted)
+    asked = [Question(name, name, {name: 1}, {name: [(0, 1)]}) for name in "ab"]
+    collection = Collection("one", asked, {"a": "a", "b": "b"}, lambda folder: folder)
+    known = [case("answerable", 2, subject=name, fold=fold, name=name) for name, fold in FOLDS]
+    known += [
+        case("elsewhere", 0, subject="x", fold=fold, name=name) for fold in ("", "a", "b") for name in ("x1", "x2")
+    ]
+    judged = dict(_by_document(known, collection))
+    for (document, those), fitted in zip(judged.items(), seen, strict=True):
+        assert {one.fold for one in fitted} == {document}
+        assert document not in {one.subject for one in fitted}
+        assert {one.question for one, _ in those}.isdisjoint(one.question for one in fitted)
+        assert {one.fold for one, _ in those} == {""}
+    assert sorted(one.question for those in judged.values() for one, _ in those) == ["a", "b", "x1", "x2"]
+
+
+def test_collections_are_read(tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "0-0", "text": "One."}\n{"_id": "1-0", "text": "Two."}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "Which?"}\n')
+    (tmp_path / "qrels" / "test.tsv").write_text("q\t1-0\t1\n")
+    (collection,) = read(str(tmp_path))
+    assert [(q.text, list(q.relevant)) for q in collection.questions] == [("Which?", ["1-0.txt"])]
+    assert sorted(path.name for path in collection.write(tmp_path).iterdir()) == ["0-0.txt", "1-0.txt"]
+    (collection,) = read(f"{ROOT / 'eval' / 'docs.jsonl'}={ROOT}")
+    assert (collection.name, collection.subject(collection.questions[0])) == ("docs", "README.md")
