@@ -198,7 +198,8 @@ def _worth_reading(texts: Sequence[Sequence[str]], support: dict[tuple[int, int]
 
     Those with most of the question's words, of the better passages first. The best one is always there.
     """
-    room, read = READ, []
+    room = READ
+    read: list[tuple[int, int]] = []
     for index, place in sorted(support, key=lambda of: LATER * of[0] - support[of]):
         size = len(texts[index][place])
         if size <= room or not read:
