@@ -309,6 +309,22 @@ def test_only_the_first_passages_are_read() -> None:
     assert "The tower is 54 m high." not in quotes(draft)
 
 
+def test_no_more_than_some_sentences_are_embedded() -> None:
+    """Those with the question's words, wherever they stand."""
+    given: list[str] = []
+
+    def embed(texts: Sequence[str]) -> Vectors:
+        given.extend(texts)
+        return flat(texts)
+
+    filling = " ".join(f"Nothing of interest happened on day number {n} at sea." for n in range(200))
+    draft = extract("How high is the tower?", [passage(filling + " The tower is 54 m high.")], embed)
+    assert quotes(draft)[0] == "The tower is 54 m high."
+    assert extractive.READ * 0.9 < sum(map(len, given[1:])) <= extractive.READ
+    long = "The tower is high, " + "and higher, " * 500 + "at last."
+    assert quotes(extract("How high is the tower?", [passage(long)], flat)) == [long]
+
+
 @pytest.mark.parametrize(
     ("question", "text"),
     [
