@@ -1,8 +1,8 @@
 """Answers without a language model: the sentences that match a question best, quoted as they stand, or a refusal.
 
 A sentence is rated by its meaning (cosine with the question, of itself, of its neighbourhood and of its passage) and by
-the question's words that these hold, where a word counts the more the fewer sentences have it. Whether the evidence is
-strong enough to answer: `_evidence`. docs/answers.md has what it is worth, bench/extractive.py measures it.
+the question's words that these hold, where a word counts the more the fewer sentences have it. Whether that is strong
+enough to answer: `Evidence`. docs/answers.md has what it is worth, bench/extractive.py measures it and fits its numbers.
 """
 
 import math
@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +22,16 @@ from shared.sentences import LIST_ITEM, sentences
 Vectors = npt.NDArray[np.float32]
 
 PASSAGES = 5  # reading eight found no more (docs/answers.md)
+READ = 4_000  # characters of sentences that are embedded: with 8,000 as much is found
+LATER = 0.05  # of support that a sentence needs more in each further passage, to be read rather than another
 QUOTES = 3
 PLACES = 3  # that are cited for a sentence that stands in several
 STEM = 5  # letters of a word that decide what it matches: endings and most derivations go
 LONG = 300  # characters: what is longer is divided at stops and semicolons too, as in text without capitals
 LONGEST = 600  # characters of a quote that is continued beyond its sentence
-# Chosen on chunking_eval, xquad_de and xquad_en, with others in view: docs/answers.md has what it is worth.
-THRESHOLD = 1.40
-HELD = 0.03  # of evidence for each unit of inverse frequency of the question's words that the best passage holds
+# Of the evidence, in its order; below the threshold it is refused. Fitted by bench/extractive.py to all its collections.
+WEIGHTS = (1.0, 1.252, 0.023, 0.168)
+THRESHOLD = 1.412
 MARGIN = 0.45  # a further quote is at most so much weaker than the best one
 NEW_WORDS = 0.3  # what a further quote gains when it holds all that the others lack
 
@@ -74,20 +77,46 @@ class _Sentence:
     score: float
 
 
+class Evidence(NamedTuple):
+    """What speaks for an answer. Of none: all zero.
+
+    `score`: of the best sentence. `apart`: how far the sentence nearest in meaning stands out from the middle one: texts that
+    have only the language in common with the question are near it, too. `held`: the weights of the question's words in the best
+    sentence's passage, summed and not divided by all of them: a long question says much that its answer does not, and a single
+    word that occurs is little. `named`: the part of the question's names and numbers that the passage has; 1 where it
+    has other words only, 0 where it has none.
+    """
+
+    score: float = 0.0
+    apart: float = 0.0
+    held: float = 0.0
+    named: float = 0.0
+
+    @property
+    def suffices(self) -> bool:
+        return sum(weight * one for weight, one in zip(WEIGHTS, self, strict=True)) >= THRESHOLD
+
+
 def extract(question: str, passages: Sequence[Passage], embed: Callable[[Sequence[str]], Vectors]) -> Draft:
     """One to three quotes from the passages that answer the question; none when the evidence is weak.
 
     `passages`: the best first; the first 5 are read. `embed`: texts → float32, shape (n, dimensions), L2-normalised, by
     all-MiniLM-L6-v2: the threshold holds for that model.
     """
+    draft, evidence = quote(question, passages, embed)
+    return draft if evidence.suffices else Draft()
+
+
+def quote(
+    question: str, passages: Sequence[Passage], embed: Callable[[Sequence[str]], Vectors]
+) -> tuple[Draft, Evidence]:
+    """As `extract`, but what matches best whatever the evidence, which comes with it."""
     passages = passages[:PASSAGES]
     spans = [_spans(passage.content) for passage in passages]
     if not question.strip() or not any(spans):
-        return Draft()
+        return Draft(), Evidence()
     texts = [[passage.content[a:b] for a, b in those] for passage, those in zip(passages, spans, strict=True)]
     rated, evidence, weights = _rate(question, passages, texts, embed)
-    if evidence < THRESHOLD:
-        return Draft()
     statements = []
     for same in _choose(rated, texts, weights):
         claims = []
@@ -95,7 +124,7 @@ def extract(question: str, passages: Sequence[Passage], embed: Callable[[Sequenc
             index, last = sentence.passage, _extent(texts[sentence.passage], sentence.place)
             claims.append(_claim(passages, index, spans[index][sentence.place][0], spans[index][last][1]))
         statements.append(Statement(claims[0].quote + "\n\n", tuple(claims)))
-    return Draft(tuple(_apart(statements, passages)))
+    return Draft(tuple(_apart(statements, passages))), evidence
 
 
 def _spans(text: str) -> list[tuple[int, int]]:
@@ -116,50 +145,67 @@ def _rate(
     passages: Sequence[Passage],
     texts: Sequence[Sequence[str]],
     embed: Callable[[Sequence[str]], Vectors],
-) -> tuple[list[_Sentence], float, dict[str, float]]:
+) -> tuple[list[_Sentence], Evidence, dict[str, float]]:
     """The sentences that may be quoted with their scores, the evidence for an answer, and what each word counts."""
-    vectors = embed([question, *(text for those in texts for text in those)])
-    asked, vectors = vectors[0], vectors[1:]
     words = [[_words(text) for text in those] for those in texts]
     around = [_words(" ".join([p.source, p.title or "", *p.heading])) for p in passages]
     weights = _weights(question, words, around)
-
-    def coverage(held: frozenset[str]) -> float:
-        return sum(weights[word] for word in held if word in weights) / (sum(weights.values()) or 1.0)
-
-    rated, start = [], 0
-    for index, those in enumerate(texts):
-        if not those:
-            continue
-        block = vectors[start : start + len(those)]
-        start += len(those)
-        own = block @ asked
-        near = _unit(np.stack([block[max(0, i - 1) : i + 2].sum(0) for i in range(len(those))])) @ asked
-        whole = float(_unit(block.sum(0)) @ asked)
-        held = around[index].union(*words[index])
-        for i in range(len(those)):
-            beside = around[index].union(*words[index][max(0, i - 1) : i + 2])
-            meaning = 0.5 * float(own[i]) + 0.5 * float(near[i]) + 0.3 * whole
-            support = 0.4 * coverage(words[index][i]) + 0.3 * coverage(beside) + 0.3 * coverage(held)
-            rated.append(_Sentence(index, i, words[index][i] & weights.keys(), meaning + support))
+    support = _support(words, around, weights)
+    read = _worth_reading(texts, support)
+    vectors = embed([question, *(texts[index][place] for index, place in read)])
+    asked, vectors = vectors[0], vectors[1:]
+    rated = []
+    for index in sorted({index for index, _ in read}):
+        block = {place: vector for (of, place), vector in zip(read, vectors, strict=True) if of == index}
+        whole = float(_unit(np.stack(list(block.values())).sum(0)) @ asked)
+        for place, vector in block.items():
+            near = _unit(np.stack([block[i] for i in range(place - 1, place + 2) if i in block]).sum(0))
+            meaning = 0.5 * float(vector @ asked) + 0.5 * float(near @ asked) + 0.3 * whole
+            rated.append(_Sentence(index, place, words[index][place] & weights.keys(), meaning + support[index, place]))
     quotable = [one for one in rated if _says_something(texts[one.passage], one.place)] or rated
     best = max(quotable, key=lambda one: one.score)
     held = around[best.passage].union(*words[best.passage])
-    return (
-        quotable,
-        _evidence(best.score, vectors @ asked, sum(weights[word] for word in held & weights.keys())),
-        weights,
+    cosines, named = vectors @ asked, _names(question)
+    evidence = Evidence(
+        score=best.score,
+        apart=float(cosines.max() - np.median(cosines)),
+        held=sum(weights[word] for word in held & weights.keys()),
+        named=len(named & held) / len(named) if named else float(bool(weights)),
     )
+    return quotable, evidence, weights
 
 
-def _evidence(score: float, cosines: Vectors, held: float) -> float:
-    """How much speaks for an answer: the best sentence's score, how far the nearest stands out, how much of the question is held.
+def _support(
+    words: Sequence[Sequence[frozenset[str]]], around: Sequence[frozenset[str]], weights: dict[str, float]
+) -> dict[tuple[int, int], float]:
+    """Passage and place of each sentence → how much of the question's words it holds, its neighbourhood and its passage."""
+    total = sum(weights.values()) or 1.0
 
-    `cosines`: of every sentence with the question; texts that have only the language in common with it have some too, so
-    only what exceeds the middle one counts. `held`: the weights of the question's words in the best sentence's passage, summed
-    and not divided by all of them: a long question says much that its answer does not, and a single word that occurs is little.
+    def coverage(held: frozenset[str]) -> float:
+        return sum(weights[word] for word in held if word in weights) / total
+
+    found = {}
+    for index, those in enumerate(words):
+        whole = coverage(around[index].union(*those))
+        for place in range(len(those)):
+            beside = coverage(around[index].union(*those[max(0, place - 1) : place + 2]))
+            found[index, place] = 0.4 * coverage(those[place]) + 0.3 * beside + 0.3 * whole
+    return found
+
+
+def _worth_reading(texts: Sequence[Sequence[str]], support: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
+    """Passage and place, in order, of the sentences to embed, which takes nearly all of the time: READ characters at most.
+
+    Those with most of the question's words, of the better passages first. The best one is always there.
     """
-    return score + float(cosines.max() - np.median(cosines)) + HELD * held
+    room = READ
+    read: list[tuple[int, int]] = []
+    for index, place in sorted(support, key=lambda of: LATER * of[0] - support[of]):
+        size = len(texts[index][place])
+        if size <= room or not read:
+            read.append((index, place))
+            room -= size
+    return sorted(read)
 
 
 def _weights(
@@ -169,7 +215,7 @@ def _weights(
 
     A word that occurs nowhere may be said in another way and counts half, unless it is a name or a number.
     """
-    named = _words(" ".join(m.group() for m in _WORD.finditer(question) if m.start() and not m.group().islower()))
+    named = _names(question)
     every = [those for passage in words for those in passage]
     known = frozenset().union(*every, *around)
     weights = {}
@@ -179,6 +225,11 @@ def _weights(
         if word not in known and word not in named:
             weights[word] *= 0.5
     return weights
+
+
+def _names(question: str) -> frozenset[str]:
+    """Its words with a capital, and its numbers; the first word has one anyway."""
+    return _words(" ".join(m.group() for m in _WORD.finditer(question) if m.start() and not m.group().islower()))
 
 
 def _choose(

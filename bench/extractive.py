@@ -1,141 +1,410 @@
-"""What quoted answers are worth: how often they hold the answer, and what is refused that should be, or should not be.
+"""What quoted answers are worth on documents that their numbers were not fitted to.
 
-usage: python -m bench.extractive KEPT QUESTIONS [FOREIGN …]
+usage: python -m bench.extractive [--keep FOLDER] [--cases FILE] [COLLECTION …]
 
-KEPT: a folder of `askfolder eval QUESTIONS --keep KEPT`, with no system running on it; QUESTIONS and FOREIGN: JSONL files or
-BEIR folders. Four sets are asked of that index: the questions; the same without the documents that answer; the same without
-only the places that answer (where spans are given); and up to 100 of each FOREIGN collection.
+COLLECTION: a folder in the BEIR layout, or QUESTIONS.jsonl=FOLDER of the documents that it asks about; the public ones of
+../shared/eval where none is named. Each is indexed once, in --keep. --cases: every question's evidence, a JSON line each.
+
+Of each collection are asked: its questions; the same on an index without what answers them (the whole document, in xquad the
+whole article; not where others may answer too); and questions of collections about other things. The numbers of the decision
+(`fit`) are fitted to all documents but one of a collection with exact places, and reported on that one; then to all
+collections but one; then to all, which is what api/extractive.py should hold.
 """
 
+import argparse
+import contextlib
+import gzip
+import json
 import random
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
+from psycopg import sql
 
-from api import citations, extractive, passages, retrieval
+from api import ask, citations, extractive, passages, retrieval
 from api.filters import Filters
 from shared import db, generations
 from shared.db import Connection
 from shared.embedding import LocalEmbedder
+from shared.errors import AskfolderError
 from shared.evaluation import Question, Span, read_beir, read_corpus, read_questions
 from shared.models import Passage
 from shared.servers import Servers
-from shared.temporary import file_name
+from shared.temporary import temporary, workplace, write_corpus
 
-DEPTH = 3_000  # passages that are looked at where some are left out: whole documents of a small collection
-MOST = 300  # questions that are asked of a collection
-FALSE_REFUSALS = (0.02, 0.035, 0.05)
+Numbers = npt.NDArray[np.float64]
+Vectors = npt.NDArray[np.float32]
+T = TypeVar("T")
 
-
-def read(path: Path) -> list[Question]:
-    """With the names that files have in the index."""
-    if not path.is_dir():
-        return read_questions(path)
-    names = {
-        name: file_name(name) + (".md" if title.strip() else ".txt") for name, title, _ in read_corpus(path)
-    }  # as shared/temporary.py writes them
-    return [
-        Question(q.id, q.text, {names[d]: 1 for d in q.relevant if d in names}, {})
-        for q in read_beir(path)
-        if q.relevant.keys() & names.keys()
-    ]
+PUBLIC = Path("../shared/eval")
+NAMES = ("chunking_eval", "xquad_multi", "xquad_de", "mtrag_cloud", "cranfield", "anthropic_codebases")
+LANGUAGES = ("en", "es", "ru")  # of xquad_multi
+DOCUMENTS = 2_000  # of a larger corpus those that answer, and others by chance
+MOST = 300  # questions that are asked of a collection without exact places
+FOREIGN = 50  # questions of each collection about other things
+TIMED = 100
+COST = 2.5  # of a false refusal, where an answer to what no document answers costs 1
+RIDGE = 1e-3
 
 
-def find(
-    connection: Connection, embedder: LocalEmbedder, question: str, documents: Sequence[str] = (), spans: Mapping[str, Sequence[Span]] | None = None
-) -> list[Passage]:  # fmt: skip
-    """What an answer is made from, without passages of these documents or at these places."""
-    generation = generations.live(connection)
-    assert generation is not None
-    vector, without = embedder.embed_question(question), bool(documents or spans)
-    found = retrieval.retrieve(connection, generation, question, vector, DEPTH if without else 28, "hybrid", Filters())
-    if without:
-        found = [p for p in found if p.source not in documents and not _at(p, spans or {})][:28]
-    found = passages.spread(found, extractive.PASSAGES)
-    alone = {p.chunk_id: p for p in found}
-    return [alone[p.chunk_id] if _at(p, spans or {}) else p for p in passages.whole(connection, found)]
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """`subjects`: document → what is left out together when a question is asked without what answers it; empty: nothing can be."""
+
+    name: str
+    questions: Sequence[Question]
+    subjects: Mapping[str, str]
+    write: Callable[[Path], Path]  # the documents, below a folder
+
+    @property
+    def family(self) -> str:
+        """Collections with the same one are about the same things: translations."""
+        return self.name.split("_")[0]
+
+    @property
+    def folds(self) -> list[str]:
+        """The documents that numbers are fitted without, one at a time."""
+        places = any(question.spans for question in self.questions)
+        return sorted(set(self.subjects.values())) if places else []
+
+    def subject(self, question: Question) -> str:
+        return next((self.subjects[name] for name in question.relevant if name in self.subjects), "")
+
+    def members(self, *subjects: str) -> list[str]:
+        return [name for name, subject in self.subjects.items() if subject in subjects]
 
 
-def _at(place: Passage, spans: Mapping[str, Sequence[Span]]) -> bool:
-    return any(place.char_start < end and start < place.char_end for start, end in spans.get(place.source, ()))
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A question that was asked. `kind`: answerable | left out | elsewhere. `subject`: what it is about, in the last case another collection.
+
+    `fold`: the document that was not in the index, so that nothing of it was seen when the numbers were fitted for it.
+    `evidence`: as in api/extractive.py. `hit`: a quote holds the answer (where places are known) or is of the right document.
+    """
+
+    collection: str
+    subject: str
+    kind: str
+    fold: str
+    question: str
+    text: str
+    evidence: tuple[float, ...]
+    hit: bool
+    claims: int
+    standing: int
 
 
-def sets(
-    connection: Connection, embedder: LocalEmbedder, path: Path, foreign: Sequence[Path]
-) -> Iterator[tuple[str, Question, list[Passage]]]:
-    """(set, question, passages)."""
-    questions = read(path)
-    for question in questions if question_spans(questions) else _some(questions, MOST):
-        yield "answerable", question, find(connection, embedder, question.text)
-        yield "document left out", question, find(connection, embedder, question.text, list(question.relevant))
-        if question.spans:
-            yield "place left out", question, find(connection, embedder, question.text, spans=question.spans)
-    for other in foreign:
-        for question in _some(read(other), 100):
-            yield f"of {other.stem}", question, find(connection, embedder, question.text)
+@dataclass(frozen=True, slots=True)
+class Without(Filters):
+    """Everything but these documents, as if they were not there."""
+
+    keys: tuple[str, ...] = ()
+
+    def condition(self) -> sql.Composable:
+        return sql.SQL("d.key <> ALL(%(f_without)s)")
+
+    def parameters(self) -> dict[str, Any]:
+        return {"f_without": list(self.keys)}
 
 
-def question_spans(questions: Sequence[Question]) -> bool:
-    return any(question.spans for question in questions)
+# --- reading
 
 
-def _some(questions: Sequence[Question], most: int) -> list[Question]:
-    return random.Random(1).sample(questions, min(most, len(questions)))
+def read(name: str) -> Iterator[Collection]:
+    """The collections that an argument names. AskfolderError: it can't be read."""
+    questions, _, documents = name.partition("=")
+    path = Path(questions)
+    if documents:
+        asked = read_questions(path)
+        yield Collection(path.stem, asked, _themselves(asked), lambda _: Path(documents).absolute())
+    elif (path / "questions_spans.jsonl.gz").exists():
+        asked = list(_read_spans(path / "questions_spans.jsonl.gz"))
+        yield Collection(path.name, asked, _themselves(asked), lambda _: (path / "corpora").absolute())
+    elif path.name == "xquad_multi":
+        yield from (_read_beir(path, f"xquad_{language}", f"{language}:") for language in LANGUAGES)
+    else:
+        yield _read_beir(path, path.name)
 
 
-def measure(connection: Connection, embedder: LocalEmbedder, path: Path, foreign: Sequence[Path]) -> None:
-    """Prints a line for each set, and the thresholds that some rates of false refusals would need."""
-    evidence: list[float] = []
-    decide = extractive._evidence
-    extractive._evidence = lambda *given: evidence.append(decide(*given)) or evidence[-1]  # type: ignore[func-returns-value]
-    vector = cache(lambda text: embedder.embed([text])[0])
-    rows: dict[str, list[tuple[bool, bool, float]]] = {}
-    claimed = standing = 0
-    took: list[float] = []
-    for name, question, found in sets(connection, embedder, path, foreign):
-        evidence.append(0.0)  # for what is refused before any is looked at
-        if name == "answerable" and len(took) < 100:
-            started = time.perf_counter()
-            extractive.extract(question.text, found, embedder.embed)
-            took.append((time.perf_counter() - started) * 1000)
-        draft = extractive.extract(question.text, found, lambda texts: np.stack([vector(text) for text in texts]))
-        answer = citations.verify(connection, draft, found, "extractive", {})
-        claimed += len({claim for statement in draft.statements for claim in statement.claims})
-        standing += len(answer.citations)
-        hit = any(
-            any(c.char_start < end and start < c.char_end for start, end in question.spans[c.source])
-            if c.source in question.spans
-            else not question.spans and c.source in question.relevant
-            for c in answer.citations
+def _themselves(questions: Sequence[Question]) -> dict[str, str]:
+    return {name: name for question in questions for name in question.relevant}
+
+
+def _read_spans(path: Path) -> Iterator[Question]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            name = row["doc"] + ".md"
+            spans: list[Span] = [(one["start_index"], one["end_index"]) for one in row["references"]]
+            yield Question(row["_id"], row["text"], {name: 1}, {name: spans})
+
+
+def _read_beir(path: Path, name: str, start: str = "") -> Collection:
+    """The documents whose ids begin with `start`, and their questions; with the names that files have in the index."""
+    corpus = [row for row in read_corpus(path) if row[0].startswith(start)]
+    asked = [question for question in read_beir(path) if question.id.startswith(start)]
+    here = {row[0] for row in corpus}
+    right = {one for question in asked for one in question.relevant if one in here}
+    others = [row for row in corpus if row[0] not in right]
+    if len(corpus) > DOCUMENTS:
+        kept = {row[0] for row in _some(others, DOCUMENTS - len(right))} | right
+        corpus = [row for row in corpus if row[0] in kept]
+    with tempfile.TemporaryDirectory() as folder:
+        files = {document: file for file, document in _write(corpus, Path(folder)).items()}
+    asked = [replace(q, relevant={files[d]: grade for d, grade in q.relevant.items() if d in files}) for q in asked]
+    asked = [question for question in asked if question.relevant]
+    subjects = {files[d]: d.split(":")[-1].split("-")[0] for d, *_ in corpus} if name.startswith("xquad") else {}
+
+    def write(folder: Path) -> Path:
+        _write(corpus, folder)
+        return folder / "documents"
+
+    return Collection(name, _some(asked, MOST), subjects, write)
+
+
+def _write(corpus: Sequence[tuple[str, str, str]], folder: Path) -> dict[str, str]:
+    (folder / "beir").mkdir(exist_ok=True)
+    rows = (json.dumps({"_id": name, "title": title, "text": text}) + "\n" for name, title, text in corpus)
+    (folder / "beir" / "corpus.jsonl").write_text("".join(rows), encoding="utf-8")
+    return write_corpus(folder / "beir", folder / "documents")
+
+
+def _some(things: Sequence[T], most: int) -> list[T]:
+    return random.Random(1).sample(things, min(most, len(things)))
+
+
+# --- asking
+
+
+class Index:
+    """A collection's index, and sentence vectors that are made once for all collections."""
+
+    def __init__(self, connection: Connection, embedder: LocalEmbedder, vectors: dict[str, Vectors]) -> None:
+        self.connection, self.embedder, self.vectors = connection, embedder, vectors
+
+    def find(self, question: str, without: Sequence[str] = ()) -> list[Passage]:
+        """What an answer is made from, as api/ask.py finds it, in an index without these documents."""
+        generation = generations.live(self.connection)
+        assert generation is not None
+        filters = Without(keys=tuple(without)) if without else Filters()
+        depth = ask.PASSAGES + ask.SPARE
+        vector = self.embedder.embed_question(question)
+        found = retrieval.retrieve(self.connection, generation, question, vector, depth, "hybrid", filters)
+        return passages.whole(self.connection, passages.spread(found, ask.PASSAGES))
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        if fresh := [text for text in dict.fromkeys(texts) if text not in self.vectors]:
+            self.vectors.update(zip(fresh, self.embedder.embed(fresh), strict=True))
+        return np.stack([self.vectors[text] for text in texts])
+
+
+def cases(index: Index, collection: Collection, others: Sequence[Collection]) -> Iterator[Case]:
+    """Every question of the collection, with all its documents and without each fold, and of those about other things."""
+    folds = ["", *collection.folds]
+    for question in collection.questions:
+        subject = collection.subject(question)
+        for fold in folds:
+            if fold == subject and fold:
+                continue
+            yield _case(index, collection, subject, "answerable", fold, question)
+            if subject:
+                yield _case(index, collection, subject, "left out", fold, question)
+    for other in others:
+        if other.family != collection.family:
+            for question in _some(other.questions, FOREIGN):
+                for fold in folds:
+                    yield _case(index, collection, other.name, "elsewhere", fold, question)
+
+
+def _case(index: Index, collection: Collection, subject: str, kind: str, fold: str, question: Question) -> Case:
+    found = index.find(question.text, collection.members(fold, subject if kind == "left out" else ""))
+    draft, evidence = extractive.quote(question.text, found, index.embed)
+    answer = citations.verify(index.connection, draft, found, "extractive", {})
+    hit = kind == "answerable" and any(
+        any(c.char_start < end and start < c.char_end for start, end in question.spans[c.source])
+        if c.source in question.spans
+        else not question.spans and c.source in question.relevant
+        for c in answer.citations
+    )
+    claims = {claim for statement in draft.statements for claim in statement.claims}
+    return Case(
+        collection.name, subject, kind, fold, question.id, question.text, tuple(evidence), hit, len(claims), len(answer.citations)
+    )  # fmt: skip
+
+
+def times(index: Index, collection: Collection) -> list[float]:
+    """Milliseconds from passages to draft, one question at a time, nothing embedded before but a first question to warm up."""
+    found = [(question.text, index.find(question.text)) for question in _some(collection.questions, TIMED)]
+    took = []
+    for text, those in found[:1] + found:
+        started = time.perf_counter()
+        extractive.extract(text, those, index.embedder.embed)
+        took.append((time.perf_counter() - started) * 1000)
+    return took[1:]
+
+
+# --- fitting and reporting
+
+
+def fit(known: Sequence[Case]) -> Numbers:
+    """What each kind of evidence weighs, and at last what is added: below 0 in all it is refused. The first weighs 1.
+
+    Logistic regression with a small ridge. Every collection counts the same, and in it what is answerable COST times as much as
+    what is not, of which what was left out and what is elsewhere count the same: so the even odds are where refusing one
+    question more is not worth it any longer.
+    """
+    given = np.array([case.evidence for case in known], np.float64)
+    right = np.array([case.kind == "answerable" for case in known])
+    weight = np.zeros(len(known))
+    for name in {case.collection for case in known}:
+        kinds = {case.kind for case in known if case.collection == name}
+        for kind in kinds:
+            those = np.array([case.collection == name and case.kind == kind for case in known])
+            weight[those] = (COST if kind == "answerable" else 1 / len(kinds - {"answerable"})) / those.sum()
+    weight /= weight.sum()
+    mean, spread = given.mean(0), given.std(0) + 1e-9
+    design = np.c_[(given - mean) / spread, np.ones(len(known))]
+    numbers, ridge = np.zeros(design.shape[1]), RIDGE * np.eye(design.shape[1])
+    ridge[-1, -1] = 0.0
+    for _ in range(30):  # Newton's steps
+        odds = 1 / (1 + np.exp(-design @ numbers))
+        slope = design.T @ (weight * (odds - right)) + ridge @ numbers
+        bend = (design.T * (weight * odds * (1 - odds))) @ design + ridge
+        numbers = numbers - np.linalg.solve(bend, slope)
+    each = numbers[:-1] / spread
+    fitted: Numbers = np.append(each, numbers[-1] - each @ mean) / each[0]
+    return fitted
+
+
+def refused(case: Case, numbers: Numbers) -> bool:
+    return float(np.dot(case.evidence, numbers[:-1]) + numbers[-1]) < 0
+
+
+def line(name: str, judged: Sequence[tuple[Case, bool]]) -> str:
+    """Rates, in percent, of cases and whether each was refused."""
+
+    def rate(kind: str, good: Callable[[Case, bool], bool]) -> str:
+        those = [good(case, no) for case, no in judged if case.kind == kind]
+        return f"{100 * np.mean(those):7.1f}" if those else "      –"
+
+    count = sum(case.kind == "answerable" for case, _ in judged)
+    return (
+        f"{name:24}{count:6}" + rate("answerable", lambda case, no: case.hit and not no) + rate("answerable", lambda _, no: no)
+        + rate("elsewhere", lambda _, no: no) + rate("left out", lambda _, no: no)
+    )  # fmt: skip
+
+
+HEAD = f"{'':24}{'asked':>6}{'holds':>7}{'false':>7}{'elsew.':>7}{'left':>7}"
+
+
+def report(known: Sequence[Case], collections: Sequence[Collection]) -> None:
+    print(
+        "holds: a quote holds the answer; false: refused, though it has one; elsew., left: refused, as it should be; in %"
+    )
+    for collection in collections:
+        if len(collection.folds) > 1:
+            print(f"\n{collection.name}, fitted to its other documents\n{HEAD}")
+            pooled = []
+            for fold, judged in _by_document(known, collection):
+                print(line(fold, judged))
+                pooled += judged
+            print(line("all", pooled))
+    whole = [case for case in known if not case.fold]
+    if len({collection.family for collection in collections}) > 1:
+        print(f"\nFitted to the other collections\n{HEAD}")
+        for collection in collections:
+            same = {other.name for other in collections if other.family == collection.family}
+            numbers = fit([case for case in whole if not same & {case.collection, case.subject}])
+            print(line(collection.name, [(c, refused(c, numbers)) for c in whole if c.collection == collection.name]))
+    print(f"\nAs it is in api/extractive.py, fitted to all of them\n{HEAD}")
+    held = np.array([*extractive.WEIGHTS, -extractive.THRESHOLD])
+    for collection in collections:
+        print(line(collection.name, [(c, refused(c, held)) for c in whole if c.collection == collection.name]))
+    claims, standing = sum(case.claims for case in known), sum(case.standing for case in known)
+    print(f"\nverbatim: {standing} of {claims} quotes")
+    if any(case.kind != "answerable" for case in whole):
+        *weights, added = fit(whole)
+        print(
+            f"fitted to all: WEIGHTS = ({', '.join(f'{number:.3f}' for number in weights)}), THRESHOLD = {-added:.3f}"
         )
-        rows.setdefault(name, []).append((hit, not answer.citations, evidence[-1]))
-    for name, row in rows.items():
-        hits, refused, _ = np.mean(np.array(row, float), axis=0) * 100
-        print(f"{name:24} {len(row):4} refused {refused:5.1f} %" + (f", quotes hold the answer {hits:5.1f} %" if name == "answerable" else ""))  # fmt: skip
-    print(f"verbatim: {standing} of {claimed}; extract() {np.median(took):.0f} ms p50, {np.quantile(took, 0.95):.0f} ms p95")  # fmt: skip
-    known = [one for _, _, one in rows["answerable"]]
-    print("thresholds: " + ", ".join(f"{np.quantile(known, share):.2f} refuses {share:.1%} falsely" for share in FALSE_REFUSALS))  # fmt: skip
 
 
-def main(kept: str, path: str, *foreign: str) -> None:
-    data = Path(kept) / "data"
-    servers = Servers(data, valkey=False)
-    servers.start()
+def _by_document(known: Sequence[Case], collection: Collection) -> Iterator[tuple[str, list[tuple[Case, bool]]]]:
+    """Each document's cases, by numbers that neither it nor its questions had a part in; likewise a part of those of elsewhere."""
+    here = [case for case in known if case.collection == collection.name]
+    elsewhere = sorted({case.question for case in here if case.kind == "elsewhere"})
+    for place, document in enumerate(collection.folds):
+        part = set(elsewhere[place :: len(collection.folds)])
+        numbers = fit([c for c in here if c.fold == document and c.question not in part])
+        test = [
+            c for c in here if not c.fold and (c.question in part if c.kind == "elsewhere" else c.subject == document)
+        ]
+        yield document, [(case, refused(case, numbers)) for case in test]
+
+
+# --- running
+
+
+@contextlib.contextmanager
+def opened(collection: Collection, keep: Path) -> Iterator[tuple[Connection, Path]]:
+    """A connection to the collection's index, which is built when it is not there, and the model's folder."""
+    folder = keep / collection.name
+    with workplace(folder, collection.name):
+        data = (folder / "data").absolute()
+        with temporary(collection.write(folder), data, {}, lambda said: print(said, file=sys.stderr)):
+            pass
+        servers = Servers(data, valkey=False)
+        servers.start()
+        try:
+            with db.connect(servers.database_url) as connection:
+                db.prepare(connection)
+                retrieval.configure(connection)
+                yield connection, data / "models" / "all-MiniLM-L6-v2"
+        finally:
+            servers.stop()
+
+
+def measure(collections: Sequence[Collection], keep: Path) -> list[Case]:
+    """Every case of every collection; prints how long an answer takes."""
+    known: list[Case] = []
+    vectors: dict[str, Vectors] = {}
+    for collection in collections:
+        with opened(collection, keep) as (connection, model):
+            index = Index(connection, LocalEmbedder(model, threads=2), vectors)
+            took = times(index, collection)
+            print(
+                f"{collection.name}: extract() {np.median(took):.0f} ms p50, {np.quantile(took, 0.95):.0f} ms p95",
+                flush=True,
+            )
+            known += cases(index, collection, collections)
+    return known
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(usage=(__doc__ or "").partition("usage: ")[2].partition("\n")[0])
+    parser.add_argument("collections", nargs="*")
+    parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "askfolder-extractive")
+    parser.add_argument("--cases", type=Path)
+    given = parser.parse_args()
+    names = given.collections or [str(PUBLIC / name) for name in NAMES if (PUBLIC / name).is_dir()]
+    if not names:
+        sys.exit(f"{PUBLIC} is not there, so nothing is measured: name a BEIR folder, or QUESTIONS.jsonl=FOLDER.")
     try:
-        with db.connect(servers.database_url) as connection:
-            db.prepare(connection)
-            retrieval.configure(connection)
-            embedder = LocalEmbedder(data / "models/all-MiniLM-L6-v2", threads=2)
-            measure(connection, embedder, Path(path), [Path(other) for other in foreign])
-    finally:
-        servers.stop()
+        collections = [collection for name in names for collection in read(name)]
+        known = measure(collections, given.keep)
+    except AskfolderError as error:
+        sys.exit(str(error))
+    if given.cases:
+        rows = (json.dumps(asdict(case), ensure_ascii=False) + "\n" for case in known)
+        given.cases.write_text("".join(rows), encoding="utf-8")
+    report(known, collections)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    main()
