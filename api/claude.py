@@ -211,7 +211,7 @@ def explore(
                 said.append(_result_of(number, "No more searches: answer from what there is.", wrong=True))
             else:
                 steps += 1
-                query = " ".join(query.split())[:LONGEST_QUERY]
+                query = " ".join(visible(query).split())[:LONGEST_QUERY]
                 fresh = [found for found in search(query) if not any(_holds(one, found) for one in passages)]
                 blocks = shown(fresh, len(passages))
                 passages.extend(fresh)

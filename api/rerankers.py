@@ -13,6 +13,7 @@ import httpx2
 import numpy as np
 import numpy.typing as npt
 
+from api.plain import visible
 from shared.embedding import (
     SLOW_DOWN,
     UNMETERED,
@@ -265,7 +266,9 @@ class ClaudeReranker:
         if not texts:
             return np.zeros(0)
         # As JSON, a passage cannot end before its end: quotes in it are escaped.
-        lines = [json.dumps({"number": n, "passage": text}, ensure_ascii=False) for n, text in enumerate(texts, 1)]
+        lines = [
+            json.dumps({"number": n, "passage": visible(text)}, ensure_ascii=False) for n, text in enumerate(texts, 1)
+        ]
         request = {
             "model": self._model,
             "max_tokens": self.MAX_TOKENS,

@@ -108,7 +108,9 @@ def ask(question: tuple[str, ...], top_k: int | None, deep: bool, as_json: bool,
     else:
         answer = _streamed(body, sys.stdout.isatty())
         for citation in answer["citations"]:
-            click.echo(f"\n[{citation['number']}] {_place(citation)}\n    “{' '.join(citation['quote'].split())}”")
+            click.echo(
+                f"\n[{citation['number']}] {_place(citation)}\n    “{_printable(' '.join(citation['quote'].split()))}”"
+            )
         if answer["answerer"] == "extractive" and answer["citations"]:
             click.secho("\nQuoted from your documents; no model was used.", dim=True)
         for warning in answer["warnings"]:
@@ -131,7 +133,7 @@ def search(query: tuple[str, ...], top_k: int, mode: str, rerank: bool | None, a
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
     else:
         for number, result in enumerate(found["results"], 1):
-            text = " ".join(result["content"].split())
+            text = _printable(" ".join(result["content"].split()))
             click.echo(
                 f"{number:>3}. {_place(result)}  ({_scores(result)})\n     {text[:300]}{'…' if len(text) > 300 else ''}"
             )
@@ -420,7 +422,7 @@ def _place(item: dict[str, Any]) -> str:
     if item["page"] is not None:
         parts.append(f"page {item['page']}")
     elif item["heading"]:
-        parts.append(" › ".join(item["heading"]))
+        parts.append(_printable(" › ".join(item["heading"])))
     return ", ".join(parts)
 
 
@@ -435,7 +437,8 @@ def _dollars(amount: float | None) -> str:
 
 
 def _printable(name: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+    """A document's words, that can do nothing to a terminal; joiners that scripts and emoji need stay."""
+    return "".join(c if c.isprintable() or c in "\u200c\u200d" else repr(c)[1:-1] for c in name)
 
 
 def _streamed(body: dict[str, Any], as_it_comes: bool) -> dict[str, Any]:
