@@ -125,8 +125,10 @@ def answering(
     """
     settings = asker.settings
     deadline = time.monotonic() + settings.ask_seconds
-    question = _standalone(asker, question, turns)
+    begun = time.perf_counter()
+    question, took = _standalone(asker, question, turns), _since(begun)
     found = search(asker, question, top_k, filters=filters, rerank=rerank, neighbours=passages.BUDGET)
+    found.timings |= {"rewrite_ms": took} if turns else {}
     yield found
 
     def look(query: str) -> list[Passage]:

@@ -181,7 +181,8 @@ def explore(
     steps = 0
     while True:
         left = deadline - time.monotonic()
-        last = steps >= SEARCHES or sum(taken.values()) >= STEPS_TOKENS or left < seconds / 3
+        rounds = len(talk) // 2  # also those in which it called what there is not
+        last = max(steps, rounds) >= SEARCHES or sum(taken.values()) >= STEPS_TOKENS or left < seconds / 3
         request = _request((SYSTEM if native else SYSTEM_MARKS) + _STEPS, _cached(talk)) | {
             "tools": [TOOL],
             "tool_choice": {"type": "none" if last else "auto"},

@@ -199,6 +199,12 @@ def test_nothing_else_can_be_called(server: AnthropicStandin, name: str, query: 
     assert len(asked.statements) == 1
 
 
+def test_calls_of_what_there_is_not_are_counted_too(server: AnthropicStandin) -> None:
+    with pytest.raises(TransientError):
+        explore(server, look("https://example.com", name="fetch"))
+    assert [one["body"]["tool_choice"]["type"] for one in server.requests].count("auto") == claude.SEARCHES
+
+
 def test_a_query_is_cut_to_a_length(server: AnthropicStandin) -> None:
     asked = explore(server, look("Anna\n" * 5000), answer)
     assert len(asked.steps[0].query) == claude.LONGEST_QUERY

@@ -217,6 +217,7 @@ def test_a_follow_up_is_made_to_stand_alone_once(system: System, standin: Anthro
     events = streamed(system, question="And in winter?", history=HISTORY)
     assert events[0][1]["question"] == events[-1][1]["question"] == "When does the boathouse open in winter?"
     assert "8:00" in json.dumps(events[0][1]["passages"])
+    assert "rewrite_ms" in events[0][1]["timings"]
     assert len(standin.requests) == 2
     assert "When does the boathouse open in winter?" in json.dumps(standin.requests[1]["body"]["messages"])
     streamed(system, question="And in winter?", history=HISTORY)
