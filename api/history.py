@@ -49,11 +49,14 @@ class Turn:
 
 
 def stands_alone(question: str, least: int) -> bool:
-    """Whether a question says by itself what it is about: it points at nothing, and has `least` words that say something."""
-    if len(words.question(question)[0]) < least:
-        return False
+    """Whether a question says by itself what it is about: it points at nothing, and has `least` words that say something; more,
+    where it begins as if it carried on."""
     said = [word.casefold() for word in _WORD.findall(question)]
-    return said[0] not in _CARRIES_ON and not _POINTS.intersection(said) and said[-1] not in ("this", "that", "there")
+    common = words.STOP_WORDS.get(words.language(question) or "", frozenset())
+    telling = sum(word not in common for word in words.question(question)[0])
+    if telling < max(least, 3 if said and said[0] in _CARRIES_ON else 1):
+        return False
+    return not _POINTS.intersection(said) and said[-1] not in ("this", "that", "there")
 
 
 def joined(question: str, history: Sequence[Turn]) -> str:

@@ -16,7 +16,7 @@ BOATHOUSE = Turn("When does the boathouse open in winter?", "It opens at 8:00.")
     "question",
     [
         "And in summer?", "Why?", "How much does it cost?", "Who built them?", "What about dogs?", "Is that so, and why is that?",
-        "Und im Sommer?", "Was kostet er dann?", "Et en été ?", "¿Y en verano?", "冬は？", "But the harbour of Aldersmouth opens when?",
+        "Und im Sommer?", "Was kostet er dann?", "Et en été ?", "¿Y en verano?", "冬は？", "And Aldersmouth?", "!?", "",
     ],
 )  # fmt: skip
 def test_what_needs_the_questions_before(question: str) -> None:
@@ -28,7 +28,7 @@ def test_what_needs_the_questions_before(question: str) -> None:
     [
         "Who built the lighthouse of Aldersmouth?", "When does the harbour office close on Sundays?",
         "Wann schließt das Hafenamt am Sonntag?", "Combien de litres contient le réservoir du phare ?",
-        "Is there a fee for boats that stay overnight in the harbour?", "ASKFOLDER_EMBEDDER default value",
+        "Is there a fee for boats that stay overnight in the harbour?", "ASKFOLDER_EMBEDDER default value", "And what does a lost oar cost?",
     ],
 )  # fmt: skip
 def test_what_stands_alone(question: str) -> None:

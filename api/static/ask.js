@@ -135,7 +135,7 @@ function keep(question, { question: standing, answer, citations }) {
   $("turns").append(make("li", {}, make("details", {}, make("summary", { dir: "auto" }, question), said)));
   $("conversation").hidden = false;
   $("question").value = "";
-  $("question").placeholder = question;
+  $("question").placeholder = "Ask on, or begin a new subject";
 }
 
 $("fresh").addEventListener("click", () => {
