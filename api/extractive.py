@@ -29,9 +29,10 @@ PLACES = 3  # that are cited for a sentence that stands in several
 STEM = 5  # letters of a word that decide what it matches: endings and most derivations go
 LONG = 300  # characters: what is longer is divided at stops and semicolons too, as in text without capitals
 LONGEST = 600  # characters of a quote that is continued beyond its sentence
-# Of the evidence, in its order; below the threshold it is refused. Fitted by bench/extractive.py to all its collections.
-WEIGHTS = (1.0, 1.252, 0.023, 0.168)
-THRESHOLD = 1.412
+# Of the evidence, in its order; below the threshold it is refused. Rounded, and a little stricter on what a text on the same
+# subject lacks than what bench/extractive.py fits to all its collections: (1.000, 1.335, 0.025), 1.448.
+WEIGHTS = (1.0, 1.0, 0.03)
+THRESHOLD = 1.40
 MARGIN = 0.45  # a further quote is at most so much weaker than the best one
 NEW_WORDS = 0.3  # what a further quote gains when it holds all that the others lack
 
@@ -83,14 +84,12 @@ class Evidence(NamedTuple):
     `score`: of the best sentence. `apart`: how far the sentence nearest in meaning stands out from the middle one: texts that
     have only the language in common with the question are near it, too. `held`: the weights of the question's words in the best
     sentence's passage, summed and not divided by all of them: a long question says much that its answer does not, and a single
-    word that occurs is little. `named`: the part of the question's names and numbers that the passage has; 1 where it
-    has other words only, 0 where it has none.
+    word that occurs is little.
     """
 
     score: float = 0.0
     apart: float = 0.0
     held: float = 0.0
-    named: float = 0.0
 
     @property
     def suffices(self) -> bool:
@@ -165,12 +164,11 @@ def _rate(
     quotable = [one for one in rated if _says_something(texts[one.passage], one.place)] or rated
     best = max(quotable, key=lambda one: one.score)
     held = around[best.passage].union(*words[best.passage])
-    cosines, named = vectors @ asked, _names(question)
+    cosines = vectors @ asked
     evidence = Evidence(
         score=best.score,
         apart=float(cosines.max() - np.median(cosines)),
         held=sum(weights[word] for word in held & weights.keys()),
-        named=len(named & held) / len(named) if named else float(bool(weights)),
     )
     return quotable, evidence, weights
 

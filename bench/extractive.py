@@ -8,7 +8,7 @@ COLLECTION: a folder in the BEIR layout, or QUESTIONS.jsonl=FOLDER of the docume
 Of each collection are asked: its questions; the same on an index without what answers them (the whole document, in xquad the
 whole article; not where others may answer too); and questions of collections about other things. The numbers of the decision
 (`fit`) are fitted to all documents but one of a collection with exact places, and reported on that one; then to all
-collections but one; then to all, which is what api/extractive.py should hold.
+collections but one; then to all, which is about what api/extractive.py holds.
 """
 
 import argparse
@@ -50,7 +50,7 @@ DOCUMENTS = 2_000  # of a larger corpus those that answer, and others by chance
 MOST = 300  # questions that are asked of a collection without exact places
 FOREIGN = 50  # questions of each collection about other things
 TIMED = 100
-COST = 2.5  # of a false refusal, where an answer to what no document answers costs 1
+COST = 1.0  # of a false refusal, where an answer to what no document answers costs 1
 RIDGE = 1e-3
 
 
