@@ -253,7 +253,7 @@ def judge(
         ("check_output_tokens", message.usage.output_tokens),
     ):
         usage[name] = usage.get(name, 0) + (tokens or 0)
-    said = "".join(block.text for block in message.content if block.type == "text").strip(" .!\n").lower()
+    said = messages.text(message).strip(" .!\n").lower()
     return {"yes": True, "no": False}.get(said)
 
 

@@ -56,7 +56,7 @@ def stands_alone(question: str, least: int) -> bool:
     telling = sum(word not in common for word in words.question(question)[0])
     if telling < max(least, 3 if said and said[0] in _CARRIES_ON else 1):
         return False
-    return not _POINTS.intersection(said) and said[-1] not in ("this", "that", "there")
+    return not _POINTS.intersection(said) and not {"this", "that", "there"}.intersection(said[-1:])
 
 
 def joined(question: str, history: Sequence[Turn]) -> str:
@@ -91,7 +91,7 @@ def rewritten(
     except AskfolderError as error:
         log.warning(str(error), action="question.not_rewritten")
         return None
-    said = " ".join("".join(block.text for block in message.content if block.type == "text").split())
+    said = " ".join(messages.text(message).split())
     return said if 0 < len(said) <= LONGEST else None
 
 

@@ -257,7 +257,7 @@ class ClaudeReranker:
         """`base_url`: empty for Anthropic's own. `seconds`: that one answer may take, connecting included."""
         from shared import messages  # the SDK takes two seconds to import: only who uses it waits
 
-        self._complete = messages.complete
+        self._messages = messages
         self._key, self._model, self._base_url, self._seconds = api_key, model, base_url, seconds
         self._meter = meter
 
@@ -285,11 +285,11 @@ class ClaudeReranker:
         }
         most = Tokens(estimate_tokens("\n".join([ORDER, *lines, question])), self.MAX_TOKENS)
         with self._meter.call("reranking", self._model, most, self._seconds) as call:
-            message = self._complete(
+            message = self._messages.complete(
                 request, api_key=self._key, base_url=self._base_url, seconds=self._seconds, attempts=1,
                 model_setting="ASKFOLDER_RERANKER_MODEL", seconds_setting=DEADLINE, call=call,
             )  # fmt: skip
-        order = read_order("".join(block.text for block in message.content if block.type == "text"), len(texts))
+        order = read_order(self._messages.text(message), len(texts))
         scores = np.zeros(len(texts))
         scores[order] = 1 - np.arange(len(texts)) / len(texts)
         return scores

@@ -99,4 +99,4 @@ class Judge:
                 )  # fmt: skip
             finally:
                 spent.append(call.took)
-        return "".join(block.text for block in message.content if block.type == "text").strip(" \n.!\"'*").lower()
+        return messages.text(message).strip(" \n.!\"'*").lower()

@@ -108,6 +108,11 @@ def stream(
             time.sleep(min(left, BEAT))
 
 
+def text(message: Message) -> str:
+    """What a message says, without what was thought before it."""
+    return "".join(block.text for block in message.content if block.type == "text")
+
+
 def usage(message: Message) -> dict[str, int]:
     """The tokens that a message took; `input_tokens` are those that were neither written to the cache nor read from it."""
     spent = message.usage

@@ -16,7 +16,7 @@ BOATHOUSE = Turn("When does the boathouse open in winter?", "It opens at 8:00.")
     "question",
     [
         "And in summer?", "Why?", "How much does it cost?", "Who built them?", "What about dogs?", "Is that so, and why is that?",
-        "Und im Sommer?", "Was kostet er dann?", "Et en été ?", "¿Y en verano?", "冬は？", "And Aldersmouth?", "!?", "",
+        "Und im Sommer?", "Was kostet er dann?", "Et en été ?", "¿Y en verano?", "冬は？", "And Aldersmouth?", "!?", "", "__ ___ ____ _____",
     ],
 )  # fmt: skip
 def test_what_needs_the_questions_before(question: str) -> None:

@@ -1,15 +1,15 @@
 """The ask page in a real browser: asking, following up, searching in steps, and what documents may not make it do."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shared.servers import Servers
 from tests.browser import CHROMIUM, Browser
-from tests.conftest import KEY, System, new_database, new_system
+from tests.conftest import KEY, System
 from tests.standins import (
     STOP_WORDS,
     AnthropicStandin,
@@ -21,7 +21,7 @@ from tests.standins import (
     tool_use,
     words,
 )
-from tests.test_flow_questions import FILES
+from tests.test_streaming import answering
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; Debian's package chromium is enough")
 HOSTILE = """# Ferry tickets
@@ -39,25 +39,11 @@ def standin() -> Iterator[AnthropicStandin]:
 
 @pytest.fixture(scope="module")
 def system(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, standin: AnthropicStandin
+    servers: Servers, model: Path, tmp_path_factory: pytest.TempPathFactory, standin: AnthropicStandin
 ) -> Iterator[System]:
-    servers, model = request.getfixturevalue("servers"), request.getfixturevalue("model")
-    with new_database(servers) as url:
-        system = new_system(servers, url, model, tmp_path_factory.mktemp("page"))
-        for name in ("boathouse.md", "telescope.rst"):
-            shutil.copy(FILES / name, system.folder)
-        (system.folder / "ferry.md").write_text(HOSTILE)
-        system.env |= {"ANTHROPIC_API_KEY": "sk-ant-test", "ANTHROPIC_BASE_URL": standin.url}
-        try:
-            system.start("web", "worker", "producer")
-            system.settled(3)
-            system.stop("worker", "producer")
-            system.call(
-                "POST", "/ask", {"question": "Where is the key?"}
-            )  # it is known from now on that this server cites
-            yield system
-        finally:
-            system.stop()
+    with answering(servers, model, tmp_path_factory.mktemp("page"), standin, **{"ferry.md": HOSTILE}) as system:
+        system.call("POST", "/ask", {"question": "Where is the key?"})  # from now on it is known that this server cites
+        yield system
 
 
 @pytest.fixture

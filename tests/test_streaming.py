@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -20,6 +21,7 @@ import pytest
 from shared.client import Client
 from shared.errors import AskfolderError
 from shared.models import NO_ANSWER
+from shared.servers import Servers
 from shared.settings import ROOT
 from tests.conftest import KEY, System, new_database, new_system, until
 from tests.standins import AnthropicStandin, cite, search_results, text_block, tool_use
@@ -35,23 +37,31 @@ def standin() -> Iterator[AnthropicStandin]:
         yield standin
 
 
-@pytest.fixture(scope="module")
-def system(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, standin: AnthropicStandin
-) -> Iterator[System]:
-    servers, model = request.getfixturevalue("servers"), request.getfixturevalue("model")
+@contextlib.contextmanager
+def answering(servers: Servers, model: Path, work: Path, standin: AnthropicStandin, **more: str) -> Iterator[System]:
+    """An API over two documents, and `more`: file → text; the stand-in answers."""
     with new_database(servers) as url:
-        system = new_system(servers, url, model, tmp_path_factory.mktemp("streaming"))
+        system = new_system(servers, url, model, work)
         for name in ("boathouse.md", "telescope.rst"):
             shutil.copy(FILES / name, system.folder)
+        for name, text in more.items():
+            (system.folder / name).write_text(text)
         system.env |= {"ANTHROPIC_API_KEY": "sk-ant-test", "ANTHROPIC_BASE_URL": standin.url}
         try:
             system.start("web", "worker", "producer")
-            system.settled(2)
+            system.settled(2 + len(more))
             system.stop("worker", "producer")
             yield system
         finally:
             system.stop()
+
+
+@pytest.fixture(scope="module")
+def system(
+    servers: Servers, model: Path, tmp_path_factory: pytest.TempPathFactory, standin: AnthropicStandin
+) -> Iterator[System]:
+    with answering(servers, model, tmp_path_factory.mktemp("streaming"), standin) as system:
+        yield system
 
 
 @contextlib.contextmanager
