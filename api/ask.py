@@ -1,62 +1,30 @@
 """embed (cached) → retrieve → rerank → answer → verify: what happens to one question."""
 
 import contextlib
-import functools
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Sequence
 
 import numpy as np
-from psycopg_pool import ConnectionPool
 
-from api import citations, extractive, history, passages
-from api.citations import Draft, Statement
-from api.filters import Filters
-from api.history import Turn
-from api.reranking import CANDIDATES, Reranking, text_of
-from api.retrieval import retrieve
-from shared import generations
-from shared.cache import QuestionCache
-from shared.db import Connection
-from shared.embedding import UNMETERED, Embedder, estimate_tokens
+from api.answering.draft import _draft
+from api.answering.follow_ups import Turn, _standalone
+from api.resources import Asker
+from api.retrieval import passages
+from api.retrieval.filters import Filters
+from api.retrieval.reranking import CANDIDATES
+from api.retrieval.retrieve import retrieve
+from api.verification import citations
+from api.verification.citations import Statement
+from api.verification.second_opinion import _judge
 from shared.errors import AskfolderError
-from shared.generations import Generation
+from shared.ledger import generations
+from shared.ledger.generations import Generation
 from shared.log import log
-from shared.models import Answer, Citation, Passage, Sentence, Step
-from shared.settings import Settings
-from shared.usage import BudgetError, Meter, Tokens
+from shared.models import Answer, Citation, Found, Passage, Sentence, Step
 
 SPARE = 20  # passages beyond those that are asked for, for the place of repetitions
 EVERYTHING = Filters()
-JUDGE_SECONDS = 4.0  # a second opinion that takes longer is none
-REWRITE_SECONDS = 4.0  # as long as a follow-up question is waited for
 PASSAGES = 8  # what an answer is made from, unless the question says otherwise
-
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """What answering needs. `embedder_of`: the embedder of a generation; `local`: sentences → vectors of the built-in model;
-    `reranking`: None when none is set up; `meter`: what counts the cost.
-    """
-
-    settings: Settings
-    pool: ConnectionPool[Connection]
-    cache: QuestionCache
-    embedder_of: Callable[[Generation], Embedder]
-    local: Callable[[Sequence[str]], np.ndarray]
-    reranking: Reranking | None = None
-    meter: Meter = UNMETERED
-
-
-@dataclass(slots=True)
-class Found:
-    """Passages, best first; milliseconds by stage; what went less well, a sentence each. `question`: as it was searched for."""
-
-    question: str
-    passages: list[Passage] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
 
 
 def search(
@@ -121,7 +89,7 @@ def answering(
 
     Without an answer at the end there is none, whatever was given before. `strict`: nothing without support is ever given; None:
     as it is set. `turns`: what was asked and answered before. `deep`: the model may search on by itself, each time a Step, whose
-    passages are added to what was found. `whole`: as in api/claude.py. Closing the generator ends the model's call. Raises as `ask` does.
+    passages are added to what was found. `whole`: as in api/answering/claude.py. Closing the generator ends the model's call. Raises as `ask` does.
     """
     settings = asker.settings
     deadline = time.monotonic() + settings.ask_seconds
@@ -162,90 +130,6 @@ def answering(
     found.timings["verify_ms"] = round(checking * 1000, 1)
     answerer = "claude" if settings.answers_with_claude() and not broke else "extractive"
     yield verification.answer(answerer, usage)
-
-
-def _draft(
-    asker: Asker, question: str, found: Found, usage: dict[str, int], deadline: float, whole: bool,
-    look: Callable[[str], list[Passage]] | None, broke: list[str],
-) -> Generator[Statement | Step | Draft | None]:  # fmt: skip
-    """Statements, then a Draft with the rest; None: nothing new for a while. `look`: finds what a model searches for by itself; None: it may
-    not. `broke`: gets why no model was asked, beyond the cap."""
-    settings = asker.settings
-    if found.passages and settings.answers_with_claude() and settings.anthropic_api_key:
-        from api import claude  # the SDK takes two seconds to import: only who uses it waits
-
-        seconds = deadline - time.monotonic()
-        most = Tokens(
-            estimate_tokens("\n".join([claude.SYSTEM, question, *map(text_of, found.passages)])), claude.MAX_TOKENS
-        )
-        try:
-            if look:
-                yield from claude.explore(
-                    question, found.passages, look, usage, api_key=settings.anthropic_api_key.get_secret_value(),
-                    model=settings.anthropic_model, base_url=settings.anthropic_base_url, seconds=seconds,
-                    call=functools.partial(asker.meter.call, "answers", settings.anthropic_model),
-                )  # fmt: skip
-                return
-            with asker.meter.call("answers", settings.anthropic_model, most, seconds) as call:
-                yield from claude.answer(
-                    question, found.passages, usage, api_key=settings.anthropic_api_key.get_secret_value(),
-                    model=settings.anthropic_model, base_url=settings.anthropic_base_url, seconds=seconds, whole=whole, call=call,
-                )  # fmt: skip
-            return
-        except BudgetError as error:
-            broke.append(f"Quoted from the documents, without a model: {error}")
-    draft = extractive.extract(question, found.passages, asker.local)
-    yield from draft.statements
-    yield replace(draft, statements=(), warnings=(*broke, *draft.warnings))
-
-
-def _judge(asker: Asker, usage: dict[str, int], deadline: float) -> citations.Judge | None:
-    """A small model's second opinion, where one is set up, and as long as the day's cap allows it."""
-    settings = asker.settings
-    if not (settings.check_model and settings.answers_with_claude() and settings.anthropic_api_key):
-        return None
-    from api import claude
-
-    key = settings.anthropic_api_key.get_secret_value()
-
-    def judge(sentence: str, quotes: Sequence[str]) -> bool | None:
-        seconds = min(JUDGE_SECONDS, deadline - time.monotonic())
-        most = Tokens(estimate_tokens("\n".join([claude.JUDGE, sentence, *quotes])), claude.JUDGE_TOKENS)
-        with (
-            contextlib.suppress(BudgetError),
-            asker.meter.call("checking", settings.check_model, most, seconds) as call,
-        ):
-            return claude.judge(
-                sentence, quotes, usage, api_key=key, model=settings.check_model, base_url=settings.anthropic_base_url,
-                seconds=seconds, call=call,
-            )  # fmt: skip
-        return None
-
-    return judge
-
-
-def _standalone(asker: Asker, question: str, turns: Sequence[Turn]) -> str:
-    """The question with what those before it say of it: by a small model where there is one, else put after them."""
-    settings = asker.settings
-    if not turns or history.stands_alone(question, 4):
-        return question
-    if not (settings.answers_with_claude() and settings.anthropic_api_key):
-        return history.joined(question, turns)
-    model = settings.rewrite_model or (settings.anthropic_model if settings.anthropic_base_url else history.SMALL_MODEL)
-    scope, asked = f"alone:{model}", history.asked(question, turns)
-    if known := asker.cache.get_text(scope, asked):
-        return known
-    most = Tokens(estimate_tokens(history.SYSTEM + asked), history.MAX_TOKENS)
-    said = None
-    with contextlib.suppress(BudgetError), asker.meter.call("rewriting", model, most, REWRITE_SECONDS) as call:
-        said = history.rewritten(
-            question, turns, api_key=settings.anthropic_api_key.get_secret_value(), model=model,
-            base_url=settings.anthropic_base_url, seconds=REWRITE_SECONDS, call=call,
-        )  # fmt: skip
-    if said is None:
-        return history.joined(question, turns)
-    asker.cache.put_text(scope, asked, said)
-    return said
 
 
 def _question_vector(

@@ -8,7 +8,7 @@ from shared.settings import load
 try:
     settings = load()
     if settings.reranker != "off":  # now, as gunicorn says more than a sentence about what fails in its worker
-        from api.reranking import open_reranking
+        from api.retrieval.reranking import open_reranking
 
         open_reranking(settings)
 except SettingsError as error:

@@ -15,15 +15,16 @@ import numpy as np
 from pgvector import Vector
 from psycopg import sql
 
-from shared import documents, sources
 from shared.db import Connection
-from shared.embedding import LocalEmbedder, embed_all
 from shared.errors import AskfolderError
-from shared.generations import Generation
+from shared.ledger import documents, sources
+from shared.ledger.generations import Generation
 from shared.models import Chunk
-from worker import index
-from worker.chunking import chunk
-from worker.formats import parse_file
+from shared.providers.embedder import embed_all
+from shared.providers.local import LocalEmbedder
+from worker.indexing import index
+from worker.indexing.chunking import chunk
+from worker.parsing.child import parse_file
 
 EMBEDDED = 2_000  # chunks that get a vector of the model: some 50 s
 QUESTIONS = 100

@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 from bench.ingest import running
-from shared import local_model
-from shared.providers import LOCAL_MODEL
+from shared.providers import minilm
+from shared.providers.choice import LOCAL_MODEL
 
 
 def main(count: int) -> None:
     seconds = []
     with tempfile.TemporaryDirectory() as name:
-        local_model.prepare(Path(name) / "data" / LOCAL_MODEL)
+        minilm.prepare(Path(name) / "data" / LOCAL_MODEL)
         with running(Path(name)) as system:
             for number in range(count):
                 word = f"quokka{number}x"

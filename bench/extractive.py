@@ -8,7 +8,7 @@ COLLECTION: a folder in the BEIR layout, or QUESTIONS.jsonl=FOLDER of the docume
 Of each collection are asked: its questions; the same on an index without what answers them (the whole document, in xquad the
 whole article; not where others may answer too); and questions of collections about other things. The numbers of the decision
 (`fit`) are fitted to all documents but one of a collection with exact places, and reported on that one; then to all
-collections but one; then to all, which is about what api/extractive.py holds.
+collections but one; then to all, which is about what api/answering/extractive.py holds.
 """
 
 import argparse
@@ -28,16 +28,21 @@ import numpy as np
 import numpy.typing as npt
 from psycopg import sql
 
-from api import ask, citations, extractive, passages, retrieval
-from api.filters import Filters
-from shared import db, generations
+from api import ask
+from api.answering import extractive
+from api.retrieval import passages, retrieve
+from api.retrieval.filters import Filters
+from api.verification import citations
+from shared import db
 from shared.db import Connection
-from shared.embedding import LocalEmbedder
 from shared.errors import AskfolderError
-from shared.evaluation import Question, Span, read_beir, read_corpus, read_questions
+from shared.evaluation.measures import Span
+from shared.evaluation.question_sets import Question, read_beir, read_corpus, read_questions
+from shared.evaluation.temporary import temporary, workplace, write_corpus
+from shared.ledger import generations
 from shared.models import Passage
-from shared.servers import Servers
-from shared.temporary import temporary, workplace, write_corpus
+from shared.providers.local import LocalEmbedder
+from shared.system.servers import Servers
 
 Numbers = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]
@@ -86,7 +91,7 @@ class Case:
     """A question that was asked. `kind`: answerable | left out | elsewhere. `subject`: what it is about, in the last case another collection.
 
     `fold`: the document that was not in the index, so that nothing of it was seen when the numbers were fitted for it.
-    `evidence`: as in api/extractive.py. `hit`: a quote holds the answer (where places are known) or is of the right document.
+    `evidence`: as in api/answering/extractive.py. `hit`: a quote holds the answer (where places are known) or is of the right document.
     """
 
     collection: str
@@ -195,7 +200,7 @@ class Index:
         filters = Without(keys=tuple(without)) if without else Filters()
         depth = ask.PASSAGES + ask.SPARE
         vector = self.embedder.embed_question(question)
-        found = retrieval.retrieve(self.connection, generation, question, vector, depth, "hybrid", filters)
+        found = retrieve.retrieve(self.connection, generation, question, vector, depth, "hybrid", filters)
         return passages.whole(self.connection, passages.spread(found, ask.PASSAGES))
 
     def embed(self, texts: Sequence[str]) -> Vectors:
@@ -322,7 +327,7 @@ def report(known: Sequence[Case], collections: Sequence[Collection]) -> None:
             same = {other.name for other in collections if other.family == collection.family}
             numbers = fit([case for case in whole if not same & {case.collection, case.subject}])
             print(line(collection.name, [(c, refused(c, numbers)) for c in whole if c.collection == collection.name]))
-    print(f"\nAs it is in api/extractive.py, fitted to all of them\n{HEAD}")
+    print(f"\nAs it is in api/answering/extractive.py, fitted to all of them\n{HEAD}")
     held = np.array([*extractive.WEIGHTS, -extractive.THRESHOLD])
     for collection in collections:
         print(line(collection.name, [(c, refused(c, held)) for c in whole if c.collection == collection.name]))
@@ -364,7 +369,7 @@ def opened(collection: Collection, keep: Path) -> Iterator[tuple[Connection, Pat
         try:
             with db.connect(servers.database_url) as connection:
                 db.prepare(connection)
-                retrieval.configure(connection)
+                retrieve.configure(connection)
                 yield connection, data / "models" / "all-MiniLM-L6-v2"
         finally:
             servers.stop()

@@ -18,15 +18,17 @@ from pathlib import Path
 
 import psutil
 
-from shared import db, local_model
-from shared.embedding import LocalEmbedder, embed_all
+from shared import db
 from shared.errors import UnreadableError
-from shared.providers import LOCAL_MODEL
-from shared.servers import Servers
+from shared.providers import minilm
+from shared.providers.choice import LOCAL_MODEL
+from shared.providers.embedder import embed_all
+from shared.providers.local import LocalEmbedder
+from shared.system.servers import Servers
 from tests.conftest import KEY, System, free_port
-from worker.chunking import chunk
-from worker.formats import parse_file
-from worker.ingest import chunk_sizes
+from worker.indexing.chunking import chunk
+from worker.indexing.inputs import chunk_sizes
+from worker.parsing.child import parse_file
 
 NOTE = "The bench's note says that the boathouse key hangs behind the third oar."
 
@@ -95,7 +97,7 @@ def whole(folder: Path, work: Path) -> tuple[float, list[float], float, dict[str
                 for process in [worker, *worker.children(recursive=True)]:
                     try:
                         size = process.memory_info().rss
-                        kind = "parser" if "worker.formats" in " ".join(process.cmdline()) else "worker"
+                        kind = "parser" if "worker.parsing.child" in " ".join(process.cmdline()) else "worker"
                     except psutil.Error:
                         continue
                     largest[kind] = max(largest[kind], size)
@@ -134,7 +136,7 @@ def main(folder: Path) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        model = local_model.prepare(work / "data" / LOCAL_MODEL)
+        model = minilm.prepare(work / "data" / LOCAL_MODEL)
         parsing, embedding, chunks = bare(folder, model, cores)
         seconds, waits, most, documents = whole(folder, work)
     baseline = parsing + embedding

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from shared import db, documents, generations, sources
-from shared.servers import Servers
+from shared import db
+from shared.ledger import claims, documents, generations, listing, sources
+from shared.system.servers import Servers
 
 
 def timed(name: str, call: Callable[[], object], times: int = 20) -> None:
@@ -48,12 +49,12 @@ def measure(connection: db.Connection, count: int) -> None:
     timed("a folder", lambda: documents.known(connection, source, ["folder7"]))
     timed("all keys", lambda: documents.known(connection, source), 2)
     timed("sweep", lambda: documents.sweep(connection))
-    timed("counts", lambda: documents.counts(connection))
-    timed("load", lambda: documents.load(connection))
+    timed("counts", lambda: listing.counts(connection))
+    timed("load", lambda: listing.load(connection))
     timed("problems", lambda: sources.problems(connection))
-    claim = documents.claim(connection, documents.due(connection, [source], 1)[0].id, "here:1")
+    claim = claims.claim(connection, documents.due(connection, [source], 1)[0].id, "here:1")
     assert claim
-    timed("progress", lambda: documents.progress(connection, claim, "embedding", 1, 2), 500)
+    timed("progress", lambda: claims.progress(connection, claim, "embedding", 1, 2), 500)
     durable = "UPDATE document SET stage = 'embedding', updated_at = now() WHERE id = %s"
     timed("the same, waiting for the disk", lambda: connection.execute(durable, [claim.id]), 500)
 

@@ -22,23 +22,25 @@ import numpy as np
 from pgvector import HalfVector
 from psycopg import sql
 
-from api import retrieval
 from api.ask import cache_scope
-from api.filters import Filters
+from api.retrieval import retrieve
+from api.retrieval.filters import Filters
 from bench.chunks import EMBEDDED, IN_A_DOCUMENT, Material, gather, store, without_graph
 from bench.growth import Result, lines, plot, write
-from shared import db, generations, local_model
+from shared import db
 from shared.cache import QuestionCache
 from shared.client import Client
 from shared.db import Connection
-from shared.embedding import LocalEmbedder
-from shared.generations import Generation
-from shared.providers import LOCAL_MODEL
-from shared.servers import Servers
+from shared.ledger import generations
+from shared.ledger.generations import Generation
+from shared.providers import minilm
+from shared.providers.choice import LOCAL_MODEL
+from shared.providers.local import LocalEmbedder
 from shared.settings import ROOT
+from shared.system.servers import Servers
 from tests.conftest import KEY, System, free_port
-from worker import index, lexemes
-from worker.chunking import CHUNKER_VERSION
+from worker.indexing import inputs, lexemes
+from worker.indexing.chunking import CHUNKER_VERSION
 
 CLIENTS = 8
 SECONDS = 5.0  # of each throughput measurement
@@ -77,13 +79,13 @@ def searches(generation: Generation, material: Material) -> dict[str, Search]:
         ).fetchall()
 
     def product(mode: str) -> Search:
-        return lambda connection, n: retrieval.retrieve(
+        return lambda connection, n: retrieve.retrieve(
             connection, generation, material.questions[n], material.question_vectors[n], 10, mode, Filters()
         )
 
     return {
         "bare HNSW": statement(BARE),
-        **{mode: product(mode) for mode in retrieval.MODES},
+        **{mode: product(mode) for mode in retrieve.MODES},
         "textbook": statement(TEXTBOOK),
     }
 
@@ -134,7 +136,7 @@ def throughput(url: str, task: Search, count: int, seconds: float) -> float:
 @contextlib.contextmanager
 def searching(url: str) -> Iterator[Connection]:
     with db.connect(url) as connection:
-        retrieval.configure(connection)
+        retrieve.configure(connection)
         yield connection
 
 
@@ -144,7 +146,7 @@ def recall(connection: Connection, generation: Generation, material: Material, s
     found = []
     for question, vector in zip(material.questions, material.question_vectors, strict=True):
         exact = {row[0] for row in connection.execute(query, {"source": source, "vector": HalfVector(vector)})}
-        passages = retrieval.retrieve(
+        passages = retrieve.retrieve(
             connection, generation, question, vector, 10, "dense", Filters(source=source or None)
         )
         found.append(len(exact & {p.chunk_id for p in passages}) / len(exact))
@@ -155,9 +157,9 @@ def overlap(connection: Connection, generation: Generation, material: Material) 
     """Of the ten best chunks by BM25 over all chunks, the share (equal scores are equal) that the lexical search finds."""
     shares = []
     for question in material.questions:
-        search = partial(retrieval.retrieve, connection, generation, question, None, 10, "lexical", Filters())
+        search = partial(retrieve.retrieve, connection, generation, question, None, 10, "lexical", Filters())
         found = [passage.bm25 or 0.0 for passage in search()]
-        with patch.multiple(retrieval, SINGLES=10**12, ROWS=10**12):  # every word brings all its rows
+        with patch.multiple(retrieve, SINGLES=10**12, ROWS=10**12):  # every word brings all its rows
             best = [passage.bm25 or 0.0 for passage in search()]
         if best:
             shares.append(sum(score >= best[-1] - 1e-4 for score in found) / len(best))
@@ -184,7 +186,7 @@ def over_http(work: Path, servers: Servers, generation: Generation, material: Ma
                     "POST /search, question not cached": partial(client.call, "POST", "/search", {"query": asked}),
                     "POST /search, question cached": partial(client.call, "POST", "/search", {"query": asked}),
                     "… its SQL alone": partial(
-                        retrieval.retrieve,
+                        retrieve.retrieve,
                         connection,
                         generation,
                         asked,
@@ -252,7 +254,7 @@ def run(sizes: Sequence[int], folders: Sequence[Path], seconds: float = SECONDS)
     sizes = sorted({-(-size // IN_A_DOCUMENT) * IN_A_DOCUMENT for size in sizes})
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        embedder = LocalEmbedder(local_model.prepare(work / "data" / LOCAL_MODEL), threads=2)
+        embedder = LocalEmbedder(minilm.prepare(work / "data" / LOCAL_MODEL), threads=2)
         material = gather(folders, embedder, sizes[-1])
         print(f"{material.real:,} real chunks, {len(material.contents) - material.real:,} made ones; vectors of the model: "
               f"{min(material.real, EMBEDDED):,}; {len(material.questions)} questions: sentences of the chunks", flush=True)  # fmt: skip
@@ -263,7 +265,7 @@ def run(sizes: Sequence[int], folders: Sequence[Path], seconds: float = SECONDS)
             results: list[Result] = []
             with db.connect(servers.database_url) as connection:
                 generations.want(
-                    connection, "local", embedder.model, "", embedder.dimensions, f"{CHUNKER_VERSION}/200/0", index.TEMPLATE
+                    connection, "local", embedder.model, "", embedder.dimensions, f"{CHUNKER_VERSION}/200/0", inputs.TEMPLATE
                 )  # fmt: skip
                 generation = generations.live(connection)
                 assert generation is not None

@@ -21,13 +21,13 @@ import anthropic
 import httpx2
 
 from bench.ingest import running
-from shared import local_model
 from shared.client import Client
 from shared.errors import AskfolderError
-from shared.providers import LOCAL_MODEL
+from shared.providers import minilm
+from shared.providers.choice import LOCAL_MODEL
 from shared.settings import ROOT
 from tests.conftest import KEY, System
-from tests.standins import AnthropicStandin, Block, Handler, cite, search_results, text_block
+from tests.standins.providers import AnthropicStandin, Block, Handler, cite, search_results, text_block
 
 FILES = ROOT / "tests" / "data" / "questions"
 QUESTION = "What do the notes say about the boathouse?"
@@ -129,7 +129,7 @@ def percentiles(values: Sequence[float]) -> str:
 
 def main(questions: int, many: int) -> None:
     with tempfile.TemporaryDirectory() as name, Watched() as standin:
-        local_model.prepare(Path(name) / "data" / LOCAL_MODEL)
+        minilm.prepare(Path(name) / "data" / LOCAL_MODEL)
         env = {"ANTHROPIC_API_KEY": "sk-ant-bench", "ANTHROPIC_BASE_URL": standin.url}
         with running(Path(name)) as system:
             for path in FILES.glob("*.md"):

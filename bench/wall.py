@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shared.errors import UnreadableError
-from tests.hostile import document, one_page, pdf, workbook
-from worker.formats import parse_file
-from worker.parsing import ROOT, Parser
+from tests.worker.hostile import document, one_page, pdf, workbook
+from worker.parsing.child import parse_file
+from worker.parsing.parser import ROOT, Parser
 
 ROUNDS = 25
 FOLDER_ROUNDS = 5

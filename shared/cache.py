@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import redis
 
-from shared.queue import client
+from shared.broker import client
 
 LIFETIME_SECONDS = 7 * 86_400
 ENTRIES = 20_000  # the queue shares this server and may never be evicted, so the cache counts its own entries

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from shared import access
+from shared import keys
 from shared.errors import AskfolderError
 from shared.settings import Settings
 
@@ -109,4 +109,4 @@ def address(settings: Settings) -> str:
 
 
 def key(settings: Settings) -> str:
-    return settings.key.get_secret_value() if settings.key else access.key(settings)
+    return settings.key.get_secret_value() if settings.key else keys.key(settings)

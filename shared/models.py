@@ -132,3 +132,14 @@ class Answer:
 
 
 NO_ANSWER = "I don't have information on that."
+
+
+@dataclass(slots=True)
+class Found:
+    """Passages, best first; milliseconds by stage; what went less well, a sentence each. `question`: as it was searched for."""
+
+    question: str
+    passages: list[Passage] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)

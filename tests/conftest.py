@@ -18,11 +18,12 @@ import httpx2
 import psycopg
 import pytest
 
-from shared import db, local_model
+from shared import db
 from shared.db import Connection
-from shared.providers import LOCAL_MODEL
-from shared.servers import Servers
+from shared.providers import minilm
+from shared.providers.choice import LOCAL_MODEL
 from shared.settings import ROOT
+from shared.system.servers import Servers
 
 KEY = "the-key-of-the-tests"
 _numbers = itertools.count()
@@ -40,7 +41,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in embedder's files, built once."""
-    return local_model.prepare(tmp_path_factory.mktemp("data") / LOCAL_MODEL)
+    return minilm.prepare(tmp_path_factory.mktemp("data") / LOCAL_MODEL)
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ def test_dockerfile() -> None:
     assert text.index("COPY requirements.lock") < install < text.index("COPY shared"), (
         "packages are a layer of their own"
     )
-    assert "shared.local_model" in text[: -len(final)], "the model is built with the image"
+    assert "shared.providers.minilm" in text[: -len(final)], "the model is built with the image"
     assert text.count("ORT_DISABLE_TELEMETRY=1") == 2, "ONNX Runtime sends telemetry by default"
     assert not re.search(r"\b(gcc|build-essential|apt-get)\b", text)
     for name in re.findall(r"^(?:ENV|ARG) (.*)$", text, re.M):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts import docs
-from shared.cli import cli
+from shared.cli.commands import cli
 from shared.settings import ROOT, load, names
 
 WRITTEN = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

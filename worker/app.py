@@ -7,7 +7,7 @@ import warnings
 from celery import Celery
 from celery.platforms import SecurityWarning
 
-from shared.queue import broker_url
+from shared.broker import broker_url
 from shared.settings import load
 
 settings = load()

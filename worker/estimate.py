@@ -15,16 +15,16 @@ from pathlib import Path
 import structlog
 
 from shared import prices
-from shared.embedding import Embedder
 from shared.errors import AskfolderError, SettingsError
 from shared.models import Parsed
-from shared.providers import wanted_embedder
+from shared.providers.choice import wanted_embedder
+from shared.providers.embedder import Embedder
 from shared.settings import Settings, load
-from worker import context, index
-from worker.chunking import chunk
-from worker.ingest import chunk_sizes, inputs
-from worker.parsing import Parser
-from worker.sources import FolderSource
+from worker.indexing import contexts
+from worker.indexing.chunking import chunk
+from worker.indexing.inputs import chunk_sizes, hash_of, inputs
+from worker.parsing.parser import Parser
+from worker.source.folder import FolderSource
 
 SHOWN = 5  # files that cannot be read, in words
 
@@ -47,7 +47,7 @@ class Estimate:
     """`bytes`, `files`: of all files. `formats`: how many can be read, by type. `unreadable`: the others, with the reasons.
 
     `characters`, `chunks`, `tokens`: of what can be read; tokens as the embedder counts them, its own model exactly, a
-    provider's from above (shared/embedding.py).
+    provider's from above (shared/providers/embedder.py).
     """
 
     folder: str
@@ -120,19 +120,19 @@ class _Counting:
         self.result.characters += len(parsed.text)
         self.result.chunks += len(chunks)
         self.result.tokens += sum(self.embedder.count([c.content for c in chunks]))
-        text = index.hash_of(parsed.text)
+        text = hash_of(parsed.text)
         if text in self._texts:
             return
         self._texts.add(text)
         # With contexts, equal chunks of two documents are embedded twice: each has its own.
         scope = text if self.contexts else b""
-        new = {scope + index.hash_of(made): made for made in inputs(self.embedder, parsed.title, chunks)}
+        new = {scope + hash_of(made): made for made in inputs(self.embedder, parsed.title, chunks)}
         new = {key: made for key, made in new.items() if key not in self._inputs}
         self._inputs.update(new)
         self.embedded += sum(self.embedder.count(list(new.values())))
         if self.contexts:
-            self.embedded += context.OUTPUT_TOKENS * len(new)
-            self.written += context.tokens(name, parsed, chunks)
+            self.embedded += contexts.OUTPUT_TOKENS * len(new)
+            self.written += contexts.tokens(name, parsed, chunks)
 
 
 def _embedding(settings: Settings, embedder: Embedder, tokens: int) -> Bill:

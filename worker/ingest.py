@@ -12,21 +12,22 @@ import psycopg
 from billiard.exceptions import SoftTimeLimitExceeded
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from shared import documents, embedding, generations, words
 from shared.db import Connection
-from shared.documents import Claim, LostClaim
-from shared.embedding import Embedder
 from shared.errors import PermanentError, TransientError, UnreadableError
-from shared.generations import Generation
+from shared.ledger import claims, documents, generations
+from shared.ledger.claims import Claim, LostClaim
+from shared.ledger.generations import Generation
 from shared.log import log
 from shared.models import Chunk, Parsed
-from worker import context, index
-from worker.chunking import chunk
-from worker.context import Writer
-from worker.parsing import Parser
-from worker.sources import FolderSource
+from shared.providers.embedder import Embedder, embed_all
+from shared.text import words
+from worker.indexing import contexts, index
+from worker.indexing.chunking import chunk
+from worker.indexing.contexts import Writer
+from worker.indexing.inputs import hash_of, inputs
+from worker.parsing.parser import Parser
+from worker.source.folder import FolderSource
 
-HEADER_TOKENS = 48  # of title and heading path in what is embedded
 FIRST_WAIT, LONGEST_WAIT = 2.0, 600.0  # seconds before a passing failure is tried again
 
 Pool = ConnectionPool[Connection]
@@ -43,7 +44,7 @@ def ingest(
     """
     try:
         with pool.connection() as connection:
-            claim = documents.claim(connection, document_id, worker)
+            claim = claims.claim(connection, document_id, worker)
     except (psycopg.OperationalError, PoolTimeout) as error:
         log.warning(f"The database does not take work: {error}", action="ingest.no_database", document=document_id)
         return "no database"  # the ledger still has it as published, and sends it again later
@@ -56,19 +57,19 @@ def ingest(
         return "superseded"
     except UnreadableError as error:
         reason = str(error)
-        return _end(pool, claim, lambda connection: documents.failed(connection, claim, reason), "failed", reason)
+        return _end(pool, claim, lambda connection: claims.failed(connection, claim, reason), "failed", reason)
     except (TransientError, PermanentError, psycopg.OperationalError, PoolTimeout) as error:
         # A wrong key or model (PermanentError) is not the document's fault either: it waits until somebody mends it.
         seconds = max(getattr(error, "retry_after", None) or 0.0, min(FIRST_WAIT * 2**claim.retries, LONGEST_WAIT))
         reason = _database_reason(error) if isinstance(error, psycopg.Error) else str(error)
-        return _end(pool, claim, lambda connection: documents.wait(connection, claim, reason, seconds), "waits", reason)
+        return _end(pool, claim, lambda connection: claims.wait(connection, claim, reason, seconds), "waits", reason)
     except SoftTimeLimitExceeded:  # what was embedded is kept: the next turn goes on from there
         reason = f"{claim.key} took a worker's longest turn; it goes on from where it was."
-        return _end(pool, claim, lambda connection: documents.wait(connection, claim, reason, 1), "waits", reason)
+        return _end(pool, claim, lambda connection: claims.wait(connection, claim, reason, 1), "waits", reason)
     except Exception:
         log.exception("A document could not be ingested", action="ingest.error", document=claim.id, source=claim.key)
         reason = f"{claim.key} met an error in askfolder itself (document {claim.id}, see worker.log); it is tried up to three times."
-        return _end(pool, claim, lambda connection: documents.stumbled(connection, claim, reason), "stumbled", reason)
+        return _end(pool, claim, lambda connection: claims.stumbled(connection, claim, reason), "stumbled", reason)
 
 
 def _ingest(
@@ -81,34 +82,34 @@ def _ingest(
     for generation in active:  # the live one first: it answers
         embedded = _embedded(pool, embedder_of(generation), writer, generation, claim, parsed)
         with pool.connection() as connection:
-            documents.progress(connection, claim, "storing")
+            claims.progress(connection, claim, "storing")
         with pool.connection() as connection, connection.transaction():
-            documents.hold(connection, claim)
+            claims.hold(connection, claim)
             if store_text is not None:
                 version = store_text(connection)
             index.replace(connection, generation, claim.id, embedded, version, language)
             store_text = None
             if generation is active[-1]:
-                documents.ready(connection, claim)
+                claims.ready(connection, claim)
     return "ready"
 
 
 def _text(pool: Pool, parser: Parser, claim: Claim) -> tuple[int, Parsed, Callable[[Connection], int] | None]:
     """The document's text; with a function that stores it when it is a new one."""
     with pool.connection() as connection:
-        stored = documents.text(connection, claim.id)
+        stored = claims.text(connection, claim.id)
     if claim.state == "ready" and stored:
         return *stored, None  # only another generation lacks it
     with FolderSource(Path(claim.root)).fetch(claim.key) as file:
         if file.sha256 == claim.live_sha256 and claim.described and stored:
             with pool.connection() as connection:
-                documents.unchanged(connection, claim, file.revision)
+                claims.unchanged(connection, claim, file.revision)
             return *stored, None
         parsed = parser.parse(file.path, claim.key.rpartition("/")[2])
     return (
         0,
         parsed,
-        partial(documents.set_text, claim=claim, parsed=parsed, revision=file.revision, sha256=file.sha256),
+        partial(claims.set_text, claim=claim, parsed=parsed, revision=file.revision, sha256=file.sha256),
     )
 
 
@@ -117,11 +118,11 @@ def _embedded(
 ) -> list[index.Input]:
     """The chunks, each with the hash of an input that has a vector; the vectors are committed batch by batch."""
     with pool.connection() as connection:
-        documents.progress(connection, claim, "chunking")
+        claims.progress(connection, claim, "chunking")
     chunks = chunk(parsed, embedder.count, *generation.chunk_sizes)
     chunks = _situated(pool, writer, generation, claim, parsed, chunks)
     texts = inputs(embedder, parsed.title, chunks)
-    hashes = [index.hash_of(text) for text in texts]
+    hashes = [hash_of(text) for text in texts]
     with pool.connection() as connection:
         have = index.cached(connection, generation, claim.collection_id, hashes)
         before = index.known_inputs(connection, generation, claim.id)
@@ -136,11 +137,11 @@ def _embedded(
         done += len(batch)
         with pool.connection() as connection:
             index.cache(connection, generation, claim.collection_id, [new[i] for i in batch], vectors)
-            documents.progress(connection, claim, "embedding", done, total, further=True)
+            claims.progress(connection, claim, "embedding", done, total, further=True)
 
     with pool.connection() as connection:
-        documents.progress(connection, claim, "embedding", done, total)
-    embedding.embed_all(embedder, list(wanted.values()), commit)
+        claims.progress(connection, claim, "embedding", done, total)
+    embed_all(embedder, list(wanted.values()), commit)
     return list(zip(chunks, hashes, strict=True))
 
 
@@ -152,52 +153,22 @@ def _situated(
     Contexts are written only by the model that the settings name now: a generation that answers until another one is whole
     takes what there is, and asks nobody.
     """
-    if not (model := context.model_of(generation)):
+    if not (model := contexts.model_of(generation)):
         return chunks
     with pool.connection() as connection:
-        have = context.cached(connection, claim, model, parsed.text, chunks)
+        have = contexts.cached(connection, claim, model, parsed.text, chunks)
     wanted = [c for c in chunks if c.content not in have]
     if writer is not None and writer.model == model and wanted:
         total, done = len(chunks), len(chunks) - len(wanted)
         with pool.connection() as connection:
-            documents.progress(connection, claim, "contexts", done, total)
+            claims.progress(connection, claim, "contexts", done, total)
         for written in writer.write(claim.key.rpartition("/")[2], parsed, wanted):
             have |= written
             done = sum(c.content in have for c in chunks)
             with pool.connection() as connection:
-                context.keep(connection, claim, model, parsed.text, written)
-                documents.progress(connection, claim, "contexts", done, total, further=True)
+                contexts.keep(connection, claim, model, parsed.text, written)
+                claims.progress(connection, claim, "contexts", done, total, further=True)
     return [replace(c, context=have.get(c.content)) for c in chunks]
-
-
-def chunk_sizes(embedder: Embedder, wanted: int, contexts: bool = False) -> tuple[int, int]:
-    """Tokens of a chunk's content, and of its overlap: what is wanted, or what the model reads beside the header, up to 400.
-
-    A provider refuses what is too long (`contexts`: with room for them); a local model reads it in parts, if that is wanted.
-    """
-    room = embedder.max_tokens - HEADER_TOKENS - 2 - (context.ROOM if contexts and embedder.name != "local" else 0)
-    max_tokens = min(room, wanted or 400) if embedder.name != "local" else wanted or min(room, 400)
-    return max_tokens, max_tokens // 7
-
-
-def inputs(embedder: Embedder, title: str | None, chunks: list[Chunk]) -> list[str]:
-    """What is embedded for each chunk of a document."""
-    headers = _headers(embedder, title, chunks)
-    return [index.embedding_input(headers[c.heading_path], c) for c in chunks]
-
-
-def _headers(embedder: Embedder, title: str | None, chunks: list[Chunk]) -> dict[tuple[str, ...], str]:
-    """Heading path → title and headings as one line of at most HEADER_TOKENS tokens, the innermost kept."""
-    headers: dict[tuple[str, ...], str] = {}
-    for path in {c.heading_path for c in chunks}:
-        parts = list(dict.fromkeys(part for part in (title or "", *path) if part))
-        while len(parts) > 1 and embedder.count([" > ".join(parts)])[0] > HEADER_TOKENS:
-            del parts[1 if len(parts) > 2 else 0]
-        line = " > ".join(parts)
-        while line and embedder.count([line])[0] > HEADER_TOKENS:
-            line = line[: len(line) * 3 // 4]
-        headers[path] = line
-    return headers
 
 
 @contextlib.contextmanager
@@ -208,7 +179,7 @@ def _kept_alive(pool: Pool, claim: Claim) -> Iterator[None]:
     def beat() -> None:
         while not ended.wait(documents.HEARTBEAT_SECONDS):
             with contextlib.suppress(psycopg.Error, PoolTimeout), pool.connection() as connection:
-                documents.heartbeat(connection, claim)
+                claims.heartbeat(connection, claim)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

@@ -13,9 +13,10 @@ from celery import bootsteps
 from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request
 
-from shared import db, documents, sources
+from shared import db
 from shared.db import Connection
 from shared.errors import AskfolderError
+from shared.ledger import documents, sources
 from shared.log import log
 from worker.app import app, queue_of, settings
 

@@ -9,33 +9,32 @@ import psycopg
 import redis
 from kombu.exceptions import OperationalError as BrokerError
 
-from shared import db, documents, generations, sources
+from shared import db
+from shared.broker import check
 from shared.db import Connection
 from shared.errors import AskfolderError, TransientError
+from shared.ledger import documents, generations, sources
 from shared.log import log
-from shared.providers import wanted_embedder
-from shared.queue import check
+from shared.providers.choice import wanted_embedder
 from shared.settings import Settings, load
-from worker import context
 from worker.app import app, queue_of
-from worker.chunking import CHUNKER_VERSION
-from worker.ingest import chunk_sizes
-from worker.lexemes import Counting
-from worker.scan import Scanner
-from worker.sources import FolderSource
+from worker.indexing import contexts
+from worker.indexing.chunking import CHUNKER_VERSION
+from worker.indexing.inputs import chunk_sizes
+from worker.indexing.lexemes import Counting
+from worker.publishing import NO_REDIS_SECONDS, TINY_BYTES, WAITING_BYTES, WAITING_FILES
+from worker.source.folder import FolderSource
+from worker.source.scan import Scanner
+from worker.source.watch import Watch
 from worker.tasks import ingest_document
-from worker.watching import Watch
 
 TICK_SECONDS = 0.1
 SCAN_ALL_ABOVE = 200  # changed keys: beyond that one look at everything costs less than many
 HELD_SECONDS = 2.0  # between scans that ask whether a folder is back as it was
 BLIND_SECONDS = 30.0  # between scans, where not everything can be watched
 SWEEP_SECONDS = 5.0
-NO_REDIS_SECONDS = 2.0
 EMPTY_SECONDS = 3.0  # a task that nobody took for so long, and that is not in the queue any more, was lost with it
 REUNION_SECONDS = 15.0  # after the database was away, workers may first say that they still hold what they held
-WAITING_FILES, WAITING_BYTES = 24, 16_000  # the window: what may wait in the queue, besides what is being worked on
-TINY_BYTES = 4_000  # … and so small that it may pass by what waits
 
 
 class Producer:
@@ -159,10 +158,10 @@ def want_generation(settings: Settings, connection: Connection) -> None:
     sizes = "/".join(map(str, chunk_sizes(embedder, settings.chunk_tokens, settings.context != "off")))
     state = generations.want(
         connection, embedder.name, embedder.model, settings.embedding_model if embedder.name == "local" else "",
-        embedder.dimensions, f"{CHUNKER_VERSION}/{sizes}", context.template(settings),
+        embedder.dimensions, f"{CHUNKER_VERSION}/{sizes}", contexts.template(settings),
     )  # fmt: skip
     embedder.close()
-    context.forget_unasked(connection)
+    contexts.forget_unasked(connection)
     log.info(f"Embedder {embedder.name} {embedder.model}: its index is {state}", action="generation.wanted")
 
 

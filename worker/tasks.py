@@ -8,17 +8,17 @@ from typing import Any
 
 from celery import signals
 
-from shared import db, queue
-from shared.embedding import Embedder
+from shared import broker, db
 from shared.errors import SettingsError, TransientError
-from shared.generations import Generation
-from shared.providers import embedder_for
-from shared.usage import Meter
+from shared.ledger.generations import Generation
+from shared.providers.choice import embedder_for
+from shared.providers.embedder import Embedder
+from shared.providers.meter import Meter
 from worker import leases
 from worker.app import app, settings
-from worker.context import Writer, writer_of
+from worker.indexing.contexts import Writer, writer_of
 from worker.ingest import Pool, ingest
-from worker.parsing import Parser
+from worker.parsing.parser import Parser
 
 
 @functools.cache
@@ -70,7 +70,7 @@ def ingest_document(document_id: int) -> str:
 def _check(**_: Any) -> None:
     """A Redis that may throw the queue away stops the worker; one that is away is waited for."""
     try:
-        queue.check(settings.redis_url)
+        broker.check(settings.redis_url)
     except SettingsError as error:
         sys.exit(str(error))
     except TransientError:

@@ -224,7 +224,7 @@ function verdict({ verdict, answerer, passages }) {
   return verdict === "partial" ? `${by} Not all of it could be backed with a checked citation.` : by;
 }
 
-/** Text nodes, code in its own letters and, for every [n] that has a citation, a link to its source; argv[1] is no mark, as in api/citations.py. */
+/** Text nodes, code in its own letters and, for every [n] that has a citation, a link to its source; argv[1] is no mark, as in api/verification/citations.py. */
 function withMarks(text, links) {
   return text.split(/(`[^`\n]+`)|(?<![\p{L}\p{N}_])(\[\d+\])/u).filter(Boolean).map((part) => {
     if (/^`[^`\n]+`$/.test(part)) return make("code", {}, part.slice(1, -1));

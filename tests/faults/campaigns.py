@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.servers import Servers
+from shared.system.servers import Servers
 from tests.faults.away import source_away
 from tests.faults.embedder import embedder
 from tests.faults.floods import hostile, stopped_producer

@@ -13,7 +13,7 @@ import numpy as np
 from tests.faults.folder import MARK, Folder, files
 from tests.faults.standin import DIMENSIONS, QUESTION
 from tests.faults.system import Faulty, wait
-from tests.standins import bag_of_words
+from tests.standins.providers import bag_of_words
 
 KINDS = {
     "lost": "files without a ready document, or without a result",

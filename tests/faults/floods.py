@@ -16,7 +16,7 @@ from tests.faults.folder import SMALL, Folder, Sizes
 from tests.faults.reader import Reader
 from tests.faults.result import Result
 from tests.faults.system import Faulty, wait
-from tests.hostile import write_hostile
+from tests.worker.hostile import write_hostile
 
 WORKER_MB = 480
 NOTE_SECONDS = 5.0

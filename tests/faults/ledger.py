@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared import documents, generations, sources
 from shared.db import Connection
-from shared.documents import Claim, LostClaim
+from shared.ledger import claims, documents, generations, sources
+from shared.ledger.claims import Claim, LostClaim
 from shared.models import Chunk, Parsed
 from tests.faults.folder import MARK, Written, mark
-from worker import index
+from worker.indexing import index
+from worker.indexing import inputs as embedding_inputs
 
 KEYS = ("a.txt", "b.txt", "c.txt", "sub/d.txt")
 DIMENSIONS = 8
@@ -109,7 +110,7 @@ class Walk:
         """Any task may come, however old: also of documents that nobody published."""
         ids = [row.id for row in documents.known(self.connection, self.source).values()]
         for number in self.random.sample(ids, len(ids)):
-            if claim := documents.claim(self.connection, number, f"here:{len(self.taken)}"):
+            if claim := claims.claim(self.connection, number, f"here:{len(self.taken)}"):
                 self.turns.append(Work(claim, self.files.get(claim.key) if self.random.random() < 0.8 else None))
                 return
 
@@ -144,19 +145,19 @@ class Walk:
 
     def beat(self) -> None:
         for turn in self._some():
-            documents.heartbeat(self.connection, turn.claim)
+            claims.heartbeat(self.connection, turn.claim)
             with contextlib.suppress(LostClaim):
-                documents.progress(self.connection, turn.claim, "embedding", 1, 2)
+                claims.progress(self.connection, turn.claim, "embedding", 1, 2)
 
     def wait(self) -> None:
         for turn in self._some():
             self.turns.remove(turn)
-            documents.wait(self.connection, turn.claim, "The embedder is away.", 0)
+            claims.wait(self.connection, turn.claim, "The embedder is away.", 0)
 
     def stumble(self) -> None:
         for turn in self._some():
             self.turns.remove(turn)
-            documents.stumbled(self.connection, turn.claim, "An unforeseen error.")
+            claims.stumbled(self.connection, turn.claim, "An unforeseen error.")
 
     def _some(self) -> list[Work]:
         return [self.random.choice(self.turns)] if self.turns else []
@@ -174,18 +175,16 @@ class Walk:
         for number, part in enumerate(text.split("\n\n")):
             chunks.append(Chunk(number, part, (), None, start, start + len(part)))
             start += len(part) + 2
-        hashes = [index.hash_of(chunk.content) for chunk in chunks]
+        hashes = [embedding_inputs.hash_of(chunk.content) for chunk in chunks]
         vectors = np.ones((len(chunks), DIMENSIONS), np.float32)
         index.cache(self.connection, self.generation, claim.collection_id, hashes, vectors)
         with self.connection.transaction():
-            documents.hold(self.connection, claim)
+            claims.hold(self.connection, claim)
             digest = hashlib.sha256(text.encode()).digest()
-            version = documents.set_text(
-                self.connection, claim, Parsed(text, "text", "text"), _revision(written), digest
-            )
+            version = claims.set_text(self.connection, claim, Parsed(text, "text", "text"), _revision(written), digest)
             inputs = list(zip(chunks, hashes, strict=True))
             index.replace(self.connection, self.generation, claim.id, inputs, version, "english")
-            documents.ready(self.connection, claim)
+            claims.ready(self.connection, claim)
 
     # --- what must hold ---
 
@@ -224,7 +223,7 @@ class Walk:
             documents.sweep(self.connection)
             documents.retry(self.connection)
             for row in documents.known(self.connection, self.source).values():
-                if claim := documents.claim(self.connection, row.id, "here:1"):
+                if claim := claims.claim(self.connection, row.id, "here:1"):
                     self._store(claim, self.files[row.key])
         self.check()
         rows = self.connection.execute(

@@ -7,26 +7,26 @@ import contextlib
 import os
 from typing import Any
 
-from shared import documents
 from shared.db import Connection
+from shared.ledger import claims
 from worker.app import app
 
 
-def _hold(connection: Connection, claim: documents.Claim) -> None:
+def _hold(connection: Connection, claim: claims.Claim) -> None:
     """Takes the lock and asks for no lease."""
     connection.execute("SELECT 1 FROM document WHERE id = %s FOR UPDATE", [claim.id])
 
 
 def _unfenced(function: Any) -> Any:
     def call(*arguments: Any, **named: Any) -> Any:
-        with contextlib.suppress(documents.LostClaim):
+        with contextlib.suppress(claims.LostClaim):
             return function(*arguments, **named)
 
     return call
 
 
 if os.environ.get("FAULTS_SABOTAGE") == "fence":
-    documents.hold = _hold
-    documents.progress = _unfenced(documents.progress)
+    claims.hold = _hold
+    claims.progress = _unfenced(claims.progress)
 
 __all__ = ["app"]

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from typing import Any
 
-from tests.standins import OpenAIStandin
+from tests.standins.providers import OpenAIStandin
 
 QUESTION = "Question:"  # every question of the campaigns begins so; the rest are documents
 DIMENSIONS = 64

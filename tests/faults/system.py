@@ -20,8 +20,8 @@ import psycopg
 import redis
 
 from shared import db
-from shared.servers import Servers
 from shared.settings import ROOT
+from shared.system.servers import Servers
 from tests.conftest import KEY, System, new_database, new_system
 from tests.faults.proxy import Proxy
 from tests.faults.standin import DIMENSIONS, CountingStandin

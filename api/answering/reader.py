@@ -1,0 +1,328 @@
+"""Read the model's content blocks as statements with citations."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from api.verification.citations import Claim, Draft, Statement
+from shared.errors import PermanentError
+from shared.models import NO_ANSWER, Passage
+from shared.providers.claude import check_end
+from shared.text.invisible import places, visible
+from shared.text.sentences import sentences
+
+Part = Statement | Draft | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """What a model wrote that calls tools, to be sent back to it; of the calls: id, name and input."""
+
+    content: list[dict[str, Any]]
+    uses: list[tuple[str, str, Any]]
+
+
+class _Result:
+    """A passage as it is sent: a block for each sentence, with the whitespace that follows it, without what nobody sees.
+
+    `spans`: characters of the passage that each block can be cited for; `content`: all that is sent, `places`: where it stands.
+    """
+
+    def __init__(self, index: int, passage: Passage) -> None:
+        self.index = index
+        self.passage = passage
+        self.content, self.places = visible(passage.content), places(passage.content)
+        cut = sentences(self.content)
+        starts = [0, *(start for start, _ in cut[1:]), len(self.content)]
+        self.texts = [self.content[a:b] for a, b in pairwise(starts)] if cut else []
+        self.spans = [self.span(start, end) for start, end in cut]
+        self.source = visible(passage.source)
+        self.title = visible(" › ".join([passage.title or passage.source, *passage.heading]))
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """Characters of what is sent → those of the passage, which may have others between them."""
+        return self.places[start], self.places[end - 1] + 1
+
+    def block(self) -> dict[str, Any]:
+        return {
+            "type": "search_result",
+            "source": self.source,
+            "title": self.title,
+            "content": [{"type": "text", "text": text} for text in self.texts],
+            "citations": {"enabled": True},
+        }
+
+
+# The stream becomes statements
+
+
+def _read(
+    events: Iterator[Any], *, reader: "_Reader", usage: dict[str, int], whole: bool, searching: bool
+) -> Iterator[Part | _Calls]:
+    """The statements of one stream, and what its end says; its calls instead, where it may make some. Raises TransientError where it has no end."""
+    reader.clear()
+    stop_reason, ended, output = None, False, 0
+    content: list[Any] = []
+    given: list[Statement] = []
+    for event in events:
+        if event is None:
+            yield None
+            continue
+        if event.type == "message_start":
+            output = _count(usage, event.message.usage)
+        elif event.type == "content_block_start" and event.content_block.type == "text":
+            reader.begin()
+        elif event.type == "content_block_delta" and event.delta.type == "text_delta":
+            reader.add(event.delta.text)
+        elif event.type == "content_block_delta" and event.delta.type == "citations_delta":
+            reader.cite(event.delta.citation)
+        elif event.type == "content_block_stop":
+            reader.close()
+        elif event.type == "message_delta":
+            stop_reason = event.delta.stop_reason
+            usage["output_tokens"] = usage.get("output_tokens", 0) + (event.usage.output_tokens or 0) - output
+            output = event.usage.output_tokens or 0
+        elif event.type == "message_stop":
+            ended, content = True, event.message.content
+            break
+        fresh = list(reader.statements())
+        given += fresh
+        if not whole:
+            yield from fresh
+    if ended and searching and stop_reason == "tool_use":
+        yield _Calls(
+            [part for block in content if (part := _sent_back(block))],
+            [(block.id, block.name, block.input) for block in content if block.type == "tool_use"],
+        )
+        return
+    check_end(stop_reason if ended else None)
+    warnings: tuple[str, ...] = ()
+    if stop_reason == "refusal":
+        if given and not whole:
+            raise PermanentError(
+                "Claude broke off and declined to answer. Do not rely on what it said; word the question differently."
+            )
+        yield Draft(
+            dropped=reader.dropped, warnings=("Claude declined to answer this question. Try to word it differently.",)
+        )
+        return
+    cut = stop_reason in ("max_tokens", "model_context_window_exceeded")
+    if cut:
+        warnings = ("Claude's answer became too long and was cut off. Ask for less at once.",)
+    rest = [] if cut else list(reader.statements(end=True))  # what was cut is no sentence
+    yield from [*given, *rest] if whole else rest
+    yield Draft(dropped=reader.dropped, warnings=warnings, cut=cut or reader.denied)
+
+
+def _sent_back(block: Any) -> dict[str, Any] | None:
+    """A block of the model's as the next request takes it; None: it takes no such one."""
+    names = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",), "tool_use": ("id", "name", "input")}
+    if block.type == "text":
+        return {"type": "text", "text": block.text} if block.text.strip() else None
+    return {"type": block.type, **{name: getattr(block, name) for name in names[block.type]}} if block.type in names else None  # fmt: skip
+
+
+def _count(usage: dict[str, int], reported: Any) -> int:
+    """Adds what a message took so far; the tokens of output among it."""
+    for name in ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"):
+        usage[name] = usage.get(name, 0) + (getattr(reported, name, None) or 0)
+    return reported.output_tokens or 0
+
+
+class _Reader:
+    """Text with citations, as it comes in blocks; a sentence is whole when it has ended and its blocks have.
+
+    `cited`: citations that came; `dropped`: those of them that point nowhere, or not to what they quote. `denied`: it said that
+    there is no answer.
+    """
+
+    def __init__(self, results: Sequence[_Result]) -> None:
+        self.results = results
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: another attempt begins."""
+        self.text, self.taken, self.closed = "", 0, 0
+        self.blocks: list[tuple[int, int, list[Claim]]] = []
+        self.claims: list[Claim] = []
+        self.cited = self.dropped = 0
+        self.denied = False
+
+    def begin(self) -> None:
+        self.close()
+
+    def add(self, text: str) -> None:
+        self.text += text
+
+    def cite(self, citation: Any) -> None:
+        self._hold(_claim(citation, self.results))
+
+    def close(self) -> None:
+        """The block ends: what was cited in it is cited for its text."""
+        if len(self.text) > self.closed:
+            self.blocks.append((self.closed, len(self.text), self.claims))
+        self.closed, self.claims = len(self.text), []
+
+    def statements(self, end: bool = False) -> Iterator[Statement]:
+        """The sentences that became whole, each with the claims of the blocks that it overlaps."""
+        if end:
+            self.close()
+        if self.taken >= self.closed:
+            return
+        tail = self.text[self.taken :]
+        spans = _spans(tail)
+        if not end and self._complete(tail):
+            spans = [*spans, (len(tail), len(tail))]  # what follows will be another sentence
+        for start, stop in spans if end else spans[:-1]:
+            first, last = self.taken + start, self.taken + stop
+            if len(self.text[:last].rstrip()) > self.closed:
+                break
+            said = self.text[first:last]
+            if said.strip().replace("’", "'") == NO_ANSWER:
+                self.denied = True
+            elif said:
+                overlapping = (
+                    claim
+                    for begin, until, claims in self.blocks
+                    if any(map(str.isalnum, self.text[max(begin, first) : min(until, last)]))
+                    for claim in claims
+                )
+                yield Statement(said, tuple(dict.fromkeys(overlapping)))
+            self.blocks = [block for block in self.blocks if block[1] > last]
+        else:
+            last = self.taken + (spans[-1][1] if end else spans[-1][0]) if spans else self.taken
+            self.taken = last
+            return
+        self.taken = first
+
+    def _complete(self, tail: str) -> bool:
+        """Whether a sentence ends with the text so far, if another one follows."""
+        if self.closed < len(self.text) or not tail.strip():
+            return False
+        return _spans(f"{tail} Xx")[-1][0] == len(tail) + 1
+
+    def _hold(self, claim: Claim | None) -> None:
+        self.cited += 1
+        if claim is None:
+            self.dropped += 1
+        else:
+            self.claims.append(claim)
+
+
+class _Marks(_Reader):
+    """Text that carries its citations in itself: The shop opens at nine. [2: "opens every day at 9:00"]"""
+
+    _MARK = re.compile(r"\[(\d{1,3}(?:, ?\d{1,3})*)(?:\s?[:,]?\s?[\"“„«](.{1,1500}?)[\"”“»]\s?)?\]", re.DOTALL)
+    _BEGUN = re.compile(r"\[(?:\d[\d, ]{0,12}(?::?\s?(?:[\"“„«].{0,1500})?)?)?$", re.DOTALL)
+
+    def clear(self) -> None:
+        super().clear()
+        self.raw = ""
+
+    def begin(self) -> None:
+        pass
+
+    def cite(self, citation: Any) -> None:
+        pass  # not asked for
+
+    def add(self, text: str) -> None:
+        self.raw += text
+        while mark := self._MARK.search(self.raw):
+            self._say(self.raw[: mark.start()])
+            self.raw = self.raw[mark.end() :]
+            if not mark[2] and self.text[-1:].isalnum():
+                self._say(mark[0])  # argv[1]
+            else:
+                self._mark(mark)
+        begun = self._BEGUN.search(self.raw)
+        keep = begun.start() if begun else len(self.raw)
+        self._say(self.raw[:keep])
+        self.raw = self.raw[keep:]
+
+    def close(self) -> None:
+        self._say(self.raw)
+        self.raw = ""
+
+    def statements(self, end: bool = False) -> Iterator[Statement]:
+        if end:
+            self.close()
+            super().close()
+        yield from super().statements(end)
+
+    def _complete(self, tail: str) -> bool:
+        return False  # another mark may follow
+
+    def _say(self, text: str) -> None:
+        self.text += text
+        spans = _spans(self.text[self.closed :])
+        if len(spans) > 1:  # the sentence before has no mark
+            self._close_at(self.closed + spans[-1][0])
+
+    def _mark(self, mark: re.Match[str]) -> None:
+        """A mark belongs to the sentence before it."""
+        self._hold(self._quoted(int(mark[1]), mark[2]) if mark[2] and mark[1].isdigit() else None)
+        claims, self.claims = self.claims, []
+        self.text = self.text[: self.closed] + self.text[self.closed :].rstrip(" ")
+        if self.text[self.closed :].strip():
+            self.claims = claims
+            self._close_at(len(self.text))
+        elif self.blocks:
+            self.blocks[-1][2].extend(claims)
+
+    def _close_at(self, place: int) -> None:
+        self.blocks.append((self.closed, place, self.claims))
+        self.closed, self.claims = place, []
+
+    def _quoted(self, number: int, quote: str) -> Claim | None:
+        """The words of the passage that a mark quotes: those that are there, whatever spaces and quotation marks it wrote."""
+        if not 0 < number <= len(self.results):
+            return None
+        result = self.results[number - 1]
+        pattern = r"\s+".join(_alike(word) for word in quote.strip().split())
+        found = re.search(pattern, result.content) if pattern else None
+        if not found:
+            return None
+        start, end = result.span(*found.span())
+        offset = result.passage.char_start
+        return Claim(result.index, offset + start, offset + end, result.passage.content[start:end])
+
+
+def _alike(word: str) -> str:
+    """A pattern for a word whose quotation marks may be straight or curly."""
+    return re.sub(r"['’‘]", "['’‘]", re.sub(r'["“”„]', '["“”„]', re.escape(word)))
+
+
+def _claim(citation: Any, results: Sequence[_Result]) -> Claim | None:
+    """The characters that a citation points at; None where there are none, or where they are not what it quotes."""
+    index, first, last = (
+        getattr(citation, name, None) for name in ("search_result_index", "start_block_index", "end_block_index")
+    )
+    if not (isinstance(index, int) and isinstance(first, int) and isinstance(last, int)):
+        return None
+    if not (0 <= index < len(results) and 0 <= first < last <= len(results[index].spans)):
+        return None
+    result = results[index]
+    texts = result.texts[first:last]
+    cited = " ".join(str(getattr(citation, "cited_text", "")).split())
+    if cited not in {" ".join(joined.split()) for joined in ("".join(texts), "".join(map(str.strip, texts)))}:
+        return None
+    start, end = result.spans[first][0], result.spans[last - 1][1]
+    offset = result.passage.char_start
+    return Claim(result.index, offset + start, offset + end, result.passage.content[start:end])
+
+
+def _spans(text: str) -> list[tuple[int, int]]:
+    """(start, end) of each sentence with the whitespace that follows it; together the whole text.
+
+    A fenced block of code, and lines without a letter or digit, belong to the sentence before.
+    """
+    starts: list[int] = []
+    fenced = False
+    for start, end in sentences(text):
+        fence = text.startswith(("```", "~~~"), start)
+        if not starts or (not fenced and not fence and any(map(str.isalnum, text[start:end]))):
+            starts.append(start)
+        fenced ^= fence
+    return list(pairwise([0, *starts[1:], len(text)])) if starts else []

@@ -1,0 +1,112 @@
+"""The first passages found for a question, in a better order, when a reranker is set up.
+
+It is never in the way of an answer: one that fails or is late leaves the order as it was, and a warning says why.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from api.retrieval.rerankers import ClaudeReranker, LocalReranker, Reranker, VoyageReranker
+from shared.errors import AskfolderError, TransientError
+from shared.log import log
+from shared.models import Passage
+from shared.providers.embedder import UNMETERED
+from shared.providers.meter import BudgetError, Meter
+from shared.settings import ROOT, Settings
+
+CANDIDATES = 50  # passages that are reranked; those behind them stay where they are
+FAILURES = 3  # in a row, after which the reranker rests
+REST = 30.0  # seconds
+LONGEST_REST = 300.0  # seconds, whatever the other side asks for
+
+
+class Reranking:
+    """A reranker with what is known of its health. Threads share it."""
+
+    def __init__(self, reranker: Reranker, label: str) -> None:
+        """`label`: who it is, in a warning."""
+        self.reranker = reranker
+        self.label = label
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._rests_until = 0.0
+
+    def order(self, question: str, passages: Sequence[Passage]) -> tuple[list[Passage], list[str]]:
+        """The passages, the first CANDIDATES of them by `rerank_score`; and why not, a sentence, when it was not to be."""
+        head, tail = passages[:CANDIDATES], passages[CANDIDATES:]
+        if not head:
+            return list(passages), []
+        if reason := self._resting():
+            return list(passages), [_warning(reason)]
+        texts = [text_of(passage) for passage in head]
+        distinct = list(dict.fromkeys(texts))  # copies of a file are read once
+        try:
+            scores = dict(zip(distinct, self.reranker.rerank(question, distinct).tolist(), strict=True))
+        except BudgetError as error:  # it is well, and may be asked as soon as there is money
+            return list(passages), [_warning(str(error))]
+        except AskfolderError as error:
+            self._failed(error.retry_after if isinstance(error, TransientError) else None)
+            log.warning(str(error), action="question.not_reranked")
+            return list(passages), [_warning(str(error))]
+        except Exception as error:  # a defect here must not cost the answer
+            self._failed(None)
+            log.error("A reranker failed", action="question.not_reranked", exc_info=error)
+            return list(passages), [_warning(f"{self.label} failed; the log (web.log) says how.")]
+        self._succeeded()
+        ranked = [replace(passage, rerank_score=scores[text]) for passage, text in zip(head, texts, strict=True)]
+        return [*sorted(ranked, key=lambda passage: -scores[text_of(passage)]), *tail], []
+
+    def _resting(self) -> str:
+        """Why it is not asked now; empty when it is. After a rest one question tries it, others go on without."""
+        with self._lock:
+            left = self._rests_until - time.monotonic()
+            if left <= 0 and self._failures >= FAILURES:
+                self._rests_until = time.monotonic() + REST
+            if left <= 0:
+                return ""
+            times = "once" if self._failures == 1 else f"{self._failures} times in a row"
+            return f"{self.label} failed {times} and is not asked for another {max(left, 1):.0f} s."
+
+    def _failed(self, retry_after: float | None) -> None:
+        with self._lock:
+            self._failures += 1
+            rest = max(min(retry_after or 0.0, LONGEST_REST), REST if self._failures >= FAILURES else 0.0)
+            self._rests_until = time.monotonic() + rest
+
+    def _succeeded(self) -> None:
+        with self._lock:
+            self._failures, self._rests_until = 0, 0.0
+
+
+def open_reranking(settings: Settings, meter: Meter = UNMETERED) -> Reranking | None:
+    """What the settings ask for; None: nothing. SettingsError: it cannot work."""
+    model, seconds = settings.reranker_model, settings.rerank_seconds
+    if settings.reranker == "voyage":
+        model, key = model or "rerank-2.5", settings.voyage_api_key
+        voyage = VoyageReranker(
+            key.get_secret_value() if key else None, model, settings.voyage_base_url or None, seconds, meter
+        )
+        return Reranking(voyage, f"Voyage {model}")
+    if settings.reranker == "local":
+        directory = ROOT / Path(model).expanduser()
+        return Reranking(LocalReranker(directory, seconds, threads=2), f"The local reranker {directory.name}")
+    if settings.reranker == "claude":
+        model, key = model or "claude-haiku-5-5", settings.anthropic_api_key
+        claude = ClaudeReranker(
+            key.get_secret_value() if key else "", model, settings.anthropic_base_url, seconds, meter
+        )
+        return Reranking(claude, f"Claude ({model})")
+    return None
+
+
+def text_of(passage: Passage) -> str:
+    """What a reranker reads of a passage: title and headings in a line, then the content."""
+    names = dict.fromkeys(name for name in (passage.title, *passage.heading) if name)
+    return f"{' › '.join(names)}\n{passage.content}" if names else passage.content
+
+
+def _warning(reason: str) -> str:
+    return f"The passages were not reranked: {reason}"

@@ -1,0 +1,3 @@
+from shared.cli.commands import cli
+
+cli(prog_name="askfolder")

@@ -1,0 +1,389 @@
+"""`askfolder eval`: one or two choices of settings, the same questions to each, a table and a report."""
+
+import contextlib
+import difflib
+import functools
+import json
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import psycopg
+
+from shared import db, prices
+from shared.client import Client
+from shared.errors import AskfolderError, PermanentError, SettingsError
+from shared.evaluation import report
+from shared.evaluation.answers import Answered, Answers, answered
+from shared.evaluation.question_sets import Question, Result, Run, read_beir, read_questions
+from shared.evaluation.significance import Difference, compare
+from shared.evaluation.temporary import data_folder, gather, temporary, workplace, write_corpus
+from shared.providers.meter import Meter
+from shared.settings import Settings, load
+from shared.system.servers import Servers
+
+WORST = 10  # questions that the terminal shows
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Parameters of POST /search or /ask (dots for nested ones) and settings by the environment's names."""
+
+    parameters: Mapping[str, Any]
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def label(self) -> str:
+        shown = {name: "…" if name.endswith("_KEY") else value for name, value in self.settings.items()}
+        return " ".join(f"{name}={value}" for name, value in {**shown, **self.parameters}.items()) or "as it is set up"
+
+    def changed(self, words: str) -> "Choice":
+        """This choice with NAME=VALUE words added; raises click.UsageError."""
+        parameters, settings = dict(self.parameters), dict(self.settings)
+        try:
+            parts = shlex.split(words)
+        except ValueError as error:
+            raise click.UsageError(f"{words!r} cannot be taken apart ({error}).") from None
+        for part in parts:
+            name, equals, value = part.partition("=")
+            if not name or not equals:
+                raise click.UsageError(f"{part!r} is not NAME=VALUE, like mode=dense or ASKFOLDER_EMBEDDER=openai.")
+            if name.isupper():
+                settings[name] = value
+                continue
+            try:
+                parameters[name] = json.loads(value)
+            except ValueError:
+                parameters[name] = value
+        return Choice(parameters, settings)
+
+    def body(self, **more: Any) -> dict[str, Any]:
+        body: dict[str, Any] = {}
+        for name, value in {**self.parameters, **more}.items():
+            *outer, last = name.split(".")
+            inner = body
+            for key in outer:
+                inner = inner.setdefault(key, {})
+            inner[last] = value
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was typed. `choices`: one, or two to compare; `answers`: measured rather than retrieval; `judge`: a model that grades them."""
+
+    path: Path
+    choices: list[Choice]
+    temporary: bool = False
+    documents: tuple[Path, ...] = ()
+    keep: Path | None = None
+    limit: int | None = None
+    answers: bool = False
+    judge: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`notes`: what to know when reading the figures, a sentence each."""
+
+    runs: list[Run] | list[Answers]
+    difference: Difference | None
+    notes: list[str]
+
+
+def evaluate(plan: Plan, html: Path | None, as_json: bool) -> None:
+    """Runs the plan and prints. Everything but the result goes to stderr."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that a temporary system ends too
+        signal.signal(number, lambda *_: sys.exit(1))
+    if html is not None and not html.absolute().parent.is_dir():
+        raise PermanentError(f"{html} cannot be written: {html.absolute().parent} is no folder.")
+    outcome = carry_out(plan)
+    if html is not None:
+        try:
+            html.write_text(report.page(str(plan.path), outcome.runs, outcome.difference, outcome.notes), "utf-8")
+        except OSError as error:
+            raise PermanentError(f"{html} cannot be written ({error.strerror}).") from None
+    click.echo(json.dumps(as_data(outcome), ensure_ascii=False, indent=1) if as_json else as_text(outcome))
+    for note in outcome.notes:
+        click.secho(note, err=True, fg="yellow")
+    if html is not None:
+        click.echo(f"Report: {html}", err=as_json)
+
+
+def carry_out(plan: Plan) -> Outcome:
+    """Reads the questions first: a wrong one costs nothing. Raises AskfolderError."""
+    beir = plan.path.is_dir()
+    if not plan.path.exists():
+        raise PermanentError(f"{plan.path} is not there: name a file of questions or a folder in the BEIR layout.")
+    questions = (read_beir if beir else read_questions)(plan.path)[: plan.limit]
+    unanswerable = 0 if plan.answers else sum(not question.answerable for question in questions)
+    if unanswerable:
+        questions = [question for question in questions if question.answerable]
+    if not questions:
+        raise PermanentError(
+            f"{plan.path}: nothing answers these questions, so there is nothing to find: measure answers with --answers."
+        )
+    if plan.judge:
+        _check_judge(plan, questions)
+    is_temporary = beir or plan.temporary or bool(plan.documents) or plan.keep is not None
+    if beir and plan.documents:
+        raise click.UsageError(f"{plan.path} has documents of its own: leave --documents out.")
+    if is_temporary and not beir and not plan.documents:
+        raise click.UsageError("A temporary system needs documents: name them with --documents.")
+    if not is_temporary and any(choice.settings for choice in plan.choices):
+        raise click.UsageError("Settings need a system of their own: add --temporary --documents PATH.")
+    with contextlib.ExitStack() as stack:
+        if is_temporary:
+            clients, ids = _temporary(plan, beir, stack)
+        else:
+            clients, ids = [stack.enter_context(Client.of(load()))] * len(plan.choices), {}
+        notes = _check(clients[0], questions, ids)
+        if unanswerable:
+            notes.append(f"{unanswerable} questions that nothing answers were left out: they are for --answers.")
+        results: list[list[Any]] = [[] for _ in clients]
+        ask = functools.partial(_answer, known=prices.PRICES | prices.read(load().prices)) if plan.answers else _ask
+        warnings: set[str] = set()
+        for number, question in enumerate(questions):
+            order = list(range(len(clients)))
+            for side in order if number % 2 else order[::-1]:  # in turns: neither always finds what the other warmed
+                results[side].append(ask(clients[side], plan.choices[side], question, ids, warnings))
+        systems = [_described(client) for client in clients]
+    kind: type[Answers] | type[Run] = Answers if plan.answers else Run
+    runs: Any = [
+        kind(choice.label(), system, found)
+        for choice, system, found in zip(plan.choices, systems, results, strict=True)
+    ]
+    if plan.judge:
+        runs = _judged(runs, plan)
+        for run in runs:
+            if lost := run.not_judged():
+                notes.append(f"{len(lost)} answers ({run.label}) were not judged: {run.judged.reason}")
+    difference = compare(runs[0], runs[1]) if len(runs) > 1 else None
+    return Outcome(runs, difference, notes + sorted(warnings))
+
+
+def _temporary(plan: Plan, beir: bool, stack: contextlib.ExitStack) -> tuple[list[Client], dict[str, str]]:
+    """A client for each choice; choices with the same settings share a system. And file → id of a BEIR corpus."""
+    named = [plan.path] if beir else list(plan.documents)
+    work = stack.enter_context(workplace(plan.keep, ", ".join(str(path.resolve()) for path in named)))
+    ids: dict[str, str] = {}
+    if beir:
+        folder = work / "documents"
+        ids = write_corpus(plan.path, folder)
+    else:
+        folder = gather(named, work / "documents")
+    running: dict[Path, Client] = {}
+    for choice in plan.choices:
+        data = data_folder(work, choice.settings)
+        if data not in running:
+            _say(f"Starting a system over {folder} …")
+            running[data] = stack.enter_context(temporary(folder.absolute(), data.absolute(), choice.settings, _say))
+    return [running[data_folder(work, choice.settings)] for choice in plan.choices], ids
+
+
+def _check(client: Client, questions: Sequence[Question], ids: Mapping[str, str]) -> list[str]:
+    """Sentences about what spoils the figures. Raises PermanentError when a relevant path is not in the index."""
+    documents = list(client.documents())
+    known = {ids.get(row["source"], row["source"]) for row in documents}
+    notes = []
+    lacking = [(question, name) for question in questions for name in question.relevant if name not in known]
+    if lacking and ids:
+        notes.append(f"{len(lacking)} judged documents are not in the corpus: they count as not found.")
+    elif lacking:
+        question, name = lacking[0]
+        near = difflib.get_close_matches(name, known, 1, 0.5)
+        raise PermanentError(
+            f"The question {question.id} names {name!r}, which is not in the index" + (f"; there is {near[0]!r}" if near else "")
+            + (f" ({len(lacking) - 1} more such paths)" if len(lacking) > 1 else "") + ". askfolder status --all lists the paths."
+        )  # fmt: skip
+    failed = [row for row in documents if row["state"] in ("failed", "quarantined")]
+    if failed:
+        notes.append(
+            f"{len(failed)} documents could not be read; the first: {failed[0]['source']}: {failed[0]['error']}"
+        )
+    if waiting := sum(row["state"] in ("queued", "ingesting") for row in documents):
+        notes.append(f"{waiting} documents are not indexed yet: run it again when askfolder status shows none waiting.")
+    return notes
+
+
+def _ask(client: Client, choice: Choice, question: Question, ids: Mapping[str, str], warnings: set[str]) -> Result:
+    """Asks twice: the first time for the question's embedding, which is then in the cache and its time known.
+
+    That one is not reranked: it may cost something.
+    """
+    try:
+        first = client.call("POST", "/search", choice.body(query=question.text, top_k=1, rerank=False))
+        started = time.perf_counter()
+        found = client.call("POST", "/search", choice.body(query=question.text))
+        took = (time.perf_counter() - started) * 1000
+    except AskfolderError as error:
+        raise type(error)(f"The question {question.id} could not be asked: {error}") from None
+    warnings.update(found["warnings"])
+    best: dict[str, dict[str, Any]] = {}
+    places = []
+    for passage in found["results"]:
+        name = ids.get(passage["source"], passage["source"])
+        best.setdefault(name, passage)
+        places.append((name, passage["char_start"], passage["char_end"]))
+    embedding = float(first["timings"].get("embed_ms", 0.0))
+    return Result(question, list(best), list(best.values()), took, embedding, places)
+
+
+def _answer(
+    client: Client, choice: Choice, question: Question, ids: Mapping[str, str], warnings: set[str], known: Mapping[str, prices.Price]
+) -> Answered:  # fmt: skip
+    """Asks once: it may cost something. The question log is not to hold what nobody asked."""
+    started = time.perf_counter()
+    try:
+        answer = client.call("POST", "/ask", choice.body(question=question.text, log=False))
+    except AskfolderError as error:
+        raise type(error)(f"The question {question.id} could not be asked: {error}") from None
+    took = (time.perf_counter() - started) * 1000
+    warnings.update(answer["warnings"])
+    return answered(question, answer, took, ids, known)
+
+
+def _check_judge(plan: Plan, questions: Sequence[Question]) -> None:
+    """Before anything is asked, which costs something."""
+    if load().anthropic_api_key is None:
+        raise SettingsError("--judge needs ANTHROPIC_API_KEY; set it in .env or the environment.")
+    if not any(question.answers for question in questions):
+        raise PermanentError(f'{plan.path}: no question has an "answer" to compare with, so there is nothing to judge.')
+
+
+def _judged(runs: Sequence[Answers], plan: Plan) -> list[Answers]:
+    """The same with grades. What that takes is counted where this checkout's system counts, if it can be reached."""
+    from shared.evaluation import judge as judging  # the SDK takes two seconds to import: only who uses it waits
+
+    settings = load()
+    known = prices.PRICES | prices.read(settings.prices)
+    assert settings.anthropic_api_key
+    assert plan.judge
+    with contextlib.ExitStack() as stack:
+        meter = _meter(plan, settings, stack, judging.AT_ONCE)
+        key = settings.anthropic_api_key.get_secret_value()
+        judge = judging.Judge(plan.judge, key, settings.anthropic_base_url, meter, known)
+        _say(f"{plan.judge} judges the answers …")
+        found = []
+        for run in runs:
+            results, judged = judge.judge(run.results)
+            found.append(replace(run, results=results, judged=judged))
+    return found
+
+
+def _meter(plan: Plan, settings: Settings, stack: contextlib.ExitStack, calls: int) -> Meter:
+    """Of this checkout's system. Where its database cannot be reached, one that counts nothing, and it is said. `calls`: at once."""
+    local = Servers.running(settings.data) if not settings.url or plan.temporary else None
+    if local and not settings.database_url:
+        settings = settings.model_copy(update={"database_url": local.database_url})
+    if local and not settings.redis_url:
+        settings = settings.model_copy(update={"redis_url": local.redis_url})
+    try:
+        if settings.database_url:
+            with db.connect(settings.database_url, 3) as connection:
+                db.prepare_pooled(connection)
+            return Meter.of(settings, stack.enter_context(db.pool(settings.database_url, calls)))
+    except (AskfolderError, psycopg.Error):
+        pass
+    cap = "" if settings.budget_answers is None else ", and ASKFOLDER_BUDGET_ANSWERS does not hold for it"
+    _say(f"The database is out of reach from here: what judging takes is printed, but not in askfolder usage{cap}.")
+    return Meter(redis_url=settings.redis_url)
+
+
+def _described(client: Client) -> str:
+    listing = client.call("GET", "/documents", query={"limit": 1})
+    index = listing.get("index") or {"embedder": "no index", "model": "", "dimensions": 0}
+    return (
+        f"{listing['counts'].get('ready', 0):,} documents, {index['embedder']} {index['model']} ({index['dimensions']})"
+    )
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+def as_data(outcome: Outcome) -> dict[str, Any]:
+    runs = [
+        {
+            "label": run.label, "system": run.system, "summary": run.summary(),
+            **({"judge": asdict(run.judged)} if isinstance(run, Answers) and run.judged else {}),
+            "questions": [_row(result) for result in run.results],
+        } for run in outcome.runs
+    ]  # fmt: skip
+    return {"runs": runs, "difference": asdict(outcome.difference) if outcome.difference else None, "notes": outcome.notes}  # fmt: skip
+
+
+def _row(result: Result | Answered) -> dict[str, Any]:
+    question = result.question
+    row = {"id": question.id, "question": question.text, "relevant": question.relevant, "latency_ms": result.took}
+    if isinstance(result, Result):
+        return row | {"ranking": result.ranking, "measures": result.values}
+    answer = {name: result.answer[name] for name in ("answer", "verdict", "answerer", "citations", "usage")}
+    return row | {
+        "answerable": question.answerable,
+        **answer,
+        "right": result.right,
+        "F1": result.f1,
+        "judged": result.judged,
+        "dollars": result.dollars,
+    }
+
+
+def as_text(outcome: Outcome) -> str:
+    return "\n".join(_lines(outcome))
+
+
+def _lines(outcome: Outcome) -> Iterator[str]:
+    runs, difference = outcome.runs, outcome.difference
+    judged = report.judged_by(runs)
+    heads = [f"{len(run.results):,} questions, {run.label}: {run.system}{judged}" for run in runs]
+    yield from (f"{side}{head}" for side, head in zip(("A: ", "B: ") if difference else ("",), heads, strict=True))
+    yield ""
+    summaries = [run.summary() for run in runs]
+    if difference:
+        yield f"{'':<18}{'A':>9}{'B':>9}{'B − A':>9}"
+    for name in summaries[0]:
+        values = [summary[name] for summary in summaries]
+        shown = [report.figure(name, value) for value in values]
+        if difference:
+            shown.append(report.change(name, values))
+        yield f"{name:<18}" + "".join(f"{value:>9}" for value in shown)
+    if difference:
+        yield ""
+        yield report.verdict(difference)
+    yield ""
+    of = " of B" if difference else ""
+    last = runs[-1]
+    if isinstance(last, Answers):
+        judge = "the judge's word; " if last.judged else ""
+        yield f"Worst questions{of} (a right citation, or a right refusal; F1; {judge}verdict; what was cited first)"
+        for answer in sorted(last.results, key=_badness)[:WORST]:
+            top = report.printable(answer.cited[0][0]) if answer.cited else "nothing"
+            f1 = "" if answer.f1 is None else report.figure("", answer.f1)
+            grade = f"{'–' if answer.judged == '' else answer.judged or '':<8} " if last.judged else ""
+            yield f"{'right' if answer.score else 'wrong':>6} {f1:>5} {grade}{answer.answer['verdict']:<9}  {_named(answer.question)}  ({top})"
+    else:
+        yield f"Worst questions{of} ({last.measure}; rank of the first relevant document; what came first)"
+        for result in sorted(last.results, key=lambda r: (r.score, r.question.id))[:WORST]:
+            top = report.printable(result.ranking[0]) if result.ranking else "nothing"
+            yield f"{report.figure(result.measure, result.score):>6} {result.first or '–':>4}  {_named(result.question)}  ({top})"
+    yield ""
+
+
+def _badness(answer: Answered) -> tuple[float, float, float, str]:
+    """The worst first; what has no reference before what has."""
+    correctness, f1 = (-1.0 if value is None else value for value in (answer.correctness, answer.f1))
+    return answer.score, correctness, f1, answer.question.id
+
+
+def _named(question: Question) -> str:
+    text = report.printable(" ".join(question.text.split()))
+    return f"{report.printable(question.id)}  {text[:90]}{'…' if len(text) > 90 else ''}"

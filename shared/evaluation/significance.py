@@ -1,0 +1,78 @@
+"""Paired comparison of two runs: randomisation test and bootstrap interval."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.evaluation.measures import CUT
+from shared.evaluation.question_sets import BLOCK, ROUNDS, SEED
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """B − A in a measure, averaged over the questions. `p`: two-sided; `low`, `high`: 95 % of the bootstrap's averages."""
+
+    measure: str
+    mean: float
+    p: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    ties: int
+
+
+# --- is it chance? ---------------------------------------------------------------------------------------------------
+
+
+class Scored(Protocol):
+    """What settings can be compared by: a score for each question."""
+
+    @property
+    def measure(self) -> str: ...
+
+    def scores(self) -> list[float]: ...
+
+
+def compare(a: Scored, b: Scored) -> Difference:
+    """The difference of two runs over the same questions, in the same order."""
+    return difference(a.scores(), b.scores(), a.measure)
+
+
+def difference(a: Sequence[float], b: Sequence[float], measure: str = f"nDCG@{CUT}") -> Difference:
+    differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    differences[np.abs(differences) < 1e-12] = 0.0
+    low, high = np.quantile(_bootstrap(differences), [0.025, 0.975])
+    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    return Difference(
+        measure, float(differences.mean()), _randomisation(differences), float(low), float(high), wins, losses, len(differences) - wins - losses,
+    )  # fmt: skip
+
+
+def _randomisation(differences: npt.NDArray[np.float64]) -> float:
+    """Share of random swaps of each pair that differ at least as much (Smucker, Allan & Carterette 2007), this order counted too."""
+    moved = differences[differences != 0]
+    if not len(moved):
+        return 1.0
+    generator, as_large = np.random.default_rng(SEED), 0
+    for rounds in _blocks(len(moved)):
+        signs = generator.integers(0, 2, (rounds, len(moved)), dtype=np.int8) * 2.0 - 1.0
+        as_large += int((np.abs(signs @ moved) >= abs(moved.sum()) - 1e-9).sum())
+    return (as_large + 1) / (ROUNDS + 1)
+
+
+def _bootstrap(differences: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    generator, n = np.random.default_rng(SEED), len(differences)
+    drawn = [differences[generator.integers(0, n, (rounds, n))].mean(axis=1) for rounds in _blocks(n)]
+    return np.concatenate(drawn)
+
+
+def _blocks(n: int) -> Iterator[int]:
+    """ROUNDS in parts, so that some thousand questions don't take gigabytes."""
+    size, left = max(1, BLOCK // n), ROUNDS
+    while left:
+        yield min(size, left)
+        left -= min(size, left)

@@ -1,0 +1,60 @@
+"""What renderers make of an answer: Markdown by markdown-it in three dialects, with HTML and guessed links, read as a browser would."""
+
+from collections.abc import Sequence
+from html.parser import HTMLParser
+
+from markdown_it import MarkdownIt
+
+from api.verification.citations import _forged, _marked
+from api.verification.plain_text import plain
+
+_OPTIONS = {"html": True, "linkify": True}
+_DIALECTS = [MarkdownIt(name, _OPTIONS) for name in ("commonmark", "gfm-like", "js-default")]
+_DIALECTS[0].enable("linkify")
+OURS = {("code", "class"), ("ol", "start"), ("th", "style"), ("td", "style")}  # attributes that Markdown makes
+LOADING = set(
+    """a area audio base body button details dialog embed form frame frameset head html iframe image img input link math meta noscript
+    object option picture plaintext script select source style svg template textarea title track video xmp""".split()
+)
+
+
+class _Elements(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag in LOADING or any((tag, name) not in OURS for name, _ in attributes):
+            self.found.append(self.get_starttag_text() or tag)
+
+    def handle_comment(self, data: str) -> None:
+        self.found.append(f"<!--{data}")
+
+    def handle_decl(self, decl: str) -> None:
+        self.found.append(f"<!{decl}")
+
+    def handle_pi(self, data: str) -> None:
+        self.found.append(f"<?{data}")
+
+
+def foreign(text: str) -> list[str]:
+    """Links, images and other elements that the text becomes in any of the dialects."""
+    found = []
+    for dialect in _DIALECTS:
+        reader = _Elements()
+        try:
+            reader.feed(dialect.render(text))
+            reader.close()
+        except AssertionError as error:  # a broken declaration, which no answer may hold either
+            found.append(str(error))
+        found += reader.found
+    return found
+
+
+def joined(said: Sequence[str]) -> list[str]:
+    """The sentences as Verification shows them, every second one with a mark."""
+    shown: list[str] = []
+    for number, text in enumerate(said):
+        line = "".join(shown).rpartition("\n")[2]
+        shown.append(_marked(_forged(plain(_forged(text), line)), [1] if number % 2 == 0 else []))
+    return shown

@@ -1,0 +1,485 @@
+"""Against a server on loopback that speaks Anthropic's wire format, with true and with forged citations."""
+
+import json
+import random
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from api.answering import claude
+from api.verification import second_opinion
+from api.verification.citations import Draft, Statement
+from shared.errors import PermanentError, TransientError
+from shared.models import NO_ANSWER, Passage
+from shared.providers import claude as messages
+from tests.standins.providers import AnthropicStandin, cite, search_results, text_block
+
+KEY = "sk-ant-the-secret-key"
+TOWER = "# The tower\n\nIt is 54 m high.  It was built in 1887 by Ada Frost.\n\n- Ducks nest on its roof.\n"
+POND = "The pond 🦆 holds 1.5 million litres. Nobody may swim in it!"
+OFFSET = 1000  # of the pond's passage in its document
+
+
+def passage(content: str, source: str, start: int = 0) -> Passage:
+    return Passage(1, 1, source, None, content, 1.0, None, (), start, start + len(content))
+
+
+PASSAGES = [
+    Passage(1, 1, "tower.md", "Tower", TOWER, 1.0, 3, ("Sights",), 0, len(TOWER)),
+    passage(" \n ", "blank.txt"),
+    passage(POND, "pond.txt", OFFSET),
+]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnthropicStandin]:
+    monkeypatch.setattr(messages, "PAUSE", 0.01)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # calls to loopback must not go there
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    with AnthropicStandin() as server:
+        yield server
+
+
+def ask(
+    server: AnthropicStandin, seconds: float = 10, question: str = "How high is it?", model: str = "m", native: bool | None = True,
+    usage: dict[str, int] | None = None, key: str = KEY, passages: list[Passage] = PASSAGES,
+) -> Draft:  # fmt: skip
+    """The whole answer. `native`: whether the server is known to cite."""
+    claude._cites.pop((server.url, model), None)
+    if native is not None:
+        claude._cites[server.url, model] = native
+    usage = {} if usage is None else usage
+    *statements, rest = claude.answer(
+        question, passages, usage, api_key=key, model=model, base_url=server.url, seconds=seconds
+    )
+    said = tuple(part for part in statements if isinstance(part, Statement))
+    assert isinstance(rest, Draft)
+    assert not rest.statements
+    return replace(rest, statements=said)
+
+
+def replies(server: AnthropicStandin, *texts: str, **citation: Any) -> Draft:
+    """The draft of an answer whose last text cites the second block of the first result, changed as told."""
+
+    def reply(request: dict[str, Any]) -> list[dict[str, Any]]:
+        cited = cite(request, 0, 1) | citation
+        return [*(text_block(text) for text in texts[:-1]), text_block(texts[-1], [cited])]
+
+    server.reply = reply
+    return ask(server)
+
+
+def quoted(draft: Draft) -> list[tuple[str, list[str]]]:
+    return [(one.text, [claim.quote for claim in one.claims]) for one in draft.statements]
+
+
+# What is asked
+
+
+def test_the_request(server: AnthropicStandin) -> None:
+    ask(server, question="How high is the tower?", model="claude-sonnet-5-5")
+    (request,) = server.requests
+    body = request["body"]
+    assert body["model"] == "claude-sonnet-5-5"
+    assert body["stream"] is True
+    assert 0 < body["max_tokens"] <= 8192
+    assert body["output_config"] == {"effort": "low"}
+    assert not body.keys() & {"temperature", "top_p", "top_k", "thinking", "tool_choice"}
+    (system,) = body["system"]
+    assert system["cache_control"] == {"type": "ephemeral"}
+    assert NO_ANSWER in system["text"]
+    (message,) = body["messages"]
+    assert message["content"][-1] == {"type": "text", "text": "How high is the tower?"}
+    tower, pond = search_results(body)
+    assert (tower["source"], tower["title"]) == ("tower.md", "Tower › Sights")
+    assert (pond["source"], pond["title"]) == ("pond.txt", "pond.txt")
+    assert [block["text"] for block in tower["content"]] == [
+        "# The tower\n\n",
+        "It is 54 m high.  ",
+        "It was built in 1887 by Ada Frost.\n\n",
+        "- Ducks nest on its roof.\n",
+    ]
+    assert all(result["citations"] == {"enabled": True} for result in (tower, pond))
+    assert request["headers"]["authorization"] == f"Bearer {KEY}" or request["headers"]["x-api-key"] == KEY
+
+
+def test_without_passages_nobody_is_asked(server: AnthropicStandin) -> None:
+    usage: dict[str, int] = {}
+    assert ask(server, passages=PASSAGES[1:2], usage=usage) == Draft()
+    assert not usage
+    assert not server.requests
+
+
+def test_a_model_that_does_not_know_effort(server: AnthropicStandin) -> None:
+    server.misbehave("400", message="This model does not support the effort parameter.")
+    for _ in range(2):
+        assert ask(server, model="claude-old").statements
+    assert ["output_config" in request["body"] for request in server.requests] == [True, False, False]
+
+
+@pytest.mark.parametrize("model", ["claude-sonnet-5-5", "claude-sonnet-4-6", "claude-haiku-5-5", "claude-opus-5-5"])
+def test_every_model_gets_what_it_accepts(server: AnthropicStandin, model: str) -> None:
+    server.thinking = True  # they think first, unless told otherwise
+    assert ask(server, model=model, question="How high is the tower?").statements
+    (request,) = server.requests  # nothing of it was refused
+    assert request["body"]["model"] == model
+    assert request["body"].keys() == {"model", "max_tokens", "system", "messages", "output_config", "stream"}
+
+
+# Servers that do not cite
+
+
+def marked(server: AnthropicStandin, text: str) -> Draft:
+    server.reply, server.plain = lambda request: [text_block(text)], True
+    return ask(server, native=False)
+
+
+def test_what_is_asked_for_marks(server: AnthropicStandin) -> None:
+    marked(server, NO_ANSWER)
+    marked(server, NO_ANSWER)
+    one, other = (request["body"] for request in server.requests)
+    assert not search_results(one)
+    passages, question = (block["text"] for block in one["messages"][0]["content"])
+    assert POND in passages
+    assert question == "How high is it?"
+    fence = re.search(r"<passage-(\w+) number=1 ", passages)
+    assert fence
+    assert fence[1] not in other["messages"][0]["content"][0]["text"]  # nobody can write one in a document
+    assert '[2: "' in one["system"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "dropped"),
+    [
+        ('It is 54 m high. [1: "It is 54 m high."]', [("It is 54 m high.", ["It is 54 m high."])], 0),
+        ('It is 54 m high [1: "54 m high"]. So it is.', [("It is 54 m high. ", ["54 m high"]), ("So it is.", [])], 0),
+        ('Both. [1: "54 m"] [2: “1.5 million  litres.”]', [("Both.", ["54 m", "1.5 million litres."])], 0),
+        ('Never. [1: "54 m"] Yes. [2: "Nobody may swim"]', [("Never. ", ["54 m"]), ("Yes.", ["Nobody may swim"])], 0),
+        ('First. Second. [1: "54 m"]', [("First. ", []), ("Second.", ["54 m"])], 0),
+        ('Forged. [1: "It is 55 m high."]', [("Forged.", [])], 1),
+        ('Elsewhere. [2: "It is 54 m high."] [7: "54 m"] [0: "54 m"]', [("Elsewhere.", [])], 3),
+        ("Bare. [1] [1, 2]", [("Bare.", [])], 2),
+        ('- One [1: "54 m"]\n- Two [1: "1887"]\n', [("- One\n", ["54 m"]), ("- Two\n", ["1887"])], 0),
+        ('Broken. [1: "It is 54 m', [('Broken. ', []), ('[1: "It is 54 m', [])], 0),
+        ("argv[1] is it.", [("argv[1] is it.", [])], 0),
+    ],
+)  # fmt: skip
+def test_marks(server: AnthropicStandin, text: str, expected: list[tuple[str, list[str]]], dropped: int) -> None:
+    draft = marked(server, text)
+    assert (quoted(draft), draft.dropped) == (expected, dropped)
+
+
+def test_whether_a_server_cites_is_found_out(server: AnthropicStandin) -> None:
+    server.plain = True
+    server.reply = lambda request: [text_block("No." if search_results(request) else '54 m. [1: "54 m"]')]
+    assert quoted(ask(server, native=None)) == [("54 m.", ["54 m"])]
+    assert len(server.requests) == 2
+    assert claude._cites[server.url, "m"] is False
+    server.plain, server.reply = False, lambda request: [text_block("54 m.", [cite(request, 0, 1)])]
+    assert quoted(ask(server, native=None)) == [("54 m.", ["It is 54 m high."])]
+    assert claude._cites[server.url, "m"] is True
+    assert len(server.requests) == 3
+
+
+def test_a_server_that_refuses_search_results(server: AnthropicStandin) -> None:
+    server.misbehave("400", message="unknown content block type search_result")
+    server.reply = lambda request: [text_block('54 m. [1: "54 m"]')]
+    assert quoted(ask(server, native=None)) == [("54 m.", ["54 m"])]
+
+
+# What nobody sees
+
+
+HIDDEN = "It is\u200b 54 m\U000e0041\U000e0042 high. \U000e0043\n\n\u202eIt was built in 1887."
+CLEAN = "It is 54 m high. \n\nIt was built in 1887."
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_what_nobody_sees_is_not_sent(server: AnthropicStandin, native: bool) -> None:
+    """Nor can it be cited for; what stands around it is, with it, as it is stored."""
+    said = text_block('It is 54 m high. [1: "It is 54 m high."]')
+    server.reply = lambda request: [text_block("It is 54 m high.", [cite(request, 0, 0)]) if native else said]
+    hidden = Passage(1, 1, "a\u202e.md", "T\U000e0041", HIDDEN, 1.0, None, ("H\u200b",), 0, len(HIDDEN))
+    draft = ask(server, native=native, passages=[replace(hidden, char_start=7), passage("\u200b\U000e0041", "b.md")])
+    (statement,) = draft.statements
+    (claim,) = statement.claims
+    assert (
+        claim.quote == HIDDEN[claim.char_start - 7 : claim.char_end - 7] == "It is\u200b 54 m\U000e0041\U000e0042 high."
+    )
+    body = server.requests[-1]["body"]
+    assert not re.search("[\u200b\u202e\U000e0000-\U000e007f]", json.dumps(body, ensure_ascii=False))
+    if native:
+        (result,) = search_results(body)
+        assert "".join(block["text"] for block in result["content"]) == CLEAN
+        assert (result["source"], result["title"]) == ("a.md", "T › H")
+
+
+# A second opinion
+
+
+@pytest.mark.parametrize(("said", "opinion"), [("yes", True), ("No.", False), ("Perhaps", None), ("", None)])
+def test_judge(server: AnthropicStandin, said: str, opinion: bool | None) -> None:
+    server.reply = lambda request: [text_block(said)] if said else []
+    usage: dict[str, int] = {}
+    options = {"api_key": KEY, "model": "claude-haiku-5-5", "base_url": server.url}
+    assert second_opinion.ask_judge("It is high.", ['"quoted"'], usage, seconds=5, **options) is opinion  # type: ignore[arg-type]
+    assert json.loads(server.requests[0]["body"]["messages"][0]["content"]) == {
+        "quotes": ['"quoted"'],
+        "sentence": "It is high.",
+    }
+    assert usage["check_input_tokens"] > 0
+    server.misbehave("hang", seconds=1)
+    assert second_opinion.ask_judge("It is high.", ["q"], usage, seconds=0.2, **options) is None  # type: ignore[arg-type]
+
+
+# What comes back
+
+
+def test_citations_become_characters(server: AnthropicStandin) -> None:
+    server.thinking = True
+    server.reply = lambda request: [
+        text_block("The tower is 54 m high", [cite(request, 0, 1)]),
+        text_block(", and Ada Frost built it in 1887.\n\n", [cite(request, 0, 2)]),
+        text_block(
+            "- The pond holds 1.5 million litres. Nobody swims.\n", [cite(request, 1, 0, 2), cite(request, 1, 1)]
+        ),
+        text_block("That is all."),
+    ]
+    usage: dict[str, int] = {}
+    draft = ask(server, usage=usage)
+    assert quoted(draft) == [
+        (
+            "The tower is 54 m high, and Ada Frost built it in 1887.\n\n",
+            ["It is 54 m high.", "It was built in 1887 by Ada Frost."],
+        ),
+        ("- The pond holds 1.5 million litres. ", [POND, "Nobody may swim in it!"]),
+        ("Nobody swims.\n", [POND, "Nobody may swim in it!"]),
+        ("That is all.", []),
+    ]
+    assert (draft.dropped, draft.warnings) == (0, ())
+    for statement in draft.statements:
+        for claim in statement.claims:
+            origin = PASSAGES[claim.passage]
+            start = claim.char_start - origin.char_start
+            assert origin.content[start : claim.char_end - origin.char_start] == claim.quote
+    assert draft.statements[1].claims[0].passage == 2  # the blank one was not sent, and is not counted
+    assert draft.statements[1].claims[0].char_start == OFFSET
+    assert usage["input_tokens"] > 0
+    assert usage["output_tokens"] > 0
+    assert usage.keys() == {
+        "input_tokens",
+        "output_tokens",
+        "cache_creation_input_tokens",
+        "cache_read_input_tokens",
+    }
+
+
+def test_citations_before_their_text(server: AnthropicStandin) -> None:
+    server.citations_first = True
+    assert quoted(replies(server, "54 m.")) == [("54 m.", ["It is 54 m high."])]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"search_result_index": 1},
+        {"search_result_index": 2},
+        {"search_result_index": -1},
+        {"search_result_index": "first"},
+        {"search_result_index": None},
+        {"start_block_index": 0},
+        {"start_block_index": -3, "end_block_index": -2},
+        {"start_block_index": 2, "end_block_index": 2},
+        {"start_block_index": 2, "end_block_index": 1},
+        {"end_block_index": 3},
+        {"end_block_index": 5},
+        {"start_block_index": 4, "end_block_index": 5},
+        {"cited_text": ""},
+        {"cited_text": "It is 55 m high."},
+        {"cited_text": "It is not 54 m high."},
+        {"cited_text": "it is 54 m high."},
+        {"cited_text": "It is 54m high."},
+        {"cited_text": None},
+        {"type": "char_location", "start_char_index": 0, "end_char_index": 5, "document_index": 0, "cited_text": "x"},
+    ],
+)
+def test_forged_citations_are_dropped(server: AnthropicStandin, forged: dict[str, Any]) -> None:
+    draft = replies(server, "It is 54 m high.", **forged)
+    assert quoted(draft) == [("It is 54 m high.", [])]
+    assert draft.dropped == 1
+
+
+def test_every_single_change_of_a_cited_text_is_noticed(server: AnthropicStandin) -> None:
+    rng = random.Random(3)
+    true = "It was built in 1887 by Ada Frost."
+
+    def altered() -> str:
+        place = rng.randrange(len(true))
+        letter = rng.choice([c for c in "abcxyzAFI0189.,-" if c != true[place]])
+        return rng.choice([true[:place] + letter + true[place + 1 :], true[:place] + letter + true[place:]])
+
+    texts = [altered() for _ in range(200)]
+    server.reply = lambda request: [
+        text_block(f"Claim {n}. ", [cite(request, 0, 2) | {"cited_text": text}]) for n, text in enumerate(texts)
+    ]
+    draft = ask(server)
+    assert draft.dropped == 200
+    assert not any(statement.claims for statement in draft.statements)
+
+
+@pytest.mark.parametrize("text", [NO_ANSWER, f"\n {NO_ANSWER} \n", NO_ANSWER.replace("'", "’"), "", " \n"])
+def test_no_answer(server: AnthropicStandin, text: str) -> None:
+    server.reply = lambda request: [text_block(text)] if text else []
+    assert ask(server) == Draft(cut=bool(text.strip()))
+
+
+def test_a_block_of_code_is_one_statement(server: AnthropicStandin) -> None:
+    text = "Run this:\n```sh\nmake up\nmake test\n```\n---\nThen wait.\n"
+    assert [text for text, _ in quoted(replies(server, text))] == [
+        "Run this:\n```sh\nmake up\nmake test\n```\n---\n",
+        "Then wait.\n",
+    ]
+
+
+def test_a_refusal(server: AnthropicStandin) -> None:
+    server.stop_reason = "refusal"
+    draft = replies(server, "I will not.")
+    assert not draft.statements
+    assert "declined" in draft.warnings[0]
+
+
+@pytest.mark.parametrize("reason", ["max_tokens", "model_context_window_exceeded"])
+def test_an_answer_that_was_cut_off(server: AnthropicStandin, reason: str) -> None:
+    server.stop_reason = reason
+    draft = replies(server, "It is 54 m high. And it was bui")
+    assert quoted(draft) == [("It is 54 m high. ", ["It is 54 m high."])]
+    assert "too long" in draft.warnings[0]
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "529", "cut", "error_event", "cut_stream", "broken_stream"])
+def test_what_passes_is_tried_again(server: AnthropicStandin, fault: str) -> None:
+    server.misbehave(fault, times=2)
+    assert quoted(replies(server, "54 m.")) == [("54 m.", ["It is 54 m high."])]
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("429", "rate limit"),
+        ("500", "HTTP 500"),
+        ("529", "overloaded"),
+        ("error_event", "overloaded"),
+        ("cut", "connection"),
+        ("malformed", "broke off"),
+        ("cut_stream", "broke off"),
+        ("broken_stream", "broke"),
+    ],
+)
+def test_what_does_not_pass_ends_in_an_error(server: AnthropicStandin, fault: str, said: str) -> None:
+    server.misbehave(fault, times=None)
+    with pytest.raises(TransientError, match=said):
+        ask(server)
+    assert len(server.requests) == messages.ATTEMPTS
+
+
+def test_retry_after_is_waited_for(server: AnthropicStandin) -> None:
+    server.misbehave("429", retry_after=0.4)
+    assert ask(server).statements
+    first, second = (request["time"] for request in server.requests)
+    assert 0.4 <= second - first < 1
+
+
+def test_nobody_waits_beyond_the_deadline(server: AnthropicStandin) -> None:
+    server.misbehave("429", retry_after=30)
+    started = time.monotonic()
+    with pytest.raises(TransientError) as caught:
+        ask(server, seconds=5)
+    assert time.monotonic() - started < 1
+    assert caught.value.retry_after == 30
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [("401", "ANTHROPIC_API_KEY"), ("404", "ANTHROPIC_MODEL"), ("400", "too long")]
+)
+def test_what_would_fail_again_is_not_tried_again(server: AnthropicStandin, fault: str, said: str) -> None:
+    server.misbehave(fault, times=None, message=f"prompt is too long, said the bearer of {KEY}")
+    with pytest.raises(PermanentError, match=said) as caught:
+        ask(server)
+    assert KEY not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_hangs(server: AnthropicStandin) -> None:
+    server.misbehave("hang", times=None)
+    started = time.monotonic()
+    with pytest.raises(TransientError, match=r"within 0.5 s.*ASKFOLDER_ASK_SECONDS"):
+        ask(server, seconds=0.5)
+    assert 0.4 < time.monotonic() - started < 1
+
+
+class Dripping(AnthropicStandin):
+    """Begins to answer, and then sends pings only; no single read takes long."""
+
+    def stream(self, handler: Any, message: dict[str, Any], fault: str) -> None:
+        self.left = threading.Event()
+        handler.send_response(200)
+        handler.send_header("content-type", "text/event-stream")
+        handler.send_header("transfer-encoding", "chunked")
+        handler.end_headers()
+        try:
+            for event in list(self.events(message, False))[:4]:
+                self.send_event(handler, event)
+            while not self._closing.wait(0.02):
+                self.send_event(handler, {"type": "ping"})
+        except OSError:
+            handler.close_connection = True
+            self.left.set()
+
+
+def test_a_stream_that_stalls() -> None:
+    with Dripping() as server:
+        started = time.monotonic()
+        with pytest.raises(TransientError, match="within"):
+            ask(server, seconds=0.5)
+        assert 0.4 < time.monotonic() - started < 1
+        assert server.left.wait(1)  # the call was ended, not left to itself
+
+
+def test_a_server_that_is_not_there() -> None:
+    with AnthropicStandin() as server:
+        pass
+    with pytest.raises(TransientError, match="ANTHROPIC_BASE_URL"):
+        ask(server, seconds=1)
+
+
+def test_a_key_that_cannot_be_one(server: AnthropicStandin) -> None:
+    for key in ("sk-ant-ünicode", "two words", "line\nbreak"):
+        with pytest.raises(PermanentError, match="ANTHROPIC_API_KEY") as caught:
+            ask(server, key=key)
+        assert key not in str(caught.value)
+
+
+def test_answers_leave_no_threads(server: AnthropicStandin) -> None:
+    ask(server)
+    server.misbehave("hang", seconds=0.3)
+    with pytest.raises(TransientError):
+        ask(server, seconds=0.1)
+
+    def readers() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "claude" and thread.is_alive()]
+
+    deadline = time.monotonic() + 3
+    while readers() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not readers()

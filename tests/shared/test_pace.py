@@ -1,0 +1,384 @@
+"""A provider that says it is too much is left alone by all processes, and asked gently after that."""
+
+import itertools
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+
+from api.retrieval.rerankers import ClaudeReranker, VoyageReranker
+from api.verification import second_opinion
+from shared import broker
+from shared.errors import TransientError
+from shared.providers import claude, pace
+from shared.providers.meter import Call, Meter
+from shared.providers.pace import Pace
+from shared.providers.voyage import VoyageEmbedder
+from shared.settings import ROOT
+from shared.system.servers import Servers
+from tests.conftest import KEY, System, free_port
+from tests.standins.providers import AnthropicStandin, Standin, VoyageStandin, text_block, write_contexts
+from tests.worker.test_contexts import document
+from worker.indexing.contexts import Writer
+
+URL = "https://user:password@api.example.com/v1"
+MODEL = "claude-haiku-5-5"
+REQUEST = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "Who?"}]}
+Make = Callable[[], Pace]
+
+
+@pytest.fixture
+def redis_url(servers: Servers) -> Iterator[str]:
+    url = servers.redis_url.replace("db=0", "db=15")
+    with broker.client(url) as client:
+        client.flushdb()
+        yield url
+        client.flushdb()
+
+
+@pytest.fixture
+def make(redis_url: str) -> Iterator[Make]:
+    """Each as in a process of its own."""
+    made: list[Pace] = []
+
+    def new() -> Pace:
+        made.append(Pace(redis_url, "Voyage", URL, "voyage-4"))
+        return made[-1]
+
+    yield new
+    for one in made:
+        one.close()
+
+
+def known(one: Pace) -> dict[str, int]:
+    """What Redis holds of it, in ms; nothing: it may be asked at once."""
+    assert one._redis is not None
+    held: Any = one._redis.hgetall(one._key)
+    return {name.decode(): int(value) for name, value in held.items()}
+
+
+def change(one: Pace, **values: float) -> None:
+    assert one._redis is not None
+    one._redis.hset(one._key, mapping={name: int(value) for name, value in values.items()})
+
+
+def test_an_idle_provider_is_asked_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_sleep", lambda seconds: pytest.fail(f"slept {seconds} s"))
+    one = make()
+    for _ in range(100):
+        assert one.wait(0) is False
+        one.went_well()
+    assert not known(one)
+
+
+def test_a_pause_is_everybodys(make: Make) -> None:
+    told, other = make(), make()
+    started = time.monotonic()
+    told.slow(2)
+    with pytest.raises(TransientError, match=r"Voyage asked to slow down; it is left alone for [12] s\.") as caught:
+        other.wait(0.1)
+    assert 0.1 < (caught.value.retry_after or 0) <= 2
+    assert other.wait(20) is True
+    assert time.monotonic() - started >= 1.99
+    third = Pace("", "Voyage", URL, "voyage-4")  # nothing shared, nothing known
+    assert third.wait(0) is False
+
+
+def test_another_model_or_address_has_its_own_pause(redis_url: str, make: Make) -> None:
+    make().slow(30)
+    for url, model in ((URL, "voyage-4-lite"), ("https://other.example.com/v1", "voyage-4")):
+        one = Pace(redis_url, "Voyage", url, model)
+        assert one.wait(0) is False
+        one.close()
+
+
+def test_after_a_pause_requests_come_one_after_another_and_soon_as_before(make: Make) -> None:
+    all_, started = [make() for _ in range(8)], time.monotonic()
+    all_[0].slow(0.3)
+    times: list[float] = []
+
+    def ask(one: Pace) -> None:
+        one.wait(20)
+        times.append(time.monotonic() - started)
+        one.went_well()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(ask, all_))
+    times.sort()
+    first = pace.FIRST_MS / 1000
+    assert times[0] >= first - 0.01, "the pause is the first distance at least"
+    assert times[1] >= first + first / 2 - 0.01, "the first that went well has halved it"
+    assert not known(all_[0]), "the last ones keep none"
+    assert all_[0].wait(0) is False
+
+
+def test_without_success_the_distance_stays(make: Make) -> None:
+    one, other = make(), make()
+    started = time.monotonic()
+    one.slow(0.1)
+    one.wait(20)
+    other.wait(20)
+    assert time.monotonic() - started >= 2 * pace.FIRST_MS / 1000 - 0.01, "the pause, and the distance"
+    change(one, next=time.time() * 1000 + 60_000)
+    assert other.wait(5, urgent=True) is True, "somebody waits: only the pause counts"
+    with pytest.raises(TransientError):
+        other.wait(5)
+
+
+def test_many_that_are_told_at_once_count_as_one(make: Make) -> None:
+    one = make()
+    for _ in range(8):
+        one.slow(30)
+    assert known(one)["gap"] == pace.FIRST_MS
+    until = known(one)["pause"]
+    one.slow(0.1)
+    assert known(one)["pause"] == until, "a shorter wish does not shorten the pause"
+    change(one, pause=0)
+    one.slow(None)
+    assert known(one)["gap"] == 2 * pace.FIRST_MS
+    change(one, pause=0, gap=pace.LONGEST_MS)
+    one.slow(None)
+    assert known(one)["gap"] == pace.LONGEST_MS
+
+
+def test_a_request_of_before_the_pause_changes_nothing(make: Make) -> None:
+    one = make()
+    one.slow(30)
+    one.went_well()
+    with pytest.raises(TransientError):
+        one.wait(1)
+    assert known(one)["gap"] == pace.FIRST_MS
+
+
+def test_without_redis_each_is_for_itself() -> None:
+    one = Pace(f"redis://127.0.0.1:{free_port()}/0", "Voyage", URL, "voyage-4")
+    one.slow(30)
+    started = time.monotonic()
+    for _ in range(100):
+        assert one.wait(0) is False
+        one.went_well()
+    assert time.monotonic() - started < 4, "a server that is away is left alone for a while"
+    one.close()
+
+
+def test_no_request_arrives_while_the_provider_wants_none(redis_url: str) -> None:
+    with VoyageStandin(delay=0.02) as standin:
+        embedders = [VoyageEmbedder("key", base_url=standin.url, redis_url=redis_url) for _ in range(4)]
+        barrier = threading.Barrier(4)
+
+        def work(embedder: VoyageEmbedder) -> None:
+            barrier.wait()
+            for number in range(15):
+                embedder.embed([f"a text, {number}"])
+                if number == 3 and embedder is embedders[0]:
+                    standin.misbehave("429", retry_after=2.5)
+
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(work, embedders))
+        for embedder in embedders:
+            embedder.close()
+        times = sorted(request["time"] for request in standin.requests)
+    assert len(times) == 4 * 15 + 1
+    longest = max(b - a for a, b in itertools.pairwise(times))
+    assert longest > 1.5, "all paused"
+
+
+# --- Claude
+
+
+@pytest.fixture
+def anthropic() -> Iterator[AnthropicStandin]:
+    with AnthropicStandin(reply=lambda _: [text_block("Balduin.")]) as standin:
+        yield standin
+
+
+def elsewhere(redis_url: str, standin: Standin, model: str = MODEL, who: str = "Claude") -> Pace:
+    """What another process keeps of the same model at the same address."""
+    return Pace(redis_url, who, standin.url, model)
+
+
+def complete(standin: AnthropicStandin, redis_url: str, seconds: float = 20, **named: Any) -> Any:
+    call = Call(Meter(redis_url=redis_url))
+    return claude.complete(REQUEST, api_key=KEY, base_url=standin.url, seconds=seconds, call=call, **named)
+
+
+def stream(standin: AnthropicStandin, redis_url: str, seconds: float = 20, attempts: int = 4) -> Generator[Any]:
+    found = claude.stream(
+        REQUEST, lambda events: (event and event.type for event in events), api_key=KEY, base_url=standin.url,
+        deadline=time.monotonic() + seconds, seconds=seconds, attempts=attempts, call=Call(Meter(redis_url=redis_url)),
+    )  # fmt: skip
+    assert isinstance(found, Generator)
+    return found
+
+
+ASK = """
+import sys
+from shared.providers import claude as messages
+from shared.providers.meter import Call, Meter
+url, redis_url, request = sys.argv[1], sys.argv[2], eval(sys.argv[3])
+print("ready", flush=True)
+input()
+messages.complete(request, api_key="key", base_url=url, seconds=30, call=Call(Meter(redis_url=redis_url)))
+print("answered", flush=True)
+"""
+
+
+@pytest.mark.parametrize("fault", ["429", "529"])
+def test_what_one_process_is_told_all_keep(redis_url: str, anthropic: AnthropicStandin, fault: str) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", ASK, anthropic.url, redis_url, repr(REQUEST)],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        anthropic.misbehave(fault, retry_after=1.5)
+        with pytest.raises(TransientError):
+            complete(anthropic, redis_url, attempts=1)
+        assert other.communicate("\n", 40)[0] == "answered\n"
+    told, answered = (request["time"] for request in anthropic.requests)
+    assert answered - told >= 1.4, "it came before the pause was over"
+
+
+def test_overloaded_in_the_middle_of_an_answer_counts_too(redis_url: str, anthropic: AnthropicStandin) -> None:
+    anthropic.misbehave("error_event")
+    with pytest.raises(TransientError, match="overloaded"):
+        list(stream(anthropic, redis_url, attempts=1))
+    assert known(elsewhere(redis_url, anthropic))
+    anthropic.misbehave("500", times=None)
+    with pytest.raises(TransientError):
+        claude.complete(
+            REQUEST | {"model": "another"}, api_key=KEY, base_url=anthropic.url, seconds=5, attempts=1,
+            call=Call(Meter(redis_url=redis_url)),
+        )  # fmt: skip
+    assert elsewhere(redis_url, anthropic, "another").wait(0) is False, "one that fails may be asked"
+
+
+def test_who_waits_hears_that_it_goes_on_and_may_leave(redis_url: str, anthropic: AnthropicStandin) -> None:
+    elsewhere(redis_url, anthropic).slow(2)
+    found = stream(anthropic, redis_url)
+    waited = list(itertools.takewhile(lambda item: item is None, found))
+    assert len(waited) >= 3
+    assert "message_stop" in list(found)
+    assert len(anthropic.requests) == 1
+
+    elsewhere(redis_url, anthropic).slow(30)
+    found = stream(anthropic, redis_url, 60)
+    assert [next(found), next(found)] == [None, None]
+    started = time.monotonic()
+    found.close()
+    assert time.monotonic() - started < 5
+    assert len(anthropic.requests) == 1
+
+
+def test_an_answer_keeps_the_pause_and_not_the_distance_that_contexts_keep(
+    redis_url: str, anthropic: AnthropicStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = elsewhere(redis_url, anthropic)
+    other.slow(0.1)
+    other.wait(20)
+    change(other, gap=60_000, next=time.time() * 1000 + 60_000)
+    parsed, chunks = document(1)
+    with pytest.raises(TransientError, match=r"Claude asked to slow down; it is left alone for \d\d s"):
+        complete(anthropic, redis_url, urgent=False)
+    writer = Writer(MODEL, KEY, anthropic.url, Meter(redis_url=redis_url))
+    monkeypatch.setattr("worker.indexing.contexts.SECONDS", 5.0)
+    with pytest.raises(TransientError, match="left alone"):
+        list(writer.write("a.txt", parsed, chunks))
+    assert not anthropic.requests
+    complete(anthropic, redis_url)
+    assert known(other)["gap"] == 30_000, "it went well"
+    for _ in range(11):
+        complete(anthropic, redis_url)
+    assert not known(other)
+    anthropic.reply = write_contexts
+    assert list(writer.write("a.txt", parsed, chunks))
+
+
+def test_what_has_little_time_gives_up_at_once(redis_url: str, anthropic: AnthropicStandin) -> None:
+    elsewhere(redis_url, anthropic).slow(40)
+    meter = Meter(redis_url=redis_url)
+    with VoyageStandin() as voyage:
+        elsewhere(redis_url, voyage, "rerank-2.5", "Voyage").slow(40)
+        rerankers = (
+            ClaudeReranker(KEY, MODEL, anthropic.url, 30, meter),
+            VoyageReranker(KEY, "rerank-2.5", voyage.url, 30, meter),
+        )
+        started = time.monotonic()
+        for reranker in rerankers:
+            with pytest.raises(TransientError, match=r"asked to slow down; it is left alone for \d\d s") as caught:
+                reranker.rerank("Who?", ["a", "b"])
+            assert 30 < (caught.value.retry_after or 0) <= 40
+        judged = second_opinion.ask_judge(
+            "a", ["b"], {}, api_key=KEY, model=MODEL, base_url=anthropic.url, seconds=30, call=Call(meter)
+        )
+        assert judged is None
+        assert time.monotonic() - started < 20
+        assert not voyage.requests
+        assert not anthropic.requests
+
+
+def test_voyages_reranker_tells_the_others(redis_url: str) -> None:
+    with VoyageStandin() as voyage:
+        reranker = VoyageReranker(KEY, "rerank-2.5", voyage.url, 30, Meter(redis_url=redis_url))
+        other = elsewhere(redis_url, voyage, "rerank-2.5", "Voyage")
+        voyage.misbehave("429", retry_after=1.2)
+        with pytest.raises(TransientError):
+            reranker.rerank("Who?", ["a", "b"])
+        assert known(other)
+        for _ in range(6):
+            reranker.rerank("Who?", ["a", "b"])
+        assert voyage.requests[1]["time"] - voyage.requests[0]["time"] >= 1.15
+        assert other.wait(0) is False, "it went well"
+        voyage.misbehave("429", message="insufficient_quota")
+        with pytest.raises(TransientError):
+            reranker.rerank("Who?", ["a", "b"])
+        assert other.wait(0) is False, "no waiting helps who has no credit"
+        reranker.close()
+
+
+def test_without_redis_claude_is_waited_for_all_the_same(anthropic: AnthropicStandin) -> None:
+    anthropic.misbehave("429", retry_after=0.6)
+    complete(anthropic, f"redis://127.0.0.1:{free_port()}/0")
+    first, second = (request["time"] for request in anthropic.requests)
+    assert second - first >= 0.55
+
+
+@pytest.mark.parametrize("after", ["inf", "nan", "-5", "soon", "1e300"])
+def test_a_wish_that_makes_no_sense(redis_url: str, anthropic: AnthropicStandin, after: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Standin, "refuse", lambda self, handler, status, **_: handler.send_json(
+            status, self.error_body(status, "No.", None), {"retry-after": after}))  # fmt: skip
+        anthropic.misbehave("429")
+        with pytest.raises(TransientError, match="rate limit"):
+            complete(anthropic, redis_url, attempts=1)
+    pause = known(elsewhere(redis_url, anthropic))["pause"] / 1000 - time.time()
+    assert pause <= pace.LONGEST_PAUSE
+
+
+def test_an_answer_that_cannot_come_in_time_says_when_it_may(system: System, anthropic: AnthropicStandin) -> None:
+    (system.folder / "heron.md").write_text("# The heron\n\nThe heron is called Balduin.\n")
+    system.start("web", "worker", "producer", ANTHROPIC_API_KEY=KEY, ANTHROPIC_BASE_URL=anthropic.url)
+    system.settled(1)
+    anthropic.misbehave("429", retry_after=500)
+    url, body = f"http://127.0.0.1:{system.port}/ask", {"question": "What is the heron called?"}
+    said = []
+    with httpx2.Client(trust_env=False, timeout=60, headers={"Authorization": f"Bearer {KEY}"}) as client:
+        for _ in range(2):
+            response = client.post(url, json=body)
+            assert response.status_code == 503
+            assert 400 < int(response.headers["retry-after"]) <= 500
+            said.append(response.json()["detail"])
+        events = client.post(url, json=body, headers={"Accept": "text/event-stream"}).text
+    assert "rate limit is reached" in said[0]
+    assert re.match(r"Claude asked to slow down; it is left alone for \d{3} s\.", said[1])
+    assert events.index("event: passages") < events.index("event: error")
+    assert '"status": 503' in events
+    assert len(anthropic.requests) == 1, "it is left alone"

@@ -1,0 +1,37 @@
+"""A process that spends as fast as it can: `spend` is run by several at once, see test_usage.py."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from shared import db
+from shared.providers.meter import BudgetError, Meter
+from shared.providers.voyage import VoyageEmbedder
+
+CAP = 0.01  # dollars
+PROCESSES, THREADS = 4, 3
+REFUSALS = 20  # after which a thread gives up
+TEXTS = ["some more words " * 200] * 2
+WORDS = 1200  # what the stand-in counts for them
+
+
+def spend(database_url: str, url: str, results: Any) -> None:
+    """Embeds until the cap has refused often enough. Puts (calls that went through, refusals)."""
+    with db.pool(database_url, THREADS) as pool:
+        embedder = VoyageEmbedder("key", "voyage-4-large", base_url=url, meter=Meter(pool, {"embedding": CAP}))
+
+        def work(_: int) -> tuple[int, int]:
+            embedded = refused = 0
+            while refused < REFUSALS:
+                try:
+                    embedder.embed(TEXTS)
+                    embedded += 1
+                except BudgetError:
+                    refused += 1
+                    time.sleep(0.02)
+            return embedded, refused
+
+        with ThreadPoolExecutor(THREADS) as threads:
+            counts = list(threads.map(work, range(THREADS)))
+        embedder.close()
+    results.put((sum(e for e, _ in counts), sum(r for _, r in counts)))

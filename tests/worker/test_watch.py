@@ -1,0 +1,319 @@
+"""The watcher on real folders: what it reports, what it says it lost, what it says it cannot watch."""
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import until
+from worker.source import watch as watch_module
+from worker.source.folder import FolderSource
+from worker.source.ignore import RULES
+from worker.source.watch import Watch
+
+LINUX = sys.platform == "linux"
+linux = pytest.mark.skipif(not LINUX, reason="inotify is of Linux")
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from worker.source.folder import FolderSource
+from worker.source.watch import Watch
+watch = Watch(FolderSource(Path(sys.argv[1])), "auto")
+watch.start()
+print(json.dumps(["started", False, watch.problem(12)]), flush=True)
+while True:
+    keys = sorted(watch.changed(0.5))
+    lost = watch.take_lost()
+    if keys or lost:
+        print(json.dumps([keys, lost, watch.problem(12)]), flush=True)
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    return tmp_path / "in"
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(watch_module, "AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(watch_module, "MOVE_SECONDS", 0.6)
+
+
+@pytest.fixture(params=["auto", "poll"])
+def watch(root: Path, request: pytest.FixtureRequest) -> Iterator[Watch]:
+    with watching(root, request.param) as watch:
+        yield watch
+
+
+@contextlib.contextmanager
+def watching(root: Path, mode: str = "auto") -> Iterator[Watch]:
+    watch = Watch(FolderSource(root), mode)  # type: ignore[arg-type]
+    watch.start()
+    yield watch
+    watch.stop()
+
+
+def seen(watch: Watch, *want: str, seconds: float = 5) -> set[str]:
+    """What was reported until all of these were."""
+    keys: set[str] = set()
+    deadline = time.monotonic() + seconds
+    while not keys >= set(want):
+        assert time.monotonic() < deadline, f"only {keys} of {want}"
+        keys |= watch.changed(0.2)
+    return keys
+
+
+def quiet(watch: Watch) -> None:
+    """Until nothing more comes: what was made before is reported."""
+    time.sleep(0.25)
+    watch.changed(0)
+
+
+def lost(watch: Watch) -> bool:
+    watch.changed(0.05)
+    return watch.take_lost()
+
+
+def kernel_watches() -> int:
+    count = 0
+    for file in Path("/proc/self/fdinfo").iterdir():
+        with contextlib.suppress(OSError):
+            count += file.read_text().count("inotify wd:")
+    return count
+
+
+def test_what_is_reported(root: Path, watch: Watch) -> None:
+    (root / "sub" / "a.md").write_text("one")
+    (root / "sub" / ".hidden.md").write_text("one")
+    (root / "caf\u00e9.md").write_text("one")
+    assert seen(watch, "sub/a.md") <= {"caf\u00e9.md", "sub/a.md"}
+    quiet(watch)
+    (root / "sub" / "a.md").read_text()
+    (root / "sub" / "b.tmp").write_text("ignored")
+    if LINUX and watch.mode == "auto":
+        assert watch.changed(0.3) == set(), "neither reading nor ignored files"
+    os.utime(root / "sub" / "a.md", (1, 1))
+    assert seen(watch, "sub/a.md") == {"sub/a.md"}
+    (root / "sub" / "a.md").unlink()
+    assert seen(watch, "sub/a.md") == {"sub/a.md"}
+    assert watch.problem(2) is None
+    assert not watch.lost
+
+
+@linux
+def test_reading_and_ignored_files_wake_nobody(root: Path) -> None:
+    (root / "a.md").write_text("x")
+    with watching(root) as watch:
+        timer = threading.Timer(0.2, lambda: [(root / "a.md").read_text(), (root / "b.tmp").write_text("x")])
+        timer.start()
+        began = time.monotonic()
+        assert watch.changed(0.6) == set()
+        assert time.monotonic() - began > 0.55
+        timer.join()
+
+
+def atomically(path: Path) -> None:
+    path.with_name(".a.md.tmp").write_text("two")
+    path.with_name(".a.md.tmp").replace(path)
+
+
+def as_vim_does(path: Path) -> None:
+    path.with_name("4913").write_text("")
+    path.with_name("4913").unlink()
+    path.rename(path.with_name("a.md~"))
+    path.write_text("two")
+    path.with_name("a.md~").unlink()
+
+
+@pytest.mark.parametrize("save", [atomically, as_vim_does])
+def test_editors(root: Path, watch: Watch, save: Callable[[Path], None]) -> None:
+    (root / "sub" / "a.md").write_text("one")
+    seen(watch, "sub/a.md")
+    quiet(watch)
+    save(root / "sub" / "a.md")
+    assert seen(watch, "sub/a.md") == {"sub/a.md"}
+
+
+def test_folder_moved_in_and_out(root: Path, tmp_path: Path, watch: Watch) -> None:
+    (tmp_path / "other" / "deep").mkdir(parents=True)
+    (tmp_path / "other" / "deep" / "a.md").write_text("x")
+    (tmp_path / "other").rename(root / "new")
+    seen(watch, "new")
+    (root / "new" / "deep" / "b.md").write_text("x")
+    assert "new/deep/b.md" in seen(watch, "new/deep/b.md")
+    (root / "new").rename(root / "renamed")
+    seen(watch, "new", "renamed")
+    (root / "renamed" / "deep" / "c.md").write_text("x")
+    seen(watch, "renamed/deep/c.md")
+    (root / "renamed").rename(tmp_path / "out")
+    seen(watch, "renamed")
+    if LINUX and watch.mode == "auto":
+        until(lambda: lost(watch), 3)
+        assert kernel_watches() == 2, "what left is not watched any longer"
+    (tmp_path / "out").rename(root / "back")
+    seen(watch, "back")
+    (root / "back" / "deep" / "d.md").write_text("x")
+    seen(watch, "back/deep/d.md")
+
+
+def test_rules(root: Path, watch: Watch) -> None:
+    (root / RULES).write_text("sub/")
+    until(lambda: lost(watch), 3)
+    (root / "sub" / "a.md").write_text("x")
+    (root / "b.md").write_text("x")
+    assert seen(watch, "b.md") == {"b.md"}
+    if LINUX and watch.mode == "auto":
+        assert kernel_watches() == 1, "an ignored folder costs no watch"
+    (root / RULES).unlink()
+    until(lambda: lost(watch), 3)
+    (root / "sub" / "c.md").write_text("x")
+    assert "sub/c.md" in seen(watch, "sub/c.md")
+
+
+def test_root_goes_away_and_comes_back(root: Path, tmp_path: Path, watch: Watch) -> None:
+    root.rename(tmp_path / "elsewhere")
+    assert watch.changed(0.1) == set()
+    root.mkdir()
+    until(lambda: lost(watch), 4)
+    (root / "a.md").write_text("x")
+    seen(watch, "a.md")
+    shutil.rmtree(root)
+    until(lambda: watch.changed(0.05) is not None and watch.problem(1), 4)
+    assert "cannot be watched" in str(watch.problem(1))
+    root.mkdir()
+    until(lambda: lost(watch), 4)
+    assert watch.problem(1) is None
+    (root / "b.md").write_text("x")
+    seen(watch, "b.md")
+
+
+def test_root_is_a_link(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root)
+    (tmp_path / "second").mkdir()
+    with watching(tmp_path / "link") as watch:
+        (root / "sub" / "a.md").write_text("x")
+        seen(watch, "sub/a.md")
+        (tmp_path / "link").unlink()
+        (tmp_path / "link").symlink_to(tmp_path / "second")
+        until(lambda: lost(watch), 4)
+        (tmp_path / "second" / "b.md").write_text("x")
+        seen(watch, "b.md")
+
+
+def test_a_dead_watcher_is_started_again(root: Path, watch: Watch) -> None:
+    assert watch._observer
+    watch._observer.stop()
+    watch._observer.join()
+    assert not watch.alive()
+    until(lambda: lost(watch), 4)
+    (root / "a.md").write_text("x")
+    seen(watch, "a.md")
+
+
+@linux
+def test_nothing_is_left_behind(root: Path) -> None:
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(3):
+        with watching(root):
+            assert kernel_watches() == 2
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    assert kernel_watches() == 0
+
+
+Told = Callable[[], list[object]]
+
+
+@contextlib.contextmanager
+def child(root: Path, *prefix: str, code: str = CHILD) -> Iterator[tuple[subprocess.Popen[str], Told]]:
+    """A process that watches, and what it tells next: keys, lost, problem. Fails the test when it tells nothing for long."""
+    command = [*prefix, sys.executable, "-c", code, str(root)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    reader = threading.Thread(target=lambda: deque(map(lines.put, process.stdout or ()), maxlen=0))
+    reader.start()
+    try:
+        yield process, lambda: list(json.loads(lines.get(timeout=10)))
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        assert process.stdout
+        process.stdout.close()
+
+
+@linux
+def test_overflow(root: Path) -> None:
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    if limit > 50_000:
+        pytest.skip(f"{limit} events would have to be made")
+    with child(root) as (process, told):
+        assert told() == ["started", False, None]
+        process.send_signal(signal.SIGSTOP)
+        for number in range(limit // 2 + 200):  # each is made and closed: two events
+            os.close(os.open(root / f"{number}.md", os.O_CREAT))
+            os.unlink(root / f"{number}.md")
+        (root / "late").mkdir()
+        process.send_signal(signal.SIGCONT)
+        until(lambda: told()[1], 10, pause=0)
+        (root / "late" / "a.md").write_text("x")
+        until(lambda: "late/a.md" in told()[0], 10, pause=0)  # type: ignore[operator]
+
+
+def limited(name: str, count: int) -> list[str]:
+    """A command's prefix that gives it so many watches or instances, and nobody else less."""
+    prefix = ["unshare", "-Ur", "sh", "-c", f'echo {count} > /proc/sys/user/max_inotify_{name} && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("user namespaces are not to be had here")
+    return prefix
+
+
+@linux
+def test_the_limit_of_watches(root: Path) -> None:
+    for number in range(10):
+        (root / str(number)).mkdir()
+    with child(root, *limited("watches", 8)) as (_, told):
+        _, _, problem = told()
+        assert str(problem).startswith(f"4 of 12 folders in {root} are not watched")
+        assert "max_user_watches is 8" in str(problem)
+        assert "ASKFOLDER_WATCH=poll" in str(problem)
+        (root / "a.md").write_text("x")
+        assert told()[0] == ["a.md"], "the rest is watched"
+        for number in range(10):
+            (root / str(number)).rmdir()
+        until(lambda: told()[2] is None)
+
+
+@linux
+@pytest.mark.parametrize(("name", "limit"), [("watches", "max_user_watches"), ("instances", "max_user_instances")])
+def test_no_watch_at_all(root: Path, name: str, limit: str) -> None:
+    with child(root, *limited(name, 0)) as (_, told):
+        problem = str(told()[2])
+    assert "cannot be watched" in problem
+    assert f"{limit} is 0" in problem
+    assert "ASKFOLDER_WATCH=poll" in problem
+
+
+@linux
+def test_a_raised_limit_is_taken_up(root: Path) -> None:
+    code = CHILD.replace("while True:", "Path('/proc/sys/user/max_inotify_watches').write_text('100')\nwhile True:")
+    code = code.replace("keys = ", "print(json.dumps(['', watch.lost, watch.problem(2)]), flush=True); keys = ")
+    with child(root, *limited("watches", 1), code=code) as (_, next_told):
+        told = [next_told() for _ in range(3)]
+    assert "1 of 12 folders" in str(told[0][2])
+    assert told[1][2] is None
+    assert told[2][1:] == [True, None]

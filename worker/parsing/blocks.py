@@ -1,0 +1,81 @@
+"""Writes converted documents: blocks of reading Markdown, with the offsets of headings and pages."""
+
+import re
+
+from shared.errors import UnreadableError
+from shared.models import Heading
+from worker.parsing.text import LONGEST_HEADING, storable
+
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
+MAX_PAGES = 20_000
+
+
+def refuse_pages(count: int, name: str) -> None:
+    if count > MAX_PAGES:
+        raise UnreadableError(f"{name} has {count:,} pages, the limit is {MAX_PAGES:,}; split it.")
+
+
+class Writer:
+    """Collects blocks separated by blank lines; neighbouring list items stand on neighbouring lines."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.length = 0
+        self.headings: list[Heading] = []
+        self.pages: list[tuple[int, int]] = []
+        self._last = ""
+        self._page: int | None = None
+
+    def text(self) -> str:
+        return "".join(self.parts) + "\n" if self.parts else ""
+
+    def page(self, number: int) -> None:
+        """What is written from here on stands on this page; a page without any text leaves no trace."""
+        self._page = number
+
+    def block(self, text: str, kind: str = "") -> int:
+        """Write a block and return its offset, or where it would stand if it is blank."""
+        text = CONTROL.sub("", storable(text)).rstrip()
+        if not text.strip():
+            return self.length
+        if self.parts:
+            tight = (kind == self._last == "item") or self._last == "term"
+            separator = "\n" if tight else "\n\n"
+            self.parts.append(separator)
+            self.length += len(separator)
+        start = self.length
+        if self._page is not None:
+            self.pages.append((start, self._page))
+            self._page = None
+        self.parts.append(text)
+        self.length += len(text)
+        self._last = kind
+        return start
+
+    def heading(self, level: int, title: str) -> None:
+        title = " ".join(CONTROL.sub("", storable(title)).split())
+        if len(title) > LONGEST_HEADING:
+            self.block(title)
+        elif title:
+            level = max(1, min(level, 6))
+            start = self.block("#" * level + " " + title)
+            self.headings.append(Heading(start, level, title))
+
+    def table(self, rows: list[list[str]]) -> None:
+        """Write rows as a pipe table, its head first; blank rows, and blank columns at the right, are left out."""
+        rows = [[cell_text(cell) for cell in row] for row in rows]
+        rows = [row for row in rows if any(row)]
+        columns = max((index + 1 for row in rows for index, cell in enumerate(row) if cell), default=0)
+        if columns == 0:
+            return
+        lines = [pipe_row(row[:columns], columns) for row in rows]
+        self.block("\n".join([lines[0], pipe_row(["---"] * columns, columns), *lines[1:]]), "table")
+
+
+def cell_text(text: str) -> str:
+    return " ".join(text.split())
+
+
+def pipe_row(cells: list[str], columns: int) -> str:
+    cells = cells + [""] * (columns - len(cells))
+    return "| " + " | ".join(cells) + " |"

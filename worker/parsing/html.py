@@ -1,0 +1,319 @@
+"""HTML to plain reading Markdown: headings, lists, fences and pipe tables; no emphasis, links, images or escapes.
+
+A reader of ours over lxml's tree: html-to-markdown 3.21 writes escapes (`1\\.`, `\\#`, `\\|`) and emphasis (captions,
+summaries) that no option turns off and that cannot be told from the page's own characters afterwards.
+"""
+
+import codecs
+import re
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from lxml import etree  # type: ignore[import-untyped]
+
+from shared.errors import UnreadableError
+from shared.models import Parsed
+from worker.parsing.blocks import Writer, pipe_row
+from worker.parsing.metadata import described
+from worker.parsing.text import clean_title, decode, first_title, storable
+
+META_CHARSET = re.compile(rb"(?:<meta[^>]+charset|<\?xml[^>]+encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
+# <meta> that speaks to browsers, robots and networks, or holds a secret, rather than saying what the page is about.
+FOR_PROGRAMS = re.compile(
+    r"(?:viewport|robots|\w*bot|referrer|generator|progid|originator|rating|theme-color|color-scheme|format-detection|next-head-count"
+    r"|handheldfriendly|mobile|apple-|application-|msapplication|msvalidate|ms\.|x-|fb:|twitter:|og:(?!description$)"
+    r"|.*(?:csrf|token|nonce|verif|param)|$)",
+    re.I,
+)
+MAX_META = 500
+SKIPPED = {
+    "head", "script", "style", "template", "noscript", "iframe", "object", "embed", "applet", "audio", "video",
+    "canvas", "svg", "map", "img", "picture", "source", "select", "datalist", "textarea", "button", "input",
+    "dialog", "rp", "annotation", "annotation-xml",
+}  # fmt: skip
+BLOCKS = {
+    "html", "body", "address", "article", "aside", "blockquote", "center", "dd", "details", "dir", "div", "dl",
+    "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header",
+    "hgroup", "hr", "legend", "li", "main", "menu", "ol", "p", "pre", "search", "section", "summary", "table",
+    "ul", "tr", "td", "th", "tbody", "thead", "tfoot", "caption", "nav",
+}  # fmt: skip
+CHROME_ROLES = {"navigation", "search", "contentinfo", "dialog"}
+CHROME_CLASSES = {
+    "navheader", "navfooter", "headerlink", "permalink", "sphinxsidebar", "skip-link", "breadcrumb",
+    "breadcrumbs", "docnav", "mw-editsection", "navbox", "cookie-banner", "visually-hidden",
+    "sr-only", "linenos", "lineno",
+}  # fmt: skip
+LAYOUT = {"h1", "h2", "h3", "h4", "h5", "h6", "pre", "table"}
+BREAK = "\v"  # stands for <br> until white space is collapsed
+MAX_DEPTH = 900
+
+
+def parse_html(data: bytes, name: str) -> Parsed:
+    """Read an HTML page without its navigation, or whole where nothing else is in it."""
+    text = decode(data, name, declared_encoding(data))
+    root = tree(text, name)
+    for skip in (is_chrome, is_hidden):
+        writer = Writer()
+        if root is not None:
+            page = Page(writer, skip)
+            page.menus = skip is is_chrome and any(root.find(f".//{tag}") is not None for tag in ("h1", "h2"))
+            page.read(root)
+        if writer.text().strip():
+            break
+    else:
+        raise UnreadableError(
+            f"{name} has no text in it, only markup, scripts or pictures; "
+            "open it in a browser, save it as PDF and drop that instead."
+        )
+    found = root.find(".//title")
+    title = first_title(tuple(writer.headings)) or clean_title(found.text if found is not None else None)
+    metadata = page_metadata(root) if root is not None else {}
+    return Parsed(writer.text(), "html", "markdown", title, tuple(writer.headings), metadata=metadata)
+
+
+def page_metadata(root: Any) -> dict[str, Any]:
+    """What a page's <meta>, <title> and lang say of it."""
+    title = root.find(".//title")
+    language = root.get("lang") or root.get("{http://www.w3.org/XML/1998/namespace}lang") or root.get("xml:lang")
+    found = [("title", title.text if title is not None else None), ("language", language)]
+    for element in islice(root.iter("meta"), MAX_META):
+        name = element.get("name") or element.get("property") or ""
+        if not FOR_PROGRAMS.match(name):
+            found.append((name, element.get("content")))
+    return described(found)
+
+
+def declared_encoding(data: bytes) -> str | None:
+    found = META_CHARSET.search(data[:4096])
+    if not found:
+        return None
+    try:
+        encoding = codecs.lookup(found[1].decode("ascii")).name
+    except LookupError:
+        return None
+    if encoding.startswith(("utf-16", "utf-32")):  # it cannot be: the declaration was read as ASCII
+        return None
+    return "cp1252" if encoding in ("iso8859-1", "ascii") else encoding  # as browsers read them
+
+
+def tree(text: str, name: str) -> Any:
+    """The root element, None for a page without any element."""
+    parser = etree.HTMLParser(encoding="utf-8", no_network=True, huge_tree=True, remove_comments=True, remove_pis=True)
+    try:
+        root = etree.fromstring(text.encode("utf-8"), parser)
+    except etree.XMLSyntaxError:
+        root = None
+    # libxml2 leaves out what comes after 2,048 levels: better no text than some of it.
+    if any("Excessive depth" in error.message for error in parser.error_log):
+        raise UnreadableError(
+            f"{name} is nested too deeply to be read whole; open it in a browser, save it as PDF and drop that instead."
+        )
+    return root
+
+
+def is_menu(element: Any) -> bool:
+    """A list of short links and nothing else."""
+    items = [item for item in element.iter("li") if not item.findall(".//li")]
+    linked = sum(len("".join(link.itertext()).strip()) for link in element.iter("a"))
+    words = len("".join("".join(element.itertext()).split("\n")).strip())
+    return len(items) > 2 and linked >= 0.8 * words and words <= 30 * len(items)
+
+
+def is_hidden(element: Any) -> bool:
+    if element.tag in SKIPPED or element.get("hidden") is not None:
+        return True
+    return bool(re.search(r"display\s*:\s*none", element.get("style") or ""))
+
+
+def is_chrome(element: Any) -> bool:
+    if is_hidden(element) or element.get("role") in CHROME_ROLES:
+        return True
+    if element.tag == "nav":
+        return True
+    if element.tag == "footer":
+        return element.getparent() is None or element.getparent().tag in ("body", "div", "html")
+    return not CHROME_CLASSES.isdisjoint((element.get("class") or "").split())
+
+
+class Page:
+    """Walks a page's tree and writes its blocks."""
+
+    def __init__(self, writer: Writer, skip: Callable[[Any], bool]) -> None:
+        self.writer = writer
+        self.skip = skip
+        self.menus = False  # whether lists of links before the first heading are left out
+        self.words: list[str] = []
+        self.indent = ""
+        self.marker = ""
+        self.depth = 0
+
+    def read(self, root: Any) -> None:
+        self.children(root)
+        self.flush()
+
+    def flush(self, kind: str = "") -> None:
+        text = collapse("".join(self.words))
+        self.words.clear()
+        if text:
+            self.block(text, kind)
+
+    def block(self, text: str, kind: str = "") -> None:
+        """Write a block; the first of a list item carries the item's mark."""
+        kind = "item" if self.marker else kind
+        first = self.indent[: -len(self.marker)] + self.marker if self.marker else self.indent
+        self.marker = ""
+        lines = text.split("\n")
+        indented = [(self.indent + line).rstrip() for line in lines[1:]]
+        self.writer.block("\n".join([first + lines[0], *indented]), kind)
+
+    def children(self, element: Any) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            self.words.append(" ".join(element.itertext("*")))
+        else:
+            if element.text:
+                self.words.append(element.text.replace("\v", " "))
+            for child in element:
+                self.element(child)
+                if child.tail:
+                    self.words.append(child.tail.replace("\v", " "))
+        self.depth -= 1
+
+    def element(self, element: Any) -> None:
+        tag = element.tag
+        if not isinstance(tag, str) or self.skip(element):
+            return
+        if tag == "br":
+            self.words.append(BREAK)
+        elif tag == "q":
+            self.words.append("“")
+            self.children(element)
+            self.words.append("”")
+        elif tag == "rt":
+            self.words.append("(")
+            self.children(element)
+            self.words.append(")")
+        elif tag not in BLOCKS:
+            self.children(element)
+        else:
+            self.flush()
+            self.block_element(element, tag)
+
+    def block_element(self, element: Any, tag: str) -> None:
+        if tag in ("h1", "h2", "h3", "h4", "h5", "h6"):
+            title = collapse(self.plain(element)).replace("\n", " ").rstrip("¶ ")
+            # In a list item or a table a heading would cut its surroundings apart.
+            if title and not self.indent:
+                self.writer.heading(int(tag[1]), title)
+            elif title:
+                self.block(title)
+        elif tag == "pre":
+            self.code(element)
+        elif tag == "table":
+            self.table(element)
+        elif tag in ("ul", "ol", "menu", "dir"):
+            self.items(element, ordered=tag == "ol")
+        elif tag == "li":
+            self.item(element, "- ")
+        elif tag != "hr":
+            self.children(element)
+            self.flush("term" if tag == "dt" else "")
+
+    def items(self, element: Any, ordered: bool) -> None:
+        if self.menus and not self.writer.headings and is_menu(element):
+            return
+        start = element.get("start") or "1"
+        number = int(start) if re.fullmatch(r"-?\d{1,9}", start) else 1
+        if element.text:
+            self.words.append(element.text)
+        for child in element:
+            if child.tag == "li" and not self.skip(child):
+                self.flush()
+                self.item(child, f"{number}. " if ordered else "- ")
+                number += 1
+            else:
+                self.element(child)
+            if child.tail:
+                self.words.append(child.tail)
+        self.flush()
+
+    def item(self, element: Any, marker: str) -> None:
+        if self.marker:  # a list that opens an item: the outer item has no words of its own
+            self.marker, self.indent = "", self.indent[: -len(self.marker)]
+            outer = self.indent
+        else:
+            outer = self.indent
+        if len(outer) < 24:
+            self.indent, self.marker = outer + " " * len(marker), marker
+        self.children(element)
+        self.flush()
+        self.indent, self.marker = outer, ""
+
+    def code(self, element: Any) -> None:
+        parts = self.raw(element)
+        code = storable("".join(parts)).strip("\n").rstrip()
+        if not code.strip():
+            return
+        classes = " ".join([element.get("class") or "", *(child.get("class") or "" for child in element)])
+        language = re.search(r"\blang(?:uage)?-([\w+#-]+)", classes)
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
+        self.block(f"{fence}{language[1] if language else ''}\n{code}\n{fence}", "code")
+
+    def raw(self, element: Any) -> list[str]:
+        parts = [element.text or ""]
+        for child in element:
+            if child.tag == "br":
+                parts.append("\n")
+            elif isinstance(child.tag, str) and not self.skip(child):
+                parts.extend(self.raw(child))
+            parts.append(child.tail or "")
+        return parts
+
+    def plain(self, element: Any) -> str:
+        """All words of an element on one line."""
+        inner = Page(Writer(), self.skip)
+        inner.depth = self.depth
+        inner.children(element)
+        inner.flush()
+        return " ".join(part for part in inner.writer.text().replace("\n", " ").split(" ") if part)
+
+    def table(self, element: Any) -> None:
+        rows = [row for row in element.iter("tr") if nearest_table(row) is element]
+        cells = [[cell for cell in row if cell.tag in ("td", "th") and not self.skip(cell)] for row in rows]
+        widest = max((len(row) for row in cells), default=0)
+        if (
+            widest < 2
+            or element.get("role") == "presentation"
+            or any(inner.tag in LAYOUT for inner in element.iterdescendants())
+        ):
+            for row in element.iter("tr", "caption"):
+                if nearest_table(row) is element:
+                    self.children(row)
+                    self.flush()
+            return
+        for caption in element.iterchildren("caption"):
+            self.children(caption)
+            self.flush()
+        written = []
+        for row in cells:
+            texts: list[str] = []
+            for cell in row:
+                span = cell.get("colspan") or "1"
+                blanks = min(int(span), 50) - 1 if re.fullmatch(r"\d{1,9}", span) else 0
+                texts += [self.plain(cell)] + [""] * blanks
+            if any(texts):
+                written.append(texts)
+        if written:
+            columns = max(map(len, written))
+            lines = [pipe_row(texts, columns) for texts in written]
+            self.block("\n".join([lines[0], pipe_row(["---"] * columns, columns), *lines[1:]]), "table")
+
+
+def nearest_table(element: Any) -> Any:
+    return next(element.iterancestors("table"), None)
+
+
+def collapse(text: str) -> str:
+    lines = (" ".join(re.split(r"[^\S\v]+", line)).strip() for line in storable(text).split(BREAK))
+    return "\n".join(line for line in lines if line)

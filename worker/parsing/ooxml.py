@@ -1,0 +1,181 @@
+"""DOCX, PPTX and XLSX to plain reading Markdown: a bounded reader over the XML in the archive.
+
+Ours because the known readers are slow or can be brought down; names are compared without their namespace, so that
+strict and transitional files read alike.
+"""
+
+import io
+import posixpath
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+from lxml import etree  # type: ignore[import-untyped]
+
+from shared.errors import UnreadableError
+
+MAX_MEMBERS = 20_000
+MAX_BYTES = 300_000_000
+MAX_RATIO = 400
+MAX_PROPERTIES = 1_000_000  # bytes
+BIG = 10_000_000  # below this a high ratio does no harm
+KIND = {"docx": "Word document", "pptx": "presentation", "xlsx": "workbook"}
+XML_LIMITS: dict[str, Any] = {"resolve_entities": False, "no_network": True, "load_dtd": False, "huge_tree": False}
+
+
+class Archive:
+    """An Office file's parts; a part is read only within the limits."""
+
+    def __init__(self, data: bytes, name: str, format: str) -> None:
+        self.name = name
+        self.format = format
+        self.zip = zipfile.ZipFile(io.BytesIO(data))
+        members = self.zip.infolist()
+        total = sum(member.file_size for member in members if member.filename.endswith((".xml", ".rels")))
+        if len(members) > MAX_MEMBERS or total > MAX_BYTES:
+            raise self.bomb(f"{len(members):,} parts, {total / 1e6:,.0f} MB")
+        for member in members:
+            if member.file_size > BIG and member.file_size > MAX_RATIO * max(1, member.compress_size):
+                raise self.bomb(f"{member.filename} alone to {member.file_size / 1e6:,.0f} MB")
+        self.names = {member.filename for member in members}
+        self.unpacked = 0
+
+    def bomb(self, what: str) -> UnreadableError:
+        return UnreadableError(
+            f"{self.name} unpacks to far more than a {KIND[self.format]} of its size should ({what}), "
+            "so it was not read; "
+            "save its text as PDF or plain text and drop that instead."
+        )
+
+    def damaged(self) -> UnreadableError:
+        return UnreadableError(
+            f"{self.name} is a {KIND[self.format]} that is damaged inside; "
+            "open it in the program that made it, save it again and drop it again."
+        )
+
+    def entities(self) -> UnreadableError:
+        return UnreadableError(
+            f"{self.name} declares XML entities, as no {KIND[self.format]} does, so it was not read; "
+            "open it in the program that made it, save it again and drop it again."
+        )
+
+    def invalid(self, error: etree.XMLSyntaxError) -> UnreadableError:
+        if "depth" in str(error).lower():
+            return UnreadableError(f"{self.name} is nested too deeply to be read; save it again in a simpler form.")
+        return self.damaged()
+
+    def open(self, part: str) -> io.BytesIO:
+        try:
+            # Counted at each reading: a presentation may show the same slide a million times.
+            self.unpacked += self.zip.getinfo(part).file_size
+            if self.unpacked > MAX_BYTES:
+                raise self.bomb(f"more than {MAX_BYTES / 1e6:,.0f} MB")
+            data = self.zip.read(part)
+        except RuntimeError as error:  # how zipfile says that a member is encrypted
+            raise UnreadableError(
+                f"{self.name} is protected by a password; save it without one and drop it again."
+            ) from error
+        except (KeyError, zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OSError) as error:
+            raise self.damaged() from error
+        head = data[:65536].replace(b"\0", b"")  # UTF-16 too
+        if b"<!DOCTYPE" in head or b"<!ENTITY" in head:
+            raise self.entities()
+        return io.BytesIO(data)
+
+    def xml(self, part: str) -> Any:
+        parser = etree.XMLParser(remove_comments=True, remove_pis=True, **XML_LIMITS)
+        try:
+            root = etree.parse(self.open(part), parser).getroot()
+        except etree.XMLSyntaxError as error:
+            raise self.invalid(error) from error
+        self.refuse_entities(root)
+        return root
+
+    def refuse_entities(self, element: Any) -> None:
+        """Such a declaration may also stand behind a long comment."""
+        if element.getroottree().docinfo.doctype:
+            raise self.entities()
+
+    def optional(self, part: str) -> Any:
+        return self.xml(part) if part in self.names else etree.Element("none")
+
+    def relations(self, part: str) -> dict[str, tuple[str, str]]:
+        """Relation id: (kind, part) of what `part` refers to inside the archive."""
+        folder, file = posixpath.split(part)
+        found = {}
+        for relation in self.optional(posixpath.join(folder, "_rels", f"{file}.rels")):
+            if local(relation) == "Relationship" and relation.get("TargetMode") != "External":
+                target = posixpath.normpath(posixpath.join("/", folder, relation.get("Target") or ""))
+                found[relation.get("Id") or ""] = ((relation.get("Type") or "").rpartition("/")[2], target.lstrip("/"))
+        return found
+
+    def properties(self) -> list[tuple[str, str | None]]:
+        """(name, value) of the core properties; none where they are damaged, for the text can still be read."""
+        part = next(
+            (part for kind, part in self.relations("").values() if kind == "core-properties"), "docProps/core.xml"
+        )
+        if part not in self.names or self.zip.getinfo(part).file_size > MAX_PROPERTIES:
+            return []
+        try:
+            root = self.xml(part)
+        except UnreadableError:
+            return []
+        return [("author" if local(e) == "creator" else local(e), e.text) for e in root if local(e)]
+
+
+def local(element: Any) -> str:
+    """An element's name without its namespace; "" for what is no element."""
+    tag = element.tag
+    return tag.rpartition("}")[2] if isinstance(tag, str) else ""
+
+
+def attribute(element: Any, name: str) -> str | None:
+    for key, value in element.attrib.items():
+        if key.rpartition("}")[2] == name:
+            return str(value)
+    return None
+
+
+def relation_id(element: Any) -> str:
+    """The r:id of an element, which may also have an id of its own."""
+    return next((str(value) for key, value in element.attrib.items() if key.endswith("}id")), "")
+
+
+def child(element: Any, *path: str) -> Any | None:
+    """The first child with a name, then its child, and so on."""
+    for name in path:
+        element = next((inner for inner in element if local(inner) == name), None)
+        if element is None:
+            return None
+    return element
+
+
+def value_of(element: Any | None, *path: str) -> str | None:
+    """The val attribute of a descendant."""
+    found = child(element, *path) if element is not None else None
+    return attribute(found, "val") if found is not None else None
+
+
+def inside(element: Any, *names: str) -> Iterator[Any]:
+    """Descendants with one of these names."""
+    return (inner for inner in element.iter() if local(inner) in names)
+
+
+WRAPPERS = {"sdt", "sdtContent", "customXml", "smartTag", "ins", "moveTo", "AlternateContent", "Choice"}
+
+
+def count(number: int, form: str) -> str:
+    if form in ("lowerLetter", "upperLetter"):
+        letter = chr(ord("a") + (number - 1) % 26) * ((number - 1) // 26 % 9 + 1)
+        return letter.upper() if form == "upperLetter" else letter
+    if form in ("lowerRoman", "upperRoman") and 0 < number < 4000:
+        roman = ""
+        for value, digits in zip(
+            (1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1),
+            ["M", "CM", "D", "CD", "C", "XC", "L", "XL", "X", "IX", "V", "IV", "I"],
+            strict=True,
+        ):
+            roman += digits * (number // value)
+            number %= value
+        return roman if form == "upperRoman" else roman.lower()
+    return f"{number:02}" if form == "decimalZero" else str(number)
