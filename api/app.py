@@ -10,8 +10,7 @@ from flask import (
 )
 
 from api.access import _harden, _let_in, allowed_hosts
-from api.bodies import MAX_BODY
-from api.problems import _problem
+from api.problems import MAX_BODY, _problem
 from api.question_log import QuestionLog
 from api.resources import Asker
 from api.retrieval import retrieve

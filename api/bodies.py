@@ -11,8 +11,6 @@ from werkzeug.exceptions import HTTPException
 from api.ask import PASSAGES
 from api.problems import _Invalid
 
-MAX_BODY = 256 * 1024  # bytes
-
 M = TypeVar("M", bound=BaseModel)
 
 Question = Annotated[

@@ -10,12 +10,13 @@ from flask import (
 from psycopg_pool import PoolTimeout
 from werkzeug.exceptions import HTTPException
 
-from api.bodies import MAX_BODY
 from api.retrieval.filters import FilterError
 from shared.errors import AskfolderError, PermanentError, TransientError
 from shared.log import log
 
 # --- how errors are said (RFC 9457) ----------------------------------------------------------------------------------
+
+MAX_BODY = 256 * 1024  # bytes
 
 
 def problem(status: int, title: str, detail: str, **more: object) -> Response:

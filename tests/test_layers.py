@@ -1,4 +1,4 @@
-"""Who may import whom, and that no SQL is put together from values: from the syntax tree."""
+"""Import rules between packages, and SQL that is never put together from values: checked on the syntax tree."""
 
 import ast
 from pathlib import Path
@@ -7,24 +7,117 @@ import pytest
 
 from shared.settings import ROOT
 
-FILES = sorted(path for folder in ("api", "shared", "worker") for path in (ROOT / folder).rglob("*.py"))
+PACKAGES = ("worker", "api", "shared")
+FILES = sorted(path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
 NEVER = {
-    "api": {"worker", "celery", "kombu", "tests", "scripts"},
-    "worker": {"api", "flask", "gunicorn", "tests", "scripts"},
-    "shared": {"api", "worker", "flask", "celery", "kombu", "boto3", "gunicorn", "tests", "scripts"},
+    "api": {"worker", "celery", "kombu", "tests", "scripts", "bench"},
+    "worker": {"api", "flask", "gunicorn", "tests", "scripts", "bench"},
+    "shared": {"api", "worker", "flask", "celery", "kombu", "boto3", "gunicorn", "tests", "scripts", "bench"},
 }
+# Each package's rooms, from the top down: a room imports only what stands further down. Rooms of one line (",") may import
+# one another, as long as there is no circle; rooms separated by "|" never do.
+ROOMS = {
+    "worker": "producer, publishing > tasks > ingest, estimate > leases > source | indexing | parsing > app",
+    "api": "serve > app > routes > bodies, access, problems > ask > answering > verification | retrieval > resources > "
+    "question_log",
+    "shared": "cli > evaluation > system, client > providers | ledger > cache, keys > settings, db, broker, background > "
+    "prices, text, models, file_types, errors, log",
+}
+ONLY_INSIDE_SHARED = ("shared.cli", "shared.evaluation", "shared.system")
+# Packages that open connections to providers, and the modules that may import them.
+CLIENTS = {
+    "anthropic": ("shared.providers",),
+    "openai": ("shared.providers",),
+    "httpx2": ("shared.providers", "shared.client", "shared.system.up"),
+}
+# The parsing child runs without keys: what it imports, directly or through others, is one of these.
+CHILD = "worker.parsing.child"
+CHILD_MAY = ("worker.parsing", "shared.errors", "shared.models", "shared.file_types")
 
 
-def imports(tree: ast.AST) -> set[str]:
-    """Top-level names of everything that a module imports, functions and type checks included."""
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imports(tree: ast.AST, modules: dict[str, Path] = MODULES) -> set[str]:
+    """Dotted names of everything that a module imports, functions and type checks included."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports name the whole path"
-            found.add((node.module or "").partition(".")[0])
+            module = node.module or ""
+            found |= {full if (full := f"{module}.{alias.name}") in modules else module for alias in node.names}
     return found
+
+
+IMPORTS = {module: imports(ast.parse(path.read_text())) for module, path in MODULES.items()}
+
+
+def is_in(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def allowed(rooms: str, room: str) -> set[str]:
+    """Rooms that a room may import, itself left out."""
+    lines = [[part.strip() for part in line.replace("|", ",").split(",")] for line in rooms.split(">")]
+    texts = rooms.split(">")
+    (rank,) = [number for number, line in enumerate(lines) if room in line]
+    below = {name for line in lines[rank + 1 :] for name in line}
+    return below if "|" in texts[rank] else below | set(lines[rank]) - {room}
+
+
+def broken_rules(module: str, imported: set[str]) -> list[str]:
+    """Sentences about the imports of one module that the rules forbid."""
+    package, _, rest = module.partition(".")
+    wrong = [f"{module} imports {name}" for name in imported if name.partition(".")[0] in NEVER[package]]
+    if rest:
+        room = rest.partition(".")[0]
+        may = allowed(ROOMS[package], room)
+        for name in imported:
+            other = name.split(".")
+            if other[0] == package and len(other) > 1 and other[1] != room and other[1] not in may:
+                wrong.append(f"{module} imports {name}, which is not below {room}")
+    for name in imported:
+        if package != "shared" and is_in(name, ONLY_INSIDE_SHARED):
+            wrong.append(f"{module} imports {name}, which only shared/ may")
+        if (client := name.partition(".")[0]) in CLIENTS and not is_in(module, CLIENTS[client]):
+            wrong.append(f"{module} imports {name}")
+    return sorted(wrong)
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Circles of imports, each as its modules joined by arrows."""
+    found: list[str] = []
+    done: set[str] = set()
+
+    def visit(module: str, way: list[str]) -> None:
+        if module in way:
+            found.append(" → ".join([*way[way.index(module) :], module]))
+        elif module not in done:
+            for name in sorted(graph.get(module, set()) & graph.keys()):
+                visit(name, [*way, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, [])
+    return found
+
+
+def reached(graph: dict[str, set[str]], start: str) -> set[str]:
+    """All our modules that `start` imports, directly or through others."""
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        module = waiting.pop()
+        if module in graph and module not in seen:
+            seen.add(module)
+            waiting.extend(graph[module])
+    return seen
 
 
 def constants(tree: ast.Module) -> set[str]:
@@ -64,17 +157,44 @@ def built_sql(tree: ast.Module) -> list[int]:
     return lines
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_layers(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    folder = path.relative_to(ROOT).parts[0]
-    assert sorted(imports(tree) & NEVER[folder]) == []
-    assert built_sql(tree) == []
+@pytest.mark.parametrize("module", MODULES)
+def test_layers(module: str) -> None:
+    assert broken_rules(module, IMPORTS[module]) == []
+    assert built_sql(ast.parse(MODULES[module].read_text())) == []
 
 
-def test_the_check_sees_what_it_forbids() -> None:
+def test_no_circle() -> None:
+    assert circles(IMPORTS) == []
+
+
+def test_the_parsing_child_imports_nothing_that_holds_keys() -> None:
+    assert [name for name in sorted(reached(IMPORTS, CHILD)) if not is_in(name, CHILD_MAY)] == []
+
+
+def test_the_checks_see_what_they_forbid() -> None:
     tree = ast.parse("from worker.app import app\nimport api.ask\ndef f():\n    import celery.app\n")
-    assert imports(tree) == {"worker", "api", "celery"}
+    assert imports(tree) == {"worker.app", "api.ask", "celery.app"}
+    assert imports(ast.parse("from shared import db")) == {"shared.db"}
+    for module, name in [
+        ("api.ask", "worker.app"),
+        ("api.ask", "api.routes.ask"),
+        ("api.verification.citations", "api.retrieval.passages"),
+        ("api.ask", "shared.system.up"),
+        ("shared.ledger.claims", "shared.providers.meter"),
+        ("shared.models", "shared.settings"),
+        ("worker.source.scan", "worker.indexing.index"),
+        ("worker.ingest", "anthropic"),
+    ]:
+        assert len(broken_rules(module, {name})) == 1, (module, name)
+    for module, name in [
+        ("api.ask", "api.answering.draft"),
+        ("shared.cli.commands", "shared.system.up"),
+        ("worker.source.scan", "worker.source.guard"),
+        ("worker.producer", "worker.publishing"),
+    ]:
+        assert not broken_rules(module, {name}), (module, name)
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b → c → b"]
+    assert reached({"a": {"b", "x"}, "b": {"c"}, "c": set(), "d": set()}, "a") == {"a", "b", "c"}
     bad = ("f'SELECT {x}'", "'SELECT %s' % x", "'SELECT {}'.format(x)", "A + f'{x}'", "sql.SQL(f'SELECT {x}')")
     for argument in bad:
         assert built_sql(ast.parse(f"A = 'SELECT 1'\nc.execute({argument})")), argument

@@ -24,8 +24,8 @@ from api.question_log import Asked, QuestionLog
 from api.resources import _asker, _log
 from api.retrieval.filters import Filters, read_filters, refuse_unknown
 from shared.models import Answer, Citation, Found, Passage, Sentence, Step
+from shared.providers import privacy
 from shared.settings import Settings
-from shared.system import summary
 
 EVENTS = "text/event-stream"
 
@@ -36,7 +36,7 @@ def page() -> Response | str:
         opened.set_cookie(COOKIE, request.args["key"], max_age=400 * 86_400, httponly=True, samesite="Strict")
         return opened  # type: ignore[return-value]
     settings = _asker().settings
-    return render_template("ask.html", deep=settings.answers_with_claude(), **summary.described(settings))
+    return render_template("ask.html", deep=settings.answers_with_claude(), **privacy.describe(settings))
 
 
 def post_ask() -> Response:

@@ -17,10 +17,9 @@ import httpx2
 
 from shared import broker, db, keys
 from shared.errors import SettingsError
-from shared.providers import minilm
+from shared.providers import minilm, privacy
 from shared.providers.choice import LOCAL_MODEL
 from shared.settings import ROOT, Settings
-from shared.system import summary
 from shared.system.processes import Process, _end, _procfile, _revive
 from shared.system.servers import Servers
 
@@ -192,7 +191,7 @@ def _ready(settings: Settings, processes: list[Process], stop: threading.Event) 
 
 
 def _screen(settings: Settings) -> str:
-    said = summary.described(settings)
+    said = privacy.describe(settings)
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     rows = [
         ("Ask", f"http://{host}:{settings.port}/?key={keys.key(settings)}", ""),

@@ -20,9 +20,8 @@ from api.retrieval.rerankers import ClaudeReranker, LocalReranker, VoyageReranke
 from api.retrieval.reranking import CANDIDATES, Reranking, open_reranking, text_of
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
 from shared.models import Passage
-from shared.providers import minilm
+from shared.providers import minilm, privacy
 from shared.settings import ROOT, Settings
-from shared.system import summary
 from shared.system.servers import Servers
 from tests.conftest import KEY as API_KEY
 from tests.conftest import System, free_port, new_database, new_system
@@ -496,12 +495,12 @@ def test_what_leaves_the_machine_is_said() -> None:
     key = SecretStr(KEY)
     said = "questions and the first 50 passages found for each, to {}, to be reranked"
     assert str(CANDIDATES) in said
-    assert summary.described(settings(reranker="local", reranker_model="m"))["leaves"] == "nothing"
-    assert summary.described(settings(reranker="voyage", voyage_api_key=key))["leaves"] == said.format("Voyage")
+    assert privacy.describe(settings(reranker="local", reranker_model="m"))["leaves"] == "nothing"
+    assert privacy.describe(settings(reranker="voyage", voyage_api_key=key))["leaves"] == said.format("Voyage")
     quoted = settings(reranker="claude", anthropic_api_key=key, answerer="extractive")
-    assert summary.described(quoted)["leaves"] == said.format("Anthropic")
+    assert privacy.describe(quoted)["leaves"] == said.format("Anthropic")
     elsewhere = settings(reranker="voyage", voyage_api_key=key, voyage_base_url="http://10.0.0.1/v1")
-    assert summary.described(elsewhere)["leaves"] == said.format("http://10.0.0.1/v1")
+    assert privacy.describe(elsewhere)["leaves"] == said.format("http://10.0.0.1/v1")
 
 
 # --- the whole system

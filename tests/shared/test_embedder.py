@@ -669,7 +669,9 @@ def assert_no_key(error: BaseException | None) -> None:
 
 
 def test_importing_does_not_load_what_only_some_need() -> None:
-    program = "import sys, shared.providers.local; assert not {'onnx', 'onnxruntime', 'openai', 'torch'} & set(sys.modules)"
+    program = (
+        "import sys, shared.providers.local; assert not {'onnx', 'onnxruntime', 'openai', 'torch'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

@@ -13,8 +13,8 @@ from shared.errors import PermanentError, TransientError
 from shared.ledger import claims, documents
 from shared.models import Chunk, Parsed
 from shared.providers import claude as messages
+from shared.providers import privacy
 from shared.settings import Settings
-from shared.system import summary
 from shared.text.tokens import estimate_tokens
 from tests.standins.providers import AnthropicStandin, context_word, numbered_chunks, text_block, write_contexts
 from worker.indexing import contexts, inputs
@@ -254,9 +254,9 @@ def test_contexts_are_kept_and_leave_with_their_document(connection: Connection)
 
 def test_what_leaves_the_machine_is_said() -> None:
     on = Settings(context="claude", anthropic_api_key=SecretStr("sk-ant-test"), answerer="extractive")
-    assert summary.described(on)["leaves"] == (
+    assert privacy.describe(on)["leaves"] == (
         "all texts, to Anthropic, where claude-haiku-5-5 writes contexts for their chunks"
     )
-    assert "context" not in summary.described(on.model_copy(update={"context": "off"}))["leaves"]
+    assert "context" not in privacy.describe(on.model_copy(update={"context": "off"}))["leaves"]
     assert contexts.template(on) == f"{inputs.TEMPLATE}/claude-haiku-5-5"
     assert contexts.template(on.model_copy(update={"context": "off"})) == inputs.TEMPLATE

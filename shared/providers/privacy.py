@@ -5,7 +5,7 @@ from pathlib import Path
 from shared.settings import Settings
 
 
-def described(settings: Settings) -> dict[str, str]:
+def describe(settings: Settings) -> dict[str, str]:
     """Sentences for people: which embedder and answerer are on, and what leaves this machine."""
     model = settings.embedding_model
     embedder = {
