@@ -54,8 +54,15 @@ def search(
     with asker.pool.connection() as connection:
         depth = max(top_k + SPARE, CANDIDATES if reranking else 0)
         found.passages = retrieve(
-            connection, generation, question, vector, depth, mode, filters, asker.settings.cosine_weight if weight is None else weight
-        )  # fmt: skip
+            connection,
+            generation,
+            question,
+            vector,
+            depth,
+            mode,
+            filters,
+            asker.settings.cosine_weight if weight is None else weight,
+        )
     found.timings["retrieve_ms"] = _since(started)
     if reranking:
         started = time.perf_counter()
@@ -71,9 +78,15 @@ def search(
 
 
 def ask(
-    asker: Asker, question: str, top_k: int = PASSAGES, filters: Filters = EVERYTHING, rerank: bool = True,
-    strict: bool | None = None, turns: Sequence[Turn] = (), deep: bool = False,
-) -> tuple[Answer, Found]:  # fmt: skip
+    asker: Asker,
+    question: str,
+    top_k: int = PASSAGES,
+    filters: Filters = EVERYTHING,
+    rerank: bool = True,
+    strict: bool | None = None,
+    turns: Sequence[Turn] = (),
+    deep: bool = False,
+) -> tuple[Answer, Found]:
     """An answer in which every citation stands in the stored text. Raises TransientError when the model does not answer in time."""
     found, *_, answer = answering(asker, question, top_k, filters, rerank, strict, turns, deep, whole=True)
     assert isinstance(found, Found)
@@ -82,9 +95,16 @@ def ask(
 
 
 def answering(
-    asker: Asker, question: str, top_k: int = PASSAGES, filters: Filters = EVERYTHING, rerank: bool = True,
-    strict: bool | None = None, turns: Sequence[Turn] = (), deep: bool = False, whole: bool = False,
-) -> Generator[Found | Step | Citation | Sentence | Answer | None]:  # fmt: skip
+    asker: Asker,
+    question: str,
+    top_k: int = PASSAGES,
+    filters: Filters = EVERYTHING,
+    rerank: bool = True,
+    strict: bool | None = None,
+    turns: Sequence[Turn] = (),
+    deep: bool = False,
+    whole: bool = False,
+) -> Generator[Found | Step | Citation | Sentence | Answer | None]:
     """What is found, then each sentence as soon as it is checked, its new citations before it, last the answer; None: it goes on.
 
     Without an answer at the end there is none, whatever was given before. `strict`: nothing without support is ever given; None:

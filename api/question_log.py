@@ -70,7 +70,10 @@ def insert(connection: Connection, asked: Asked) -> None:
     """Raises ForeignKeyViolation when a document that was looked at is not there any more."""
     answer = asked.answer
     places = [(False, n, p.document_id, p.char_start, p.char_end, None) for n, p in enumerate(asked.passages, 1)]
-    cited = [(True, c.number, c.document_id, c.char_start, c.char_end, sha256(c.quote.encode()).digest()) for c in answer.citations]  # fmt: skip
+    cited = [
+        (True, c.number, c.document_id, c.char_start, c.char_end, sha256(c.quote.encode()).digest())
+        for c in answer.citations
+    ]
     with connection.transaction():
         connection.execute(
             """
@@ -78,10 +81,18 @@ def insert(connection: Connection, asked: Asked) -> None:
             VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
             """,
             [
-                asked.id, asked.asked_at, asked.collection, asked.question, answer.text, answer.verdict, answer.answerer, asked.model,
-                Jsonb(dict(asked.timings)), Jsonb(answer.usage),
+                asked.id,
+                asked.asked_at,
+                asked.collection,
+                asked.question,
+                answer.text,
+                answer.verdict,
+                answer.answerer,
+                asked.model,
+                Jsonb(dict(asked.timings)),
+                Jsonb(answer.usage),
             ],
-        )  # fmt: skip
+        )
         connection.cursor().executemany(
             """
             INSERT INTO question_place (question_id, cited, ordinal, document_id, char_start, char_end, quote_sha256)

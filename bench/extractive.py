@@ -239,8 +239,17 @@ def _case(index: Index, collection: Collection, subject: str, kind: str, fold: s
     )
     claims = {claim for statement in draft.statements for claim in statement.claims}
     return Case(
-        collection.name, subject, kind, fold, question.id, question.text, tuple(evidence), hit, len(claims), len(answer.citations)
-    )  # fmt: skip
+        collection.name,
+        subject,
+        kind,
+        fold,
+        question.id,
+        question.text,
+        tuple(evidence),
+        hit,
+        len(claims),
+        len(answer.citations),
+    )
 
 
 def times(index: Index, collection: Collection) -> list[float]:
@@ -300,9 +309,12 @@ def line(name: str, judged: Sequence[tuple[Case, bool]]) -> str:
 
     count = sum(case.kind == "answerable" for case, _ in judged)
     return (
-        f"{name:24}{count:6}" + rate("answerable", lambda case, no: case.hit and not no) + rate("answerable", lambda _, no: no)
-        + rate("elsewhere", lambda _, no: no) + rate("left out", lambda _, no: no)
-    )  # fmt: skip
+        f"{name:24}{count:6}"
+        + rate("answerable", lambda case, no: case.hit and not no)
+        + rate("answerable", lambda _, no: no)
+        + rate("elsewhere", lambda _, no: no)
+        + rate("left out", lambda _, no: no)
+    )
 
 
 HEAD = f"{'':24}{'asked':>6}{'holds':>7}{'false':>7}{'elsew.':>7}{'left':>7}"

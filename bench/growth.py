@@ -59,7 +59,10 @@ def plot(results: Sequence[Result]) -> str:
     def y(ms: float) -> float:
         return float(250 - 220 * (np.log10(ms) - low) / (high - low))
 
-    parts = [f'<line x1="60" x2="460" y1="{y(10**e):.0f}" y2="{y(10**e):.0f}" stroke="#d1d5db"/><text x="54" y="{y(10**e) + 4:.0f}" text-anchor="end">{10**e:g} ms</text>' for e in np.arange(low, high + 1)]  # fmt: skip
+    parts = [
+        f'<line x1="60" x2="460" y1="{y(10**e):.0f}" y2="{y(10**e):.0f}" stroke="#d1d5db"/><text x="54" y="{y(10**e) + 4:.0f}" text-anchor="end">{10**e:g} ms</text>'
+        for e in np.arange(low, high + 1)
+    ]
     parts += [f'<text x="{x(r.chunks):.0f}" y="268" text-anchor="middle">{r.chunks:,} chunks</text>' for r in results]
     for n, (name, colour) in enumerate(colours.items()):
         for which, dash in ((0, ""), (1, ' stroke-dasharray="5 4"')):

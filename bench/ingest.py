@@ -66,9 +66,14 @@ def running(work: Path) -> Iterator[System]:
     servers.start()
     port = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("ASKFOLDER_")} | {
-        "DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url, "ASKFOLDER_INBOX": str(inbox), "ASKFOLDER_DATA": str(data),
-        "ASKFOLDER_PORT": str(port), "ASKFOLDER_ADMIN_KEY": KEY, "REMAP_SIGTERM": "SIGQUIT",
-    }  # fmt: skip
+        "DATABASE_URL": servers.database_url,
+        "REDIS_URL": servers.redis_url,
+        "ASKFOLDER_INBOX": str(inbox),
+        "ASKFOLDER_DATA": str(data),
+        "ASKFOLDER_PORT": str(port),
+        "ASKFOLDER_ADMIN_KEY": KEY,
+        "REMAP_SIGTERM": "SIGQUIT",
+    }
     system = System(inbox, data, port, env)
     try:
         db.migrate(servers.database_url)
@@ -155,8 +160,11 @@ def main(folder: Path) -> None:
         for row in rows:
             document = documents.get(row["path"], {"state": "missing", "error": ""})
             error = str(document["error"] or "")
-            right = {"ready": document["state"] == "ready", "no_text": document["state"] == "failed" and "no text" in error,
-                     "later": document["state"] == "failed" and "not supported yet" in error}[row["expected"]]  # fmt: skip
+            right = {
+                "ready": document["state"] == "ready",
+                "no_text": document["state"] == "failed" and "no text" in error,
+                "later": document["state"] == "failed" and "not supported yet" in error,
+            }[row["expected"]]
             if not right:
                 wrong.append((row["path"], row["expected"], document["state"], error))
         print(f"manifest: {len(rows) - len(wrong)} of {len(rows)} as expected")

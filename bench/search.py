@@ -171,9 +171,13 @@ def over_http(work: Path, servers: Servers, generation: Generation, material: Ma
     (work / "inbox").mkdir(exist_ok=True)
     port = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("ASKFOLDER_")} | {
-        "DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url, "ASKFOLDER_INBOX": str(work / "inbox"),
-        "ASKFOLDER_DATA": str(work / "data"), "ASKFOLDER_PORT": str(port), "ASKFOLDER_ADMIN_KEY": KEY,
-    }  # fmt: skip
+        "DATABASE_URL": servers.database_url,
+        "REDIS_URL": servers.redis_url,
+        "ASKFOLDER_INBOX": str(work / "inbox"),
+        "ASKFOLDER_DATA": str(work / "data"),
+        "ASKFOLDER_PORT": str(port),
+        "ASKFOLDER_ADMIN_KEY": KEY,
+    }
     system = System(work / "inbox", work / "data", port, env)
     cache, scope = QuestionCache(servers.redis_url), cache_scope(generation, Filters())
     taken: dict[str, list[float]] = defaultdict(list)
@@ -256,8 +260,11 @@ def run(sizes: Sequence[int], folders: Sequence[Path], seconds: float = SECONDS)
         work = Path(name)
         embedder = LocalEmbedder(minilm.prepare(work / "data" / LOCAL_MODEL), threads=2)
         material = gather(folders, embedder, sizes[-1])
-        print(f"{material.real:,} real chunks, {len(material.contents) - material.real:,} made ones; vectors of the model: "
-              f"{min(material.real, EMBEDDED):,}; {len(material.questions)} questions: sentences of the chunks", flush=True)  # fmt: skip
+        print(
+            f"{material.real:,} real chunks, {len(material.contents) - material.real:,} made ones; vectors of the model: "
+            f"{min(material.real, EMBEDDED):,}; {len(material.questions)} questions: sentences of the chunks",
+            flush=True,
+        )
         servers = Servers(work / "data")
         servers.start()
         try:
@@ -265,8 +272,14 @@ def run(sizes: Sequence[int], folders: Sequence[Path], seconds: float = SECONDS)
             results: list[Result] = []
             with db.connect(servers.database_url) as connection:
                 generations.want(
-                    connection, "local", embedder.model, "", embedder.dimensions, f"{CHUNKER_VERSION}/200/0", inputs.TEMPLATE
-                )  # fmt: skip
+                    connection,
+                    "local",
+                    embedder.model,
+                    "",
+                    embedder.dimensions,
+                    f"{CHUNKER_VERSION}/200/0",
+                    inputs.TEMPLATE,
+                )
                 generation = generations.live(connection)
                 assert generation is not None
                 for before, size in zip([0, *sizes], sizes, strict=False):

@@ -82,9 +82,16 @@ def pool(url: str, size: int, also: Callable[[Connection], None] = lambda _: Non
         also(connection)
 
     return ConnectionPool(
-        url, min_size=1, max_size=size, open=True, timeout=3.0, configure=configure, check=ConnectionPool.check_connection,
-        kwargs={"connect_timeout": 3} | _NOTICE, reconnect_timeout=5.0,
-    )  # fmt: skip
+        url,
+        min_size=1,
+        max_size=size,
+        open=True,
+        timeout=3.0,
+        configure=configure,
+        check=ConnectionPool.check_connection,
+        kwargs={"connect_timeout": 3} | _NOTICE,
+        reconnect_timeout=5.0,
+    )
 
 
 def check(connection: Connection, url: str) -> None:

@@ -49,8 +49,13 @@ def read(text: str) -> dict[str, Price]:
 
 
 def cost(
-    model: str, input: int, output: int = 0, cache_write: int = 0, cache_read: int = 0, known: Mapping[str, Price] = PRICES
-) -> float | None:  # fmt: skip
+    model: str,
+    input: int,
+    output: int = 0,
+    cache_write: int = 0,
+    cache_read: int = 0,
+    known: Mapping[str, Price] = PRICES,
+) -> float | None:
     """Dollars for so many tokens; `input` are those that were neither written to a cache nor read from it. None: no price is known.
 
     Models of one's own, as built in or on another server, are not in the list: they cost nothing that is known here.

@@ -97,8 +97,10 @@ class Settings(BaseSettings):
     ask_seconds: float = _env("ASKFOLDER_ASK_SECONDS", 90.0, "an answer's deadline", gt=0, le=600)
 
     question_log: Literal["on", "off"] = _env(
-        "ASKFOLDER_QUESTION_LOG", "on", "whether questions and answers are kept in the database, to be rated and measured with"
-    )  # fmt: skip
+        "ASKFOLDER_QUESTION_LOG",
+        "on",
+        "whether questions and answers are kept in the database, to be rated and measured with",
+    )
 
     budget_embedding: float | None = _env(
         "ASKFOLDER_BUDGET_EMBEDDING",

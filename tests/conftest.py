@@ -177,10 +177,17 @@ def new_system(servers: Servers, database_url: str, model: Path, folder: Path) -
     port = free_port()
     ours = ("ASKFOLDER_", "ANTHROPIC_", "OPENAI_", "VOYAGE_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
-        "DATABASE_URL": database_url, "REDIS_URL": servers.redis_url.replace("db=0", f"db={next(_numbers) % 16}"),
-        "ASKFOLDER_INBOX": str(inbox), "ASKFOLDER_DATA": str(data), "ASKFOLDER_PORT": str(port), "ASKFOLDER_ADMIN_KEY": KEY,
-        "ASKFOLDER_FLOWER_PORT": str(free_port()), "ASKFOLDER_CONCURRENCY": "2", "PYTHONPATH": str(ROOT), "REMAP_SIGTERM": "SIGQUIT",
-    }  # fmt: skip
+        "DATABASE_URL": database_url,
+        "REDIS_URL": servers.redis_url.replace("db=0", f"db={next(_numbers) % 16}"),
+        "ASKFOLDER_INBOX": str(inbox),
+        "ASKFOLDER_DATA": str(data),
+        "ASKFOLDER_PORT": str(port),
+        "ASKFOLDER_ADMIN_KEY": KEY,
+        "ASKFOLDER_FLOWER_PORT": str(free_port()),
+        "ASKFOLDER_CONCURRENCY": "2",
+        "PYTHONPATH": str(ROOT),
+        "REMAP_SIGTERM": "SIGQUIT",
+    }
     return System(inbox, data, port, env)
 
 

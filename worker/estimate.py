@@ -80,10 +80,15 @@ def estimate(settings: Settings, folder: Path, say: Callable[[int, int], None]) 
     result = Estimate(str(folder), len(listing.found), sum(file.size for file in listing.found))
     closed = "It cannot be looked into: give this user the right to read it."
     result.unreadable.update(dict.fromkeys(listing.closed, closed))
-    with contextlib.closing(wanted_embedder(settings)) as embedder, Parser(
-        memory_bytes=settings.parse_memory_mb << 20, seconds=settings.parse_seconds,
-        max_text_chars=settings.max_text_mb * 1_000_000, max_file_bytes=settings.max_file_mb << 20,
-    ) as parser:  # fmt: skip
+    with (
+        contextlib.closing(wanted_embedder(settings)) as embedder,
+        Parser(
+            memory_bytes=settings.parse_memory_mb << 20,
+            seconds=settings.parse_seconds,
+            max_text_chars=settings.max_text_mb * 1_000_000,
+            max_file_bytes=settings.max_file_mb << 20,
+        ) as parser,
+    ):
         counting = _Counting(settings, embedder, result)
         for done, file in enumerate(sorted(listing.found, key=lambda file: file.key)):
             say(done, result.files)
@@ -97,8 +102,13 @@ def estimate(settings: Settings, folder: Path, say: Callable[[int, int], None]) 
     if settings.context == "claude":
         at, written = settings.anthropic_base_url, counting.written
         dollars = prices.cost(
-            settings.context_model, written["input"], written["output"], written["cache_write"], written["cache_read"], _known(settings, at)
-        )  # fmt: skip
+            settings.context_model,
+            written["input"],
+            written["output"],
+            written["cache_write"],
+            written["cache_read"],
+            _known(settings, at),
+        )
         result.contexts = Bill(settings.context_model, at or "Anthropic", dict(written), dollars)
     return result
 
@@ -157,7 +167,10 @@ def described(result: Estimate) -> str:
     """The estimate for people."""
     readable = sum(result.formats.values())
     types = ", ".join(f"{count:,} {name}" for name, count in sorted(result.formats.items(), key=lambda one: -one[1]))
-    lines = [f"{result.folder}: {result.files:,} files, {result.bytes / 1e6:,.1f} MB", f"  can be read      {readable:,}{f' ({types})' if types else ''}"]  # fmt: skip
+    lines = [
+        f"{result.folder}: {result.files:,} files, {result.bytes / 1e6:,.1f} MB",
+        f"  can be read      {readable:,}{f' ({types})' if types else ''}",
+    ]
     if result.unreadable:
         lines.append(f"  cannot be read   {len(result.unreadable):,}")
         lines += [f"    {_reason(key, reason)}" for key, reason in list(result.unreadable.items())[:SHOWN]]
@@ -166,7 +179,9 @@ def described(result: Estimate) -> str:
     lines.append(f"  chunks           {result.chunks:,}, {result.tokens:,} tokens")
     if result.embedding:
         lines.append(f"  embedding        {_bill(result.embedding)}")
-    lines.append(f"  contexts         {_bill(result.contexts) if result.contexts else 'off; ASKFOLDER_CONTEXT=claude turns them on'}")  # fmt: skip
+    lines.append(
+        f"  contexts         {_bill(result.contexts) if result.contexts else 'off; ASKFOLDER_CONTEXT=claude turns them on'}"
+    )
     if any(bill and bill.to for bill in (result.embedding, result.contexts)):
         total = (
             "no price is known for all of it" if result.dollars is None else f"at most about {_dollars(result.dollars)}"

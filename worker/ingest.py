@@ -34,9 +34,13 @@ Pool = ConnectionPool[Connection]
 
 
 def ingest(
-    pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embedder], document_id: int, worker: str = "",
+    pool: Pool,
+    parser: Parser,
+    embedder_of: Callable[[Generation], Embedder],
+    document_id: int,
+    worker: str = "",
     writer: Writer | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """Brings one document to what its source holds. Returns what came of it, in a word. Raises nothing that a retry could mend.
 
     `worker`: the name of this process, written beside the lease, so that its main process can tell whose leases died with it.

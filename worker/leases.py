@@ -93,8 +93,9 @@ def _hand_back(pids: list[int], reason: str | None) -> None:
         if documents.hand_back(connection, [name_of(pid) for pid in pids], reason):
             log.warning(
                 f"A worker process was lost ({reason or 'ended from outside'}); what it had goes back",
-                action="lease.handed_back", pids=pids,
-            )  # fmt: skip
+                action="lease.handed_back",
+                pids=pids,
+            )
 
 
 def _hand_back_dead(connection: Connection) -> None:

@@ -157,9 +157,14 @@ def want_generation(settings: Settings, connection: Connection) -> None:
     embedder = wanted_embedder(settings)
     sizes = "/".join(map(str, chunk_sizes(embedder, settings.chunk_tokens, settings.context != "off")))
     state = generations.want(
-        connection, embedder.name, embedder.model, settings.embedding_model if embedder.name == "local" else "",
-        embedder.dimensions, f"{CHUNKER_VERSION}/{sizes}", contexts.template(settings),
-    )  # fmt: skip
+        connection,
+        embedder.name,
+        embedder.model,
+        settings.embedding_model if embedder.name == "local" else "",
+        embedder.dimensions,
+        f"{CHUNKER_VERSION}/{sizes}",
+        contexts.template(settings),
+    )
     embedder.close()
     contexts.forget_unasked(connection)
     log.info(f"Embedder {embedder.name} {embedder.model}: its index is {state}", action="generation.wanted")

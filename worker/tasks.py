@@ -35,9 +35,11 @@ def _name() -> str:
 @functools.cache
 def _parser() -> Parser:
     return Parser(
-        memory_bytes=settings.parse_memory_mb << 20, seconds=settings.parse_seconds,
-        max_text_chars=settings.max_text_mb * 1_000_000, max_file_bytes=settings.max_file_mb << 20,
-    )  # fmt: skip
+        memory_bytes=settings.parse_memory_mb << 20,
+        seconds=settings.parse_seconds,
+        max_text_chars=settings.max_text_mb * 1_000_000,
+        max_file_bytes=settings.max_file_mb << 20,
+    )
 
 
 @functools.cache

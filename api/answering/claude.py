@@ -24,9 +24,17 @@ _cites: dict[tuple[str, str], bool] = {}  # (address, model) of other servers: w
 
 
 def answer(
-    question: str, passages: Sequence[Passage], usage: dict[str, int], *, api_key: str, model: str, base_url: str, seconds: float,
-    whole: bool = True, call: Call | None = None,
-) -> Generator[Part]:  # fmt: skip
+    question: str,
+    passages: Sequence[Passage],
+    usage: dict[str, int],
+    *,
+    api_key: str,
+    model: str,
+    base_url: str,
+    seconds: float,
+    whole: bool = True,
+    call: Call | None = None,
+) -> Generator[Part]:
     """Claude's answer from the passages: its statements one by one, last a Draft without statements that says what else there is.
 
     None: nothing new for a while. `whole`: no statement before the answer is through, so that one which breaks off can be tried
@@ -43,9 +51,16 @@ def answer(
         return
     server = (base_url, model)
     ask = functools.partial(
-        _ask, usage=usage, whole=whole, model=model, api_key=api_key, base_url=base_url, deadline=time.monotonic() + seconds,
-        seconds=seconds, call=call,
-    )  # fmt: skip
+        _ask,
+        usage=usage,
+        whole=whole,
+        model=model,
+        api_key=api_key,
+        base_url=base_url,
+        deadline=time.monotonic() + seconds,
+        seconds=seconds,
+        call=call,
+    )
     cites = True if _is_anthropic(base_url) else _cites.get(server)
     if cites is not False:
         reader, held = _Reader(results), list[Part]()
@@ -76,13 +91,29 @@ def _is_anthropic(base_url: str) -> bool:
 
 
 def _ask(
-    request: dict[str, Any], reader: "_Reader", *, usage: dict[str, int], whole: bool, model: str, api_key: str, base_url: str,
-    deadline: float, seconds: float, call: Call | None, searching: bool = False,
-) -> Iterator[Part | _Calls]:  # fmt: skip
+    request: dict[str, Any],
+    reader: "_Reader",
+    *,
+    usage: dict[str, int],
+    whole: bool,
+    model: str,
+    api_key: str,
+    base_url: str,
+    deadline: float,
+    seconds: float,
+    call: Call | None,
+    searching: bool = False,
+) -> Iterator[Part | _Calls]:
     read = functools.partial(_read, reader=reader, usage=usage, whole=whole, searching=searching)
     parts: Iterator[Part | _Calls] = claude.stream(
-        request | {"model": model}, read, api_key=api_key, base_url=base_url, deadline=deadline, seconds=seconds, call=call
-    )  # fmt: skip
+        request | {"model": model},
+        read,
+        api_key=api_key,
+        base_url=base_url,
+        deadline=deadline,
+        seconds=seconds,
+        call=call,
+    )
     try:
         yield from parts
     except BudgetError:

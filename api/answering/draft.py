@@ -15,9 +15,15 @@ from shared.text.tokens import estimate_tokens
 
 
 def _draft(
-    asker: Asker, question: str, found: Found, usage: dict[str, int], deadline: float, whole: bool,
-    look: Callable[[str], list[Passage]] | None, broke: list[str],
-) -> Generator[Statement | Step | Draft | None]:  # fmt: skip
+    asker: Asker,
+    question: str,
+    found: Found,
+    usage: dict[str, int],
+    deadline: float,
+    whole: bool,
+    look: Callable[[str], list[Passage]] | None,
+    broke: list[str],
+) -> Generator[Statement | Step | Draft | None]:
     """Statements, then a Draft with the rest; None: nothing new for a while. `look`: finds what a model searches for by itself; None: it may
     not. `broke`: gets why no model was asked, beyond the cap."""
     settings = asker.settings
@@ -35,16 +41,29 @@ def _draft(
         try:
             if look:
                 yield from steps.explore(
-                    question, found.passages, look, usage, api_key=settings.anthropic_api_key.get_secret_value(),
-                    model=settings.anthropic_model, base_url=settings.anthropic_base_url, seconds=seconds,
+                    question,
+                    found.passages,
+                    look,
+                    usage,
+                    api_key=settings.anthropic_api_key.get_secret_value(),
+                    model=settings.anthropic_model,
+                    base_url=settings.anthropic_base_url,
+                    seconds=seconds,
                     call=functools.partial(asker.meter.call, "answers", settings.anthropic_model),
-                )  # fmt: skip
+                )
                 return
             with asker.meter.call("answers", settings.anthropic_model, most, seconds) as call:
                 yield from claude.answer(
-                    question, found.passages, usage, api_key=settings.anthropic_api_key.get_secret_value(),
-                    model=settings.anthropic_model, base_url=settings.anthropic_base_url, seconds=seconds, whole=whole, call=call,
-                )  # fmt: skip
+                    question,
+                    found.passages,
+                    usage,
+                    api_key=settings.anthropic_api_key.get_secret_value(),
+                    model=settings.anthropic_model,
+                    base_url=settings.anthropic_base_url,
+                    seconds=seconds,
+                    whole=whole,
+                    call=call,
+                )
             return
         except BudgetError as error:
             broke.append(f"Quoted from the documents, without a model: {error}")

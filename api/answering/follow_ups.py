@@ -39,7 +39,9 @@ _POINTS = frozenset(
     hij zij hem haar hun deze ervan ermee daarvan daarmee
     """.split()
 )
-_CARRIES_ON = frozenset("and but or so also then und aber oder auch dann et mais ou alors aussi y pero entonces e ma allora anche mas então en maar dus ook dan".split())  # fmt: skip
+_CARRIES_ON = frozenset(
+    "and but or so also then und aber oder auch dann et mais ou alors aussi y pero entonces e ma allora anche mas então en maar dus ook dan".split()
+)
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 
 
@@ -75,8 +77,15 @@ def joined(question: str, history: Sequence[Turn]) -> str:
 
 
 def rewritten(
-    question: str, history: Sequence[Turn], *, api_key: str, model: str, base_url: str, seconds: float, call: Call | None = None
-) -> str | None:  # fmt: skip
+    question: str,
+    history: Sequence[Turn],
+    *,
+    api_key: str,
+    model: str,
+    base_url: str,
+    seconds: float,
+    call: Call | None = None,
+) -> str | None:
     """The question as a small model makes it stand alone; None where it did not in time."""
     from shared.providers import claude  # the SDK takes two seconds to import: only who uses it waits
 
@@ -88,9 +97,15 @@ def rewritten(
     }
     try:
         message = claude.complete(
-            request, api_key=api_key, base_url=base_url, seconds=seconds, attempts=1,
-            model_setting="ASKFOLDER_REWRITE_MODEL", seconds_setting="", call=call,
-        )  # fmt: skip
+            request,
+            api_key=api_key,
+            base_url=base_url,
+            seconds=seconds,
+            attempts=1,
+            model_setting="ASKFOLDER_REWRITE_MODEL",
+            seconds_setting="",
+            call=call,
+        )
     except AskfolderError as error:
         log.warning(str(error), action="question.not_rewritten")
         return None
@@ -122,9 +137,14 @@ def _standalone(asker: Asker, question: str, turns: Sequence[Turn]) -> str:
     said = None
     with contextlib.suppress(BudgetError), asker.meter.call("rewriting", model, most, REWRITE_SECONDS) as call:
         said = rewritten(
-            question, turns, api_key=settings.anthropic_api_key.get_secret_value(), model=model,
-            base_url=settings.anthropic_base_url, seconds=REWRITE_SECONDS, call=call,
-        )  # fmt: skip
+            question,
+            turns,
+            api_key=settings.anthropic_api_key.get_secret_value(),
+            model=model,
+            base_url=settings.anthropic_base_url,
+            seconds=REWRITE_SECONDS,
+            call=call,
+        )
     if said is None:
         return joined(question, turns)
     asker.cache.put_text(scope, request, said)

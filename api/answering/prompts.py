@@ -60,7 +60,9 @@ TOOL = {
     "and were not found before.",
     "input_schema": {
         "type": "object",
-        "properties": {"query": {"type": "string", "description": "What to look for, in words that the documents may use."}},
+        "properties": {
+            "query": {"type": "string", "description": "What to look for, in words that the documents may use."}
+        },
         "required": ["query"],
     },
-}  # fmt: skip
+}

@@ -121,7 +121,11 @@ def _sent_back(block: Any) -> dict[str, Any] | None:
     names = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",), "tool_use": ("id", "name", "input")}
     if block.type == "text":
         return {"type": "text", "text": block.text} if block.text.strip() else None
-    return {"type": block.type, **{name: getattr(block, name) for name in names[block.type]}} if block.type in names else None  # fmt: skip
+    return (
+        {"type": block.type, **{name: getattr(block, name) for name in names[block.type]}}
+        if block.type in names
+        else None
+    )
 
 
 def _count(usage: dict[str, int], reported: Any) -> int:

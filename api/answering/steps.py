@@ -23,9 +23,17 @@ LONGEST_QUERY = 1_000  # characters
 
 
 def explore(
-    question: str, passages: list[Passage], search: Callable[[str], Sequence[Passage]], usage: dict[str, int], *, api_key: str, model: str,
-    base_url: str, seconds: float, call: Callable[[Tokens, float], AbstractContextManager[Call]],
-) -> Generator[Part | Step]:  # fmt: skip
+    question: str,
+    passages: list[Passage],
+    search: Callable[[str], Sequence[Passage]],
+    usage: dict[str, int],
+    *,
+    api_key: str,
+    model: str,
+    base_url: str,
+    seconds: float,
+    call: Callable[[Tokens, float], AbstractContextManager[Call]],
+) -> Generator[Part | Step]:
     """As `answer`, but the model may search on, step by step, before it answers; what it finds is added to `passages`.
 
     `search`: the one tool that there is: a query → passages, of what the question may see. `call`: reserves what one request may
@@ -60,9 +68,18 @@ def explore(
         with call(Tokens(estimate_tokens(json.dumps(request, ensure_ascii=False)), MAX_TOKENS), max(left, 0.0)) as one:
             try:
                 for part in _ask(
-                    request, reader, usage=spent, whole=not last, searching=not last, model=model, api_key=api_key, base_url=base_url,
-                    deadline=deadline, seconds=seconds, call=one,
-                ):  # fmt: skip
+                    request,
+                    reader,
+                    usage=spent,
+                    whole=not last,
+                    searching=not last,
+                    model=model,
+                    api_key=api_key,
+                    base_url=base_url,
+                    deadline=deadline,
+                    seconds=seconds,
+                    call=one,
+                ):
                     if isinstance(part, _Calls):
                         calls = part
                     else:

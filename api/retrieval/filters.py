@@ -19,9 +19,17 @@ MAX_WILDCARDS = 20
 MAX_METADATA, MAX_DEPTH, MAX_VALUES = 4000, 5, 20  # characters as JSON, levels, values
 FORMATS = ("pdf", "docx", "pptx", "xlsx", "html", "markdown", "rst", "text", "csv", "tsv", "code")
 ALIASES = {
-    "word": "docx", "docm": "docx", "powerpoint": "pptx", "pptm": "pptx", "excel": "xlsx", "xlsm": "xlsx", "txt": "text",
-    "log": "text", "plain": "text", "restructuredtext": "rst",
-}  # fmt: skip
+    "word": "docx",
+    "docm": "docx",
+    "powerpoint": "pptx",
+    "pptm": "pptx",
+    "excel": "xlsx",
+    "xlsm": "xlsx",
+    "txt": "text",
+    "log": "text",
+    "plain": "text",
+    "restructuredtext": "rst",
+}
 SPECIAL = re.compile(r"[*?\[]")
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -229,7 +237,9 @@ def _moment(name: str, value: str | None) -> datetime | None:
         moment = datetime.fromisoformat(value.strip())
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise FilterError(f"{name}: {value[:50]!r} is no date; write 2024-06-30, or 2024-06-30T12:00:00+02:00 (UTC without a zone).") from None  # fmt: skip
+        raise FilterError(
+            f"{name}: {value[:50]!r} is no date; write 2024-06-30, or 2024-06-30T12:00:00+02:00 (UTC without a zone)."
+        ) from None
 
 
 def _metadata(wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,8 +69,14 @@ def _lexemes(connection: Connection, generation: Generation, question: str, filt
     with connection.cursor(row_factory=class_row(Lexeme)) as cursor:
         rows = cursor.execute(
             sql.SQL(_LEXEMES).format(lexical=generation.lexical),
-            {"words": " ".join(found), "exact": exact, "generation": generation.id, "collection": filters.collection, "counted": COUNTED},
-        ).fetchall()  # fmt: skip
+            {
+                "words": " ".join(found),
+                "exact": exact,
+                "generation": generation.id,
+                "collection": filters.collection,
+                "counted": COUNTED,
+            },
+        ).fetchall()
     return {row.place: row for row in rows}
 
 

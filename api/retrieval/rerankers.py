@@ -64,7 +64,12 @@ class VoyageReranker(Provider):
         """`relevance_score`, between 0 and 1. Asked once: who waits for an answer is better off without a second try."""
         if not texts:
             return np.zeros(0)
-        body = {"query": encodable(question), "documents": list(map(encodable, texts)), "model": self.model, "truncation": True}  # fmt: skip
+        body = {
+            "query": encodable(question),
+            "documents": list(map(encodable, texts)),
+            "model": self.model,
+            "truncation": True,
+        }
         # Voyage counts the question once for each text.
         most = Tokens(len(texts) * estimate_tokens(question) + sum(map(estimate_tokens, texts)))
         deadline = time.monotonic() + self._seconds
@@ -275,9 +280,15 @@ class ClaudeReranker:
         most = Tokens(estimate_tokens("\n".join([ORDER, *lines, question])), self.MAX_TOKENS)
         with self._meter.call("reranking", self._model, most, self._seconds) as call:
             message = self._messages.complete(
-                request, api_key=self._key, base_url=self._base_url, seconds=self._seconds, attempts=1,
-                model_setting="ASKFOLDER_RERANKER_MODEL", seconds_setting=DEADLINE, call=call,
-            )  # fmt: skip
+                request,
+                api_key=self._key,
+                base_url=self._base_url,
+                seconds=self._seconds,
+                attempts=1,
+                model_setting="ASKFOLDER_RERANKER_MODEL",
+                seconds_setting=DEADLINE,
+                call=call,
+            )
         order = read_order(self._messages.text(message), len(texts))
         scores = np.zeros(len(texts))
         scores[order] = 1 - np.arange(len(texts)) / len(texts)

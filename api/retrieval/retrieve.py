@@ -60,12 +60,20 @@ def retrieve(
     if not allowed or (dense is None and not queries):
         return []
     parameters = {
-        **filters.parameters(), "vector": dense, "generation": generation.id, "idf": _sparse(idf),
-        **{f"terms_{i}": terms for i, terms in enumerate(queries)}, "top_k": top_k, "weight": cosine_weight, "echo": ECHO,
-    }  # fmt: skip
+        **filters.parameters(),
+        "vector": dense,
+        "generation": generation.id,
+        "idf": _sparse(idf),
+        **{f"terms_{i}": terms for i, terms in enumerate(queries)},
+        "top_k": top_k,
+        "weight": cosine_weight,
+        "echo": ECHO,
+    }
     rows: list[dict[str, Any]] = []
     with connection.cursor(row_factory=dict_row) as cursor:
-        for statement in statements(generation, filters, total, allowed, max(CANDIDATES, top_k), dense is not None, len(queries)):  # fmt: skip
+        for statement in statements(
+            generation, filters, total, allowed, max(CANDIDATES, top_k), dense is not None, len(queries)
+        ):
             rows = cursor.execute(statement, parameters).fetchall()
             if len(rows) >= top_k:
                 break
@@ -178,10 +186,17 @@ def statements(
     condition = filters.condition()
     for way, passes in ways:
         yield sql.SQL("WITH" + way + "," + _SCORE).format(
-            vectors=generation.vectors, lexical=generation.lexical, visible=_VISIBLE, condition=condition,
-            passes=sql.SQL(passes).format(visible=_VISIBLE, condition=condition), score=sql.SQL(score), limit=sql.Literal(limit),
-            with_words=sql.Literal(queries > 0), with_vector=sql.Literal(dense), candidates=_candidates(queries),
-        )  # fmt: skip
+            vectors=generation.vectors,
+            lexical=generation.lexical,
+            visible=_VISIBLE,
+            condition=condition,
+            passes=sql.SQL(passes).format(visible=_VISIBLE, condition=condition),
+            score=sql.SQL(score),
+            limit=sql.Literal(limit),
+            with_words=sql.Literal(queries > 0),
+            with_vector=sql.Literal(dense),
+            candidates=_candidates(queries),
+        )
 
 
 def _candidates(queries: int) -> sql.Composable:

@@ -48,8 +48,14 @@ def post_ask() -> Response:
             409, "No model", "In mode deep Claude searches by itself: set ANTHROPIC_API_KEY, or leave mode out."
         )
     options = (
-        body.question, body.top_k, _filters(body), _rerank(body.rerank), body.strict, turns, body.mode == "deep",
-    )  # fmt: skip
+        body.question,
+        body.top_k,
+        _filters(body),
+        _rerank(body.rerank),
+        body.strict,
+        turns,
+        body.mode == "deep",
+    )
     if request.accept_mimetypes.best_match(("application/json", EVENTS)) != EVENTS:
         answer, found = ask(_asker(), *options)
         return jsonify(
@@ -71,11 +77,21 @@ def _answer(answer: Answer, found: Found, body: AskBody, settings: Settings, kep
     model = settings.anthropic_model if answer.answerer == "claude" else None
     asked = Asked(found.question, answer, found.passages, found.timings, body.collection, model)
     return {
-        "question": found.question, "question_id": kept.add(asked) if body.log else None, "model": model,
-        "answer": answer.text, "sentences": answer.sentences, "citations": answer.citations, "verdict": answer.verdict,
-        "dropped": answer.dropped, "removed": answer.removed, "answerer": answer.answerer, "usage": answer.usage,
-        "timings": found.timings, "warnings": [*found.warnings, *answer.warnings], "steps": [{"number": step.number, "query": step.query, "found": len(step.passages)} for step in found.steps],
-    }  # fmt: skip
+        "question": found.question,
+        "question_id": kept.add(asked) if body.log else None,
+        "model": model,
+        "answer": answer.text,
+        "sentences": answer.sentences,
+        "citations": answer.citations,
+        "verdict": answer.verdict,
+        "dropped": answer.dropped,
+        "removed": answer.removed,
+        "answerer": answer.answerer,
+        "usage": answer.usage,
+        "timings": found.timings,
+        "warnings": [*found.warnings, *answer.warnings],
+        "steps": [{"number": step.number, "query": step.query, "found": len(step.passages)} for step in found.steps],
+    }
 
 
 def _streamed(

@@ -51,8 +51,13 @@ class Draft:
 
 
 def verify(
-    connection: Connection, draft: Draft, passages: Sequence[Passage], answerer: str, usage: dict[str, int], strict: bool = True
-) -> Answer:  # fmt: skip
+    connection: Connection,
+    draft: Draft,
+    passages: Sequence[Passage],
+    answerer: str,
+    usage: dict[str, int],
+    strict: bool = True,
+) -> Answer:
     """A whole answer, checked as `Verification` does."""
     verification = Verification(passages, strict)
     for statement in draft.statements:
@@ -124,9 +129,16 @@ class Verification:
             return Answer(NO_ANSWER, (), "no_answer", answerer, usage, warnings, (), self.dropped, self.removed)
         whole = not (self.removed or self._cut) and all(one.status == "supported" for one in self.sentences)
         return Answer(
-            "".join(sentence.text for sentence in self.sentences).strip(), tuple(self.citations), "grounded" if whole else "partial",
-            answerer, usage, warnings, tuple(self.sentences), self.dropped, self.removed,
-        )  # fmt: skip
+            "".join(sentence.text for sentence in self.sentences).strip(),
+            tuple(self.citations),
+            "grounded" if whole else "partial",
+            answerer,
+            usage,
+            warnings,
+            tuple(self.sentences),
+            self.dropped,
+            self.removed,
+        )
 
     def _status(self, text: str, claims: Sequence[Claim]) -> Status:
         text, quotes = visible(text), [visible(claim.quote) for claim in claims]

@@ -85,40 +85,77 @@ _UNITS = {
     for name in names.split()
 }
 _MAGNITUDES = {
-    "thousand": 1e3, "tausend": 1e3, "million": 1e6, "millions": 1e6, "millionen": 1e6, "mio": 1e6, "millón": 1e6, "millones": 1e6,
-    "billion": 1e9, "milliarde": 1e9, "milliarden": 1e9, "milliard": 1e9, "milliards": 1e9, "mrd": 1e9, "trillion": 1e12,
-}  # fmt: skip
+    "thousand": 1e3,
+    "tausend": 1e3,
+    "million": 1e6,
+    "millions": 1e6,
+    "millionen": 1e6,
+    "mio": 1e6,
+    "millón": 1e6,
+    "millones": 1e6,
+    "billion": 1e9,
+    "milliarde": 1e9,
+    "milliarden": 1e9,
+    "milliard": 1e9,
+    "milliards": 1e9,
+    "mrd": 1e9,
+    "trillion": 1e12,
+}
 _SPELLED = {
     language: {word: value for value, words in rows for word in words.split()}
     for language, rows in {
         "english": [
-            *enumerate("two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-                       "seventeen eighteen nineteen twenty".split(), 2),
+            *enumerate(
+                "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+                "seventeen eighteen nineteen twenty".split(),
+                2,
+            ),
             *zip(range(30, 101, 10), "thirty forty fifty sixty seventy eighty ninety hundred".split(), strict=True),
-            (12, "dozen"), (1, "first"),
+            (12, "dozen"),
+            (1, "first"),
             *enumerate("third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(), 3),
         ],
         "german": [
-            *enumerate("zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn "
-                       "siebzehn achtzehn neunzehn zwanzig".split(), 2),
-            *zip(range(30, 101, 10), "dreißig vierzig fünfzig sechzig siebzig achtzig neunzig hundert".split(), strict=True),
+            *enumerate(
+                "zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn "
+                "siebzehn achtzehn neunzehn zwanzig".split(),
+                2,
+            ),
+            *zip(
+                range(30, 101, 10),
+                "dreißig vierzig fünfzig sechzig siebzig achtzig neunzig hundert".split(),
+                strict=True,
+            ),
             (12, "dutzend"),
-            *enumerate(["erste ersten erster erstes", "zweite zweiten zweiter zweites", "dritte dritten dritter drittes",
-                        "vierte vierten vierter", "fünfte fünften fünfter", "sechste sechsten"], 1),
+            *enumerate(
+                [
+                    "erste ersten erster erstes",
+                    "zweite zweiten zweiter zweites",
+                    "dritte dritten dritter drittes",
+                    "vierte vierten vierter",
+                    "fünfte fünften fünfter",
+                    "sechste sechsten",
+                ],
+                1,
+            ),
         ],
         "french": [
             *enumerate("deux trois quatre cinq six sept huit".split(), 2),
             *enumerate("dix onze douze treize quatorze quinze seize".split(), 10),
             *zip(range(20, 70, 10), "vingt trente quarante cinquante soixante".split(), strict=True),
-            (1, "premier première"), (2, "deuxième"), (3, "troisième"), (4, "quatrième"),
+            (1, "premier première"),
+            (2, "deuxième"),
+            (3, "troisième"),
+            (4, "quatrième"),
         ],
         "spanish": [
             *enumerate("dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince".split(), 2),
             *zip(range(20, 60, 10), "veinte treinta cuarenta cincuenta".split(), strict=True),
-            (1, "primer primero primera"), (3, "tercer tercero tercera"),
+            (1, "primer primero primera"),
+            (3, "tercer tercero tercera"),
         ],
     }.items()
-}  # fmt: skip
+}
 CALENDAR = frozenset(_MONTHS) | frozenset(_DAYS)
 MEASURES = frozenset(_UNITS) | frozenset(_MAGNITUDES)
 _ORDINALS = frozenset(

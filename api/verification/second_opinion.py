@@ -32,9 +32,15 @@ def _judge(asker: Asker, usage: dict[str, int], deadline: float) -> citations.Ju
             asker.meter.call("checking", settings.check_model, most, seconds) as call,
         ):
             return ask_judge(
-                sentence, quotes, usage, api_key=key, model=settings.check_model, base_url=settings.anthropic_base_url,
-                seconds=seconds, call=call,
-            )  # fmt: skip
+                sentence,
+                quotes,
+                usage,
+                api_key=key,
+                model=settings.check_model,
+                base_url=settings.anthropic_base_url,
+                seconds=seconds,
+                call=call,
+            )
         return None
 
     return judge
@@ -71,9 +77,15 @@ def ask_judge(
     }
     try:
         message = claude.complete(
-            request, api_key=api_key, base_url=base_url, seconds=seconds, attempts=1,
-            model_setting="ASKFOLDER_CHECK_MODEL", seconds_setting="ASKFOLDER_ASK_SECONDS", call=call,
-        )  # fmt: skip
+            request,
+            api_key=api_key,
+            base_url=base_url,
+            seconds=seconds,
+            attempts=1,
+            model_setting="ASKFOLDER_CHECK_MODEL",
+            seconds_setting="ASKFOLDER_ASK_SECONDS",
+            call=call,
+        )
     except AskfolderError as error:
         log.warning(str(error), action="answer.not_judged")
         return None

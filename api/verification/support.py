@@ -53,17 +53,38 @@ _HARMLESS = re.compile(
 _OPPOSITES = [
     tuple(frozenset(side.split()) for side in pair.split("/"))
     for pair in (
-        "always immer/never nie niemals", "before vor vorher/after nach nachher", "more mehr/less weniger fewer",
-        "minimum least mindestens/maximum most höchstens", "allowed permitted erlaubt/forbidden prohibited disallowed verboten",
-        "enabled enables enable/disabled disables disable", "rose rises rise increased increases increase gestiegen/"
-        "fell falls fall decreased decreases decrease dropped gesunken", "above over über/below under unter", "first erste ersten/last letzte letzten",
-        "open opens opened/closed closes close", "true wahr/false falsch", "higher larger greater größer/lower smaller kleiner",
-        "start starts begins begin/end ends stops stop", "with mit/without ohne", "all every alle jeder/none no keine", "left links/right rechts",
-        "accepted accepts accept/rejected rejects reject refuses refused", "faster/slower", "required mandatory must/optional", "win won/lose lost",
-        "on/off", "public/private", "success succeeds succeeded/failure fails failed", "summer sommer/winter", "north/south", "east/west",
-        "early earlier früher/late later später", "inside/outside", "buy bought/sell sold",
+        "always immer/never nie niemals",
+        "before vor vorher/after nach nachher",
+        "more mehr/less weniger fewer",
+        "minimum least mindestens/maximum most höchstens",
+        "allowed permitted erlaubt/forbidden prohibited disallowed verboten",
+        "enabled enables enable/disabled disables disable",
+        "rose rises rise increased increases increase gestiegen/"
+        "fell falls fall decreased decreases decrease dropped gesunken",
+        "above over über/below under unter",
+        "first erste ersten/last letzte letzten",
+        "open opens opened/closed closes close",
+        "true wahr/false falsch",
+        "higher larger greater größer/lower smaller kleiner",
+        "start starts begins begin/end ends stops stop",
+        "with mit/without ohne",
+        "all every alle jeder/none no keine",
+        "left links/right rechts",
+        "accepted accepts accept/rejected rejects reject refuses refused",
+        "faster/slower",
+        "required mandatory must/optional",
+        "win won/lose lost",
+        "on/off",
+        "public/private",
+        "success succeeds succeeded/failure fails failed",
+        "summer sommer/winter",
+        "north/south",
+        "east/west",
+        "early earlier früher/late later später",
+        "inside/outside",
+        "buy bought/sell sold",
     )
-]  # fmt: skip
+]
 _MEASURES = frozenset(word[:STEM] for word in MEASURES)
 _PRONOUN = re.compile(
     r"(?:it|its|they|their|this|these|that|he|she|his|her|there|er|sie|es|seine?|ihre?|dies\w*|il|elle|ils|elles|ce|cela|él|ella)\b",

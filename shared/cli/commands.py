@@ -346,9 +346,21 @@ def questions(rated: str | None, limit: int | None, export: Path | None, forget:
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML report to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def evaluate(
-    questions: Path, temporary: bool, documents: tuple[Path, ...], keep: Path | None, limit: int | None, answers: bool,
-    judge: str | None, mode: str | None, top_k: int | None, collection: str | None, more: str, compare: str | None, report: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+    questions: Path,
+    temporary: bool,
+    documents: tuple[Path, ...],
+    keep: Path | None,
+    limit: int | None,
+    answers: bool,
+    judge: str | None,
+    mode: str | None,
+    top_k: int | None,
+    collection: str | None,
+    more: str,
+    compare: str | None,
+    report: Path | None,
+    as_json: bool,
+) -> None:
     """Measure retrieval, or answers, with questions whose right documents are known (docs/evaluation.md).
 
     QUESTIONS is a JSONL file of {"question": …, "relevant": [path, …]}, or a folder in the BEIR layout.

@@ -121,21 +121,32 @@ class Answers:
             found["refusal precision"] = _mean([not result.question.answerable for result in results if result.refused])
             found[REFUSAL] = _mean([result.refused for result in others])
         found["false refusals"] = _mean([result.refused for result in answerable])
-        found |= {f"{verdict} answers": float(sum(r.answer["verdict"] == verdict for r in results)) for verdict in VERDICTS}  # fmt: skip
+        found |= {
+            f"{verdict} answers": float(sum(r.answer["verdict"] == verdict for r in results)) for verdict in VERDICTS
+        }
         dollars = [result.dollars for result in results]
-        return found | {
-            "latency p50 ms": float(np.quantile(took, 0.5)), "latency p95 ms": float(np.quantile(took, 0.95)),
-            "input tokens": float(sum(r.tokens.input + r.tokens.cache_write + r.tokens.cache_read for r in results)),
-            "output tokens": float(sum(r.tokens.output for r in results)),
-            "dollars": None if None in dollars else float(sum(d for d in dollars if d is not None)),
-        } | ({"judge's dollars": self.judged.dollars} if self.judged else {})  # fmt: skip
+        return (
+            found
+            | {
+                "latency p50 ms": float(np.quantile(took, 0.5)),
+                "latency p95 ms": float(np.quantile(took, 0.95)),
+                "input tokens": float(
+                    sum(r.tokens.input + r.tokens.cache_write + r.tokens.cache_read for r in results)
+                ),
+                "output tokens": float(sum(r.tokens.output for r in results)),
+                "dollars": None if None in dollars else float(sum(d for d in dollars if d is not None)),
+            }
+            | ({"judge's dollars": self.judged.dollars} if self.judged else {})
+        )
 
     def not_judged(self) -> list[Answered]:
         """Those that the judge gave no grade."""
         return [result for result in self.results if result.judged == ""]
 
 
-def answered(question: Question, answer: Mapping[str, Any], took: float, ids: Mapping[str, str], known: Mapping[str, Price]) -> Answered:  # fmt: skip
+def answered(
+    question: Question, answer: Mapping[str, Any], took: float, ids: Mapping[str, str], known: Mapping[str, Price]
+) -> Answered:
     """`ids`: file → document of a corpus; `known`: prices of models."""
     cited = [(ids.get(c["source"], c["source"]), c["char_start"], c["char_end"]) for c in answer["citations"]]
     tokens, model = Tokens.of(answer["usage"]), answer["model"]

@@ -87,17 +87,29 @@ class Judge:
     def _ask(self, result: Answered, spent: list[Tokens]) -> str:
         question = result.question
         parts = {
-            "question": question.text, "references": list(question.answers), "answer": unmarked(result.answer["answer"]).strip(),
-        }  # fmt: skip
+            "question": question.text,
+            "references": list(question.answers),
+            "answer": unmarked(result.answer["answer"]).strip(),
+        }
         asked = encodable(json.dumps(parts, ensure_ascii=False))
         most = Tokens(estimate_tokens(SYSTEM + asked), MAX_TOKENS)
         with self.meter.call("judging", self.model, most, SECONDS) as call:
             try:
                 message = claude.complete(
-                    {"model": self.model, "max_tokens": MAX_TOKENS, "system": SYSTEM, "messages": [{"role": "user", "content": asked}]},
-                    api_key=self.api_key, base_url=self.base_url, seconds=SECONDS, model_setting="--judge", seconds_setting="",
-                    call=call, urgent=False,
-                )  # fmt: skip
+                    {
+                        "model": self.model,
+                        "max_tokens": MAX_TOKENS,
+                        "system": SYSTEM,
+                        "messages": [{"role": "user", "content": asked}],
+                    },
+                    api_key=self.api_key,
+                    base_url=self.base_url,
+                    seconds=SECONDS,
+                    model_setting="--judge",
+                    seconds_setting="",
+                    call=call,
+                    urgent=False,
+                )
             finally:
                 spent.append(call.took)
         return claude.text(message).strip(" \n.!\"'*").lower()

@@ -44,4 +44,7 @@ def covered(places: Sequence[tuple[str, int, int]], spans: Mapping[str, Sequence
     wanted = {(name, n) for name, pairs in spans.items() for start, end in pairs for n in range(start, end)}
     given = {(name, n) for name, start, end in places[:SPAN_PASSAGES] for n in range(start, end)}
     both = len(wanted & given)
-    return {f"span recall@{SPAN_PASSAGES}": both / len(wanted), f"span precision@{SPAN_PASSAGES}": both / max(len(given), 1)}  # fmt: skip
+    return {
+        f"span recall@{SPAN_PASSAGES}": both / len(wanted),
+        f"span precision@{SPAN_PASSAGES}": both / max(len(given), 1),
+    }

@@ -85,9 +85,10 @@ class Run:
         values = [result.values for result in self.results]
         took = [result.took for result in self.results]
         return {name: float(np.mean([v[name] for v in values])) for name in values[0]} | {
-            "latency p50 ms": float(np.quantile(took, 0.5)), "latency p95 ms": float(np.quantile(took, 0.95)),
+            "latency p50 ms": float(np.quantile(took, 0.5)),
+            "latency p95 ms": float(np.quantile(took, 0.95)),
             "embedding p50 ms": float(np.median([result.embedding for result in self.results])),
-        }  # fmt: skip
+        }
 
     @property
     def measure(self) -> str:
@@ -139,9 +140,14 @@ def _spans(value: Any, place: str) -> dict[str, list[Span]]:
     spans: dict[str, list[Span]] = {}
     pairs: Any
     for name, pairs in value.items() if isinstance(value, dict) else [("", None)]:
-        good = isinstance(pairs, list) and pairs and all(
-            isinstance(p, list) and len(p) == 2 and all(type(n) is int for n in p) and 0 <= p[0] < p[1] for p in pairs
-        )  # fmt: skip
+        good = (
+            isinstance(pairs, list)
+            and pairs
+            and all(
+                isinstance(p, list) and len(p) == 2 and all(type(n) is int for n in p) and 0 <= p[0] < p[1]
+                for p in pairs
+            )
+        )
         if not good:
             raise PermanentError(f'{place}: "spans" must be {{"path": [[start, end], …]}} in characters.')
         spans[name] = [(start, end) for start, end in pairs]
@@ -180,7 +186,11 @@ def read_corpus(folder: Path) -> Iterator[tuple[str, str, str]]:
     corpus = _file(folder, "corpus.jsonl")
     for number, row in _rows(corpus):
         title = row.get("title")
-        yield _text(row, "_id", corpus, number), title if isinstance(title, str) else "", _text(row, "text", corpus, number)  # fmt: skip
+        yield (
+            _text(row, "_id", corpus, number),
+            title if isinstance(title, str) else "",
+            _text(row, "text", corpus, number),
+        )
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -193,7 +203,11 @@ def _file(folder: Path, name: str) -> Path:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines that are not empty, with their numbers, from 1."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as file:  # fmt: skip
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8-sig") as file
+        ):
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line.rstrip("\r\n")

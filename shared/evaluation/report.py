@@ -94,7 +94,12 @@ def _body(
         yield f'<li>{key}{_e(label)} <span class="quiet">{_e(system)}</span></li>'
     yield "</ul></header>"
     yield from (f'<p class="note">{_e(note)}</p>' for note in notes)
-    yield '<div class="top">' + _table(runs) + (f'<p class="verdict">{_e(verdict(difference))}</p>' if difference else "") + "</div>"  # fmt: skip
+    yield (
+        '<div class="top">'
+        + _table(runs)
+        + (f'<p class="verdict">{_e(verdict(difference))}</p>' if difference else "")
+        + "</div>"
+    )
     yield from _answers(runs) if isinstance(runs[0], Answers) else _retrieval(runs)  # type: ignore[arg-type]
 
 
@@ -102,14 +107,22 @@ def _retrieval(runs: Sequence[Run]) -> Iterator[str]:
     yield f'<h2>Plots</h2><div class="plots n{2 + len(runs)}">' + "".join(_plots(runs)) + "</div>"
     yield "<h2>Questions</h2>"
     kinds = [_kinds([run.results[n] for run in runs]) for n in range(len(runs[0].results))]
-    yield _filter({"missed": f"None relevant in the first {CUT}", "incomplete": f"Some missing in the first {CUT}"}, kinds, len(runs))  # fmt: skip
+    yield _filter(
+        {"missed": f"None relevant in the first {CUT}", "incomplete": f"Some missing in the first {CUT}"},
+        kinds,
+        len(runs),
+    )
     for number in sorted(range(len(kinds)), key=lambda n: runs[-1].results[n].score):
         yield _question([run.results[number] for run in runs])
 
 
 def _table(runs: Sequence[Run] | Sequence[Answers]) -> str:
     summaries = [run.summary() for run in runs]
-    head = "<tr><th></th>" + ('<th class="a">A</th><th class="b">B</th><th>B − A</th>' if len(runs) > 1 else "<th></th>") + "</tr>"  # fmt: skip
+    head = (
+        "<tr><th></th>"
+        + ('<th class="a">A</th><th class="b">B</th><th>B − A</th>' if len(runs) > 1 else "<th></th>")
+        + "</tr>"
+    )
     rows = []
     for name in summaries[0]:
         values = [summary[name] for summary in summaries]
@@ -166,11 +179,15 @@ def _filter(choices: dict[str, str], kinds: Sequence[set[str]], sides: int) -> s
     choices = {"all": "All", **choices}
     if sides > 1:
         choices |= {"better": "Better with B", "worse": "Worse with B"}
-    return '<div class="filter" role="radiogroup" aria-label="Show">' + "".join(
-        f'<label><input type="radio" name="show" id="show-{name}"{" checked" if name == "all" else ""}>{text} '
-        f"({sum(name == 'all' or name in kind for kind in kinds):,})</label>"
-        for name, text in choices.items()
-    ) + "</div>"  # fmt: skip
+    return (
+        '<div class="filter" role="radiogroup" aria-label="Show">'
+        + "".join(
+            f'<label><input type="radio" name="show" id="show-{name}"{" checked" if name == "all" else ""}>{text} '
+            f"({sum(name == 'all' or name in kind for kind in kinds):,})</label>"
+            for name, text in choices.items()
+        )
+        + "</div>"
+    )
 
 
 def _kinds(results: Sequence[Result]) -> set[str]:

@@ -198,9 +198,11 @@ def _check(client: Client, questions: Sequence[Question], ids: Mapping[str, str]
         question, name = lacking[0]
         near = difflib.get_close_matches(name, known, 1, 0.5)
         raise PermanentError(
-            f"The question {question.id} names {name!r}, which is not in the index" + (f"; there is {near[0]!r}" if near else "")
-            + (f" ({len(lacking) - 1} more such paths)" if len(lacking) > 1 else "") + ". askfolder status --all lists the paths."
-        )  # fmt: skip
+            f"The question {question.id} names {name!r}, which is not in the index"
+            + (f"; there is {near[0]!r}" if near else "")
+            + (f" ({len(lacking) - 1} more such paths)" if len(lacking) > 1 else "")
+            + ". askfolder status --all lists the paths."
+        )
     failed = [row for row in documents if row["state"] in ("failed", "quarantined")]
     if failed:
         notes.append(
@@ -235,8 +237,13 @@ def _ask(client: Client, choice: Choice, question: Question, ids: Mapping[str, s
 
 
 def _answer(
-    client: Client, choice: Choice, question: Question, ids: Mapping[str, str], warnings: set[str], known: Mapping[str, prices.Price]
-) -> Answered:  # fmt: skip
+    client: Client,
+    choice: Choice,
+    question: Question,
+    ids: Mapping[str, str],
+    warnings: set[str],
+    known: Mapping[str, prices.Price],
+) -> Answered:
     """Asks once: it may cost something. The question log is not to hold what nobody asked."""
     started = time.perf_counter()
     try:
@@ -313,12 +320,19 @@ def _say(text: str) -> None:
 def as_data(outcome: Outcome) -> dict[str, Any]:
     runs = [
         {
-            "label": run.label, "system": run.system, "summary": run.summary(),
+            "label": run.label,
+            "system": run.system,
+            "summary": run.summary(),
             **({"judge": asdict(run.judged)} if isinstance(run, Answers) and run.judged else {}),
             "questions": [_row(result) for result in run.results],
-        } for run in outcome.runs
-    ]  # fmt: skip
-    return {"runs": runs, "difference": asdict(outcome.difference) if outcome.difference else None, "notes": outcome.notes}  # fmt: skip
+        }
+        for run in outcome.runs
+    ]
+    return {
+        "runs": runs,
+        "difference": asdict(outcome.difference) if outcome.difference else None,
+        "notes": outcome.notes,
+    }
 
 
 def _row(result: Result | Answered) -> dict[str, Any]:

@@ -48,8 +48,15 @@ def difference(a: Sequence[float], b: Sequence[float], measure: str = f"nDCG@{CU
     low, high = np.quantile(_bootstrap(differences), [0.025, 0.975])
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     return Difference(
-        measure, float(differences.mean()), _randomisation(differences), float(low), float(high), wins, losses, len(differences) - wins - losses,
-    )  # fmt: skip
+        measure,
+        float(differences.mean()),
+        _randomisation(differences),
+        float(low),
+        float(high),
+        wins,
+        losses,
+        len(differences) - wins - losses,
+    )
 
 
 def _randomisation(differences: npt.NDArray[np.float64]) -> float:

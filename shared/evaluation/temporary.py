@@ -24,7 +24,15 @@ from shared.providers.choice import LOCAL_MODEL
 from shared.settings import load, read
 from shared.system.up import READY_SECONDS, Say, System, started
 
-OWN = {"DATABASE_URL", "REDIS_URL", "ASKFOLDER_INBOX", "ASKFOLDER_DATA", "ASKFOLDER_HOST", "ASKFOLDER_PORT", "ASKFOLDER_FLOWER_PORT"}  # fmt: skip
+OWN = {
+    "DATABASE_URL",
+    "REDIS_URL",
+    "ASKFOLDER_INBOX",
+    "ASKFOLDER_DATA",
+    "ASKFOLDER_HOST",
+    "ASKFOLDER_PORT",
+    "ASKFOLDER_FLOWER_PORT",
+}
 MARK = "eval.json"  # in a kept folder: whose documents these are
 SAY_SECONDS = 15.0
 
@@ -136,11 +144,23 @@ def temporary(documents: Path, data: Path, changes: Mapping[str, str], say: Say)
         raise PermanentError(f"{taken[0]} cannot be chosen: a temporary system has its own.")
     with _free_ports() as (port, flower_port):
         settings = read(changes).model_copy(
-            update={"inbox": documents, "data": data, "host": "127.0.0.1", "port": port, "flower_port": flower_port,
-                    "database_url": "", "redis_url": ""}
-        )  # fmt: skip
+            update={
+                "inbox": documents,
+                "data": data,
+                "host": "127.0.0.1",
+                "port": port,
+                "flower_port": flower_port,
+                "database_url": "",
+                "redis_url": "",
+            }
+        )
     _lend_model(data)
-    more = {**changes, "ASKFOLDER_HOST": "127.0.0.1", "ASKFOLDER_PORT": str(port), "ASKFOLDER_FLOWER_PORT": str(flower_port)}  # fmt: skip
+    more = {
+        **changes,
+        "ASKFOLDER_HOST": "127.0.0.1",
+        "ASKFOLDER_PORT": str(port),
+        "ASKFOLDER_FLOWER_PORT": str(flower_port),
+    }
     with started(settings, say, without=("flower",), more=more) as system:
         system.ready(threading.Event())
         with Client(f"http://127.0.0.1:{port}", keys.key(settings), settings.ask_seconds + 10) as client:
@@ -188,7 +208,11 @@ def _wait(system: System, client: Client, say: Say) -> None:
             if time.monotonic() - said > SAY_SECONDS:
                 said = time.monotonic()
                 left = listing["load"]["eta_seconds"]
-                say(f"{sum(counts.values()) - waiting:,} of {files:,} documents" + (f", about {left:.0f} s to go" if left else "") + " …")  # fmt: skip
+                say(
+                    f"{sum(counts.values()) - waiting:,} of {files:,} documents"
+                    + (f", about {left:.0f} s to go" if left else "")
+                    + " …"
+                )
         time.sleep(0.2)
 
 

@@ -21,16 +21,29 @@ def wanted_embedder(settings: Settings) -> Embedder:
 
 
 def embedder_for(
-    settings: Settings, name: str, model: str, model_path: str, dimensions: int | None, threads: int = 1, meter: Meter = UNMETERED
-) -> Embedder:  # fmt: skip
+    settings: Settings,
+    name: str,
+    model: str,
+    model_path: str,
+    dimensions: int | None,
+    threads: int = 1,
+    meter: Meter = UNMETERED,
+) -> Embedder:
     """`model_path`: for local, the directory of a model of the user's; empty: the built-in one. Raises SettingsError."""
     openai, voyage = settings.openai_api_key, settings.voyage_api_key
     return open_embedder(
-        name, model=(model_path if name == "local" else model) or None, dimensions=dimensions,
-        openai_api_key=openai.get_secret_value() if openai else None, openai_base_url=settings.openai_base_url or None,
-        voyage_api_key=voyage.get_secret_value() if voyage else None, voyage_base_url=settings.voyage_base_url or None,
-        local_directory=settings.data / LOCAL_MODEL, threads=threads, meter=meter, redis_url=settings.redis_url,
-    )  # fmt: skip
+        name,
+        model=(model_path if name == "local" else model) or None,
+        dimensions=dimensions,
+        openai_api_key=openai.get_secret_value() if openai else None,
+        openai_base_url=settings.openai_base_url or None,
+        voyage_api_key=voyage.get_secret_value() if voyage else None,
+        voyage_base_url=settings.voyage_base_url or None,
+        local_directory=settings.data / LOCAL_MODEL,
+        threads=threads,
+        meter=meter,
+        redis_url=settings.redis_url,
+    )
 
 
 def open_embedder(
@@ -61,8 +74,13 @@ def open_embedder(
         return local
     if name == "openai":
         return OpenAIEmbedder(
-            openai_api_key, model or "text-embedding-3-small", dimensions, openai_base_url, meter=meter, redis_url=redis_url
-        )  # fmt: skip
+            openai_api_key,
+            model or "text-embedding-3-small",
+            dimensions,
+            openai_base_url,
+            meter=meter,
+            redis_url=redis_url,
+        )
     if name == "voyage":
         return VoyageEmbedder(
             voyage_api_key, model or "voyage-4", dimensions, voyage_base_url, meter=meter, redis_url=redis_url

@@ -40,10 +40,17 @@ class RefusedError(PermanentError):
 
 
 def complete(
-    request: dict[str, Any], *, api_key: str, base_url: str, seconds: float, attempts: int = ATTEMPTS,
-    model_setting: str = "ANTHROPIC_MODEL", seconds_setting: str = "ASKFOLDER_ASK_SECONDS", call: Call | None = None,
+    request: dict[str, Any],
+    *,
+    api_key: str,
+    base_url: str,
+    seconds: float,
+    attempts: int = ATTEMPTS,
+    model_setting: str = "ANTHROPIC_MODEL",
+    seconds_setting: str = "ASKFOLDER_ASK_SECONDS",
+    call: Call | None = None,
     urgent: bool = True,
-) -> Message:  # fmt: skip
+) -> Message:
     """The whole message that answers a request.
 
     `base_url`: empty for Anthropic's own. `seconds`: from now, for everything, retries and silence included. The settings are
@@ -52,17 +59,35 @@ def complete(
     about in time, or the server wants to be left alone for longer; PermanentError: the request was refused and would be again.
     """
     found = stream(
-        request, _whole, api_key=api_key, base_url=base_url, deadline=time.monotonic() + seconds, seconds=seconds,
-        attempts=attempts, model_setting=model_setting, seconds_setting=seconds_setting, call=call, urgent=urgent,
-    )  # fmt: skip
+        request,
+        _whole,
+        api_key=api_key,
+        base_url=base_url,
+        deadline=time.monotonic() + seconds,
+        seconds=seconds,
+        attempts=attempts,
+        model_setting=model_setting,
+        seconds_setting=seconds_setting,
+        call=call,
+        urgent=urgent,
+    )
     return next(message for message in found if message is not None)
 
 
 def stream(
-    request: dict[str, Any], read: Callable[[Iterator[Any]], Iterator[T | None]], *, api_key: str, base_url: str, deadline: float,
-    seconds: float, attempts: int = ATTEMPTS, model_setting: str = "ANTHROPIC_MODEL", seconds_setting: str = "ASKFOLDER_ASK_SECONDS",
-    call: Call | None = None, urgent: bool = True,
-) -> Iterator[T | None]:  # fmt: skip
+    request: dict[str, Any],
+    read: Callable[[Iterator[Any]], Iterator[T | None]],
+    *,
+    api_key: str,
+    base_url: str,
+    deadline: float,
+    seconds: float,
+    attempts: int = ATTEMPTS,
+    model_setting: str = "ANTHROPIC_MODEL",
+    seconds_setting: str = "ASKFOLDER_ASK_SECONDS",
+    call: Call | None = None,
+    urgent: bool = True,
+) -> Iterator[T | None]:
     """What `read` makes of the events; None: nothing for a while. The only layer that retries, and only where nothing was given yet.
 
     Errors as in `complete`; RefusedError where the server refuses this request.

@@ -55,9 +55,11 @@ class Tokens:
 
     def __add__(self, other: "Tokens") -> "Tokens":
         return Tokens(
-            self.input + other.input, self.output + other.output,
-            self.cache_write + other.cache_write, self.cache_read + other.cache_read,
-        )  # fmt: skip
+            self.input + other.input,
+            self.output + other.output,
+            self.cache_write + other.cache_write,
+            self.cache_read + other.cache_read,
+        )
 
     @classmethod
     def of(cls, usage: Any) -> "Tokens":
@@ -155,11 +157,18 @@ def settle(connection: Connection, spending: Spending) -> None:
             reserved = greatest(budget.reserved - coalesce((SELECT dollars FROM mine), 0), 0)
         """,
         {
-            "budget": BUDGETS[spending.purpose], "purpose": spending.purpose, "model": spending.model, "calls": spending.calls,
-            "input": spending.tokens.input, "output": spending.tokens.output, "cache_write": spending.tokens.cache_write,
-            "cache_read": spending.tokens.cache_read, "dollars": spending.dollars, "reservation": spending.reservation,
+            "budget": BUDGETS[spending.purpose],
+            "purpose": spending.purpose,
+            "model": spending.model,
+            "calls": spending.calls,
+            "input": spending.tokens.input,
+            "output": spending.tokens.output,
+            "cache_write": spending.tokens.cache_write,
+            "cache_read": spending.tokens.cache_read,
+            "dollars": spending.dollars,
+            "reservation": spending.reservation,
         },
-    )  # fmt: skip
+    )
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------
@@ -200,8 +209,13 @@ class Call:
     """One call, with its repetitions, while it is made. Of no meter, it counts for itself."""
 
     def __init__(
-        self, meter: "Meter | None" = None, purpose: Purpose = "answers", model: str = "", most: Tokens = NOTHING, seconds: float = 0.0
-    ) -> None:  # fmt: skip
+        self,
+        meter: "Meter | None" = None,
+        purpose: Purpose = "answers",
+        model: str = "",
+        most: Tokens = NOTHING,
+        seconds: float = 0.0,
+    ) -> None:
         """As `Meter.call`."""
         self.calls, self.tokens = 0, NOTHING
         self.took = NOTHING  # in all, that was settled already included

@@ -115,9 +115,15 @@ class RemoteEmbedder(Provider, Embedder):
     batch_inputs = 128
 
     def __init__(
-        self, api_key: str | None, model: str, dimensions: int | None, base_url: str | None, timeout: float, meter: Meter,
+        self,
+        api_key: str | None,
+        model: str,
+        dimensions: int | None,
+        base_url: str | None,
+        timeout: float,
+        meter: Meter,
         redis_url: str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`base_url` includes /v1. `timeout`: seconds without a byte. SettingsError: something is missing."""
         super().__init__(api_key, base_url, f"ASKFOLDER_EMBEDDER={self.name}")
         default = self.known_dimensions.get(model)

@@ -31,9 +31,14 @@ class Process:
     def start(self) -> None:
         self.starts += 1
         self.popen = subprocess.Popen(
-            self.command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            self.command,
+            cwd=ROOT,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
         threading.Thread(target=self._write_log, args=[self.popen], daemon=True).start()
 
     def ended(self) -> bool:

@@ -212,10 +212,25 @@ class Servers:
         env = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
         if not (folder / "PG_VERSION").exists():
             made = subprocess.run(
-                [postgres_binary("initdb"), "-D", str(folder), "-U", "askfolder", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"]
+                [
+                    postgres_binary("initdb"),
+                    "-D",
+                    str(folder),
+                    "-U",
+                    "askfolder",
+                    "-A",
+                    "trust",
+                    "-E",
+                    "UTF8",
+                    "--locale=C.UTF-8",
+                ]
                 + ([] if self.durable else ["--no-sync"]),
-                capture_output=True, text=True, cwd="/", preexec_fn=self._drop, env={**env, "LC_ALL": "C"},
-            )  # fmt: skip
+                capture_output=True,
+                text=True,
+                cwd="/",
+                preexec_fn=self._drop,
+                env={**env, "LC_ALL": "C"},
+            )
             if made.returncode != 0:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise SettingsError(
@@ -223,10 +238,17 @@ class Servers:
                 )
         _end_leftover(folder / "postmaster.pid", "postgres")
         options = {
-            "listen_addresses": "", "unix_socket_directories": str(self.sockets), "unix_socket_permissions": "0700",
-            "shared_buffers": f"{_buffers_mb()}MB", "maintenance_work_mem": "256MB", "max_connections": "100", "random_page_cost": "1.1",
-            "jit": "off", "autovacuum_naptime": "10s", "max_wal_size": "1GB",
-        }  # fmt: skip
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.sockets),
+            "unix_socket_permissions": "0700",
+            "shared_buffers": f"{_buffers_mb()}MB",
+            "maintenance_work_mem": "256MB",
+            "max_connections": "100",
+            "random_page_cost": "1.1",
+            "jit": "off",
+            "autovacuum_naptime": "10s",
+            "max_wal_size": "1GB",
+        }
         if not self.durable:
             options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
@@ -245,9 +267,28 @@ class Servers:
         _end_leftover(folder / "valkey.pid", "valkey-server")
         # The queue is a hint and the cache a cache (PostgreSQL is the record), so nothing is written to disk.
         process = self._run(
-            "valkey", [valkey_binary(), "--port", "0", "--unixsocket", f"{self.sockets}/valkey.sock", "--unixsocketperm", "700", "--dir", str(folder),
-             "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction", "--daemonize", "no"], log,
-        )  # fmt: skip
+            "valkey",
+            [
+                valkey_binary(),
+                "--port",
+                "0",
+                "--unixsocket",
+                f"{self.sockets}/valkey.sock",
+                "--unixsocketperm",
+                "700",
+                "--dir",
+                str(folder),
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--maxmemory-policy",
+                "noeviction",
+                "--daemonize",
+                "no",
+            ],
+            log,
+        )
         (folder / "valkey.pid").write_text(f"{process.pid}\n")
         client = redis.Redis.from_url(self.redis_url)
         _until(client.ping, redis.ConnectionError, process, "Valkey", log)

@@ -150,13 +150,18 @@ def _servers(settings: Settings, stack: contextlib.ExitStack) -> Servers:
 def _environment(settings: Settings, servers: Servers, say: Say) -> dict[str, str]:
     """Checks the servers, migrates, and returns what the processes need to know."""
     env = {
-        **os.environ, "ASKFOLDER_INBOX": str(settings.inbox), "ASKFOLDER_DATA": str(settings.data), "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        **os.environ,
+        "ASKFOLDER_INBOX": str(settings.inbox),
+        "ASKFOLDER_DATA": str(settings.data),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         # Celery's own end of SIGTERM waits for all tasks; this one hands unfinished ones back.
         "REMAP_SIGTERM": "SIGQUIT",
-        "FLOWER_BASIC_AUTH": f"askfolder:{keys.flower_password(settings)}", "FLOWER_ADDRESS": "127.0.0.1",
+        "FLOWER_BASIC_AUTH": f"askfolder:{keys.flower_password(settings)}",
+        "FLOWER_ADDRESS": "127.0.0.1",
         "FLOWER_PORT": str(settings.flower_port),
-    }  # fmt: skip
+    }
     keys.key(settings)
     database, redis_url = settings.database_url or servers.database_url, settings.redis_url or servers.redis_url
     if settings.database_url:
@@ -195,15 +200,29 @@ def _screen(settings: Settings) -> str:
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     rows = [
         ("Ask", f"http://{host}:{settings.port}/?key={keys.key(settings)}", ""),
-        ("Flower", f"http://127.0.0.1:{settings.flower_port}/", f"user askfolder, password {keys.flower_password(settings)}"),
+        (
+            "Flower",
+            f"http://127.0.0.1:{settings.flower_port}/",
+            f"user askfolder, password {keys.flower_password(settings)}",
+        ),
         ("Folder", said["inbox"], "another: ./askfolder up --inbox DIR"),
-        ("Embedder", said["embedder"], "OpenAI: ASKFOLDER_EMBEDDER=openai and OPENAI_API_KEY=… in .env"
-         if settings.embedder == "local" else "local: ASKFOLDER_EMBEDDER=local in .env"),
-        ("Answers", said["answerer"], "quoted only: ASKFOLDER_ANSWERER=extractive in .env"
-         if settings.answers_with_claude() else "Claude: ANTHROPIC_API_KEY=… in .env"),
+        (
+            "Embedder",
+            said["embedder"],
+            "OpenAI: ASKFOLDER_EMBEDDER=openai and OPENAI_API_KEY=… in .env"
+            if settings.embedder == "local"
+            else "local: ASKFOLDER_EMBEDDER=local in .env",
+        ),
+        (
+            "Answers",
+            said["answerer"],
+            "quoted only: ASKFOLDER_ANSWERER=extractive in .env"
+            if settings.answers_with_claude()
+            else "Claude: ANTHROPIC_API_KEY=… in .env",
+        ),
         ("Leaves this machine", said["leaves"], ""),
         ("Logs", str(settings.data / "logs"), ""),
-    ]  # fmt: skip
+    ]
     lines = [f"  {name:<20} {value}" + (f"\n  {'':<20} ({hint})" if hint else "") for name, value, hint in rows]
     return (
         "\naskfolder is running; Ctrl-C stops it.\n\n"

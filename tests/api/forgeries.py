@@ -173,9 +173,20 @@ def falsified(
             yield "number changed", text[: number.start()] + changed + text[number.end() :]
         yield "number grown", text[: number.start()] + digits + "7" + text[number.end() :]
     for unit, wrong in (
-        ("seconds", "minutes"), ("minutes", "hours"), (" s ", " h "), (" ms", " s"), ("euros", "dollars"), ("metres", "feet"), (" MB", " GB"),
-        ("millimetres", "metres"), ("kilograms", "grams"), ("days", "weeks"), ("weeks", "months"), ("million", "billion"), ("hour", "day"),
-    ):  # fmt: skip
+        ("seconds", "minutes"),
+        ("minutes", "hours"),
+        (" s ", " h "),
+        (" ms", " s"),
+        ("euros", "dollars"),
+        ("metres", "feet"),
+        (" MB", " GB"),
+        ("millimetres", "metres"),
+        ("kilograms", "grams"),
+        ("days", "weeks"),
+        ("weeks", "months"),
+        ("million", "billion"),
+        ("hour", "day"),
+    ):
         if re.search(rf"\d{re.escape(unit) if unit[0] == ' ' else ' ' + unit}\b", text):
             yield "unit changed", text.replace(unit, wrong, 1)
     for affirmed, denied in (
@@ -188,7 +199,14 @@ def falsified(
         if affirmed in text and not re.search(r"\b(?:not|no|nothing|never|without|cannot|none|only|unless)\b", text):
             yield "negated", text.replace(affirmed, denied, 1)
             break
-    for denied, affirmed in ((" is not ", " is "), (" are not ", " are "), (" cannot ", " can "), (" does not ", " does "), (" never ", " always "), (" may not ", " may ")):  # fmt: skip
+    for denied, affirmed in (
+        (" is not ", " is "),
+        (" are not ", " are "),
+        (" cannot ", " can "),
+        (" does not ", " does "),
+        (" never ", " always "),
+        (" may not ", " may "),
+    ):
         if denied in text:
             yield "negation left out", text.replace(denied, affirmed, 1)
     if (found := list(NAME.finditer(text))) and (others := [n for n in names if n not in document]):

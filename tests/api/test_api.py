@@ -124,7 +124,19 @@ def test_bad_queries(client: FlaskClient) -> None:
     assert client.put("/ask", headers=AUTH).status_code == 405
 
 
-@pytest.mark.parametrize("query", ["?!…", "'; DROP TABLE document; --", "a:* & | !", "\\ ' \" \x00", "日本語", "the", "word " * 3000, "\ud800".encode("utf-8", "surrogatepass").decode("utf-8", "replace")])  # fmt: skip
+@pytest.mark.parametrize(
+    "query",
+    [
+        "?!…",
+        "'; DROP TABLE document; --",
+        "a:* & | !",
+        "\\ ' \" \x00",
+        "日本語",
+        "the",
+        "word " * 3000,
+        "\ud800".encode("utf-8", "surrogatepass").decode("utf-8", "replace"),
+    ],
+)
 def test_odd_questions_are_no_error(client: FlaskClient, connection: Connection, query: str) -> None:
     generations.want(connection, "local", "all-MiniLM-L6-v2-int8", "", 384, "1/200/28", "1")
     for mode in ("hybrid", "lexical"):
@@ -161,9 +173,13 @@ def test_redis_away_is_no_error(database_url: str, tmp_path: Path, model: Path, 
 
 def test_database_away_is_a_sentence(servers: Servers, tmp_path: Path) -> None:
     settings = Settings(  # type: ignore[call-arg]
-        _env_file=None, database_url="postgresql://127.0.0.1:1/x", redis_url=servers.redis_url, data=tmp_path, inbox=tmp_path,
+        _env_file=None,
+        database_url="postgresql://127.0.0.1:1/x",
+        redis_url=servers.redis_url,
+        data=tmp_path,
+        inbox=tmp_path,
         admin_key=SecretStr(KEY),
-    )  # fmt: skip
+    )
     app = create_app(settings)
     response = app.test_client().post("/search", json={"query": "heron"}, headers=AUTH)
     assert response.status_code == 503

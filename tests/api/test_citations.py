@@ -182,9 +182,12 @@ def test_what_leads_nowhere_is_left_out(connection: Connection, passages: list[P
 
 def test_what_leads_over_skips_what_is_removed(connection: Connection, passages: list[Passage]) -> None:
     answer = check(
-        connection, passages, Statement("The facts:\n"), Statement("- 55 m high\n", (claim(HIGH),)),
+        connection,
+        passages,
+        Statement("The facts:\n"),
+        Statement("- 55 m high\n", (claim(HIGH),)),
         Statement("- built by Ada Frost\n", (claim(BUILT),)),
-    )  # fmt: skip
+    )
     assert answer.text == "The facts:\n- built by Ada Frost [1]"
     assert [c.quote for c in answer.citations] == [BUILT]  # none of a sentence that is not shown
 

@@ -46,9 +46,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnthropicStandin]:
 
 
 def ask(
-    server: AnthropicStandin, seconds: float = 10, question: str = "How high is it?", model: str = "m", native: bool | None = True,
-    usage: dict[str, int] | None = None, key: str = KEY, passages: list[Passage] = PASSAGES,
-) -> Draft:  # fmt: skip
+    server: AnthropicStandin,
+    seconds: float = 10,
+    question: str = "How high is it?",
+    model: str = "m",
+    native: bool | None = True,
+    usage: dict[str, int] | None = None,
+    key: str = KEY,
+    passages: list[Passage] = PASSAGES,
+) -> Draft:
     """The whole answer. `native`: whether the server is known to cite."""
     claude._cites.pop((server.url, model), None)
     if native is not None:
@@ -165,10 +171,10 @@ def test_what_is_asked_for_marks(server: AnthropicStandin) -> None:
         ('Elsewhere. [2: "It is 54 m high."] [7: "54 m"] [0: "54 m"]', [("Elsewhere.", [])], 3),
         ("Bare. [1] [1, 2]", [("Bare.", [])], 2),
         ('- One [1: "54 m"]\n- Two [1: "1887"]\n', [("- One\n", ["54 m"]), ("- Two\n", ["1887"])], 0),
-        ('Broken. [1: "It is 54 m', [('Broken. ', []), ('[1: "It is 54 m', [])], 0),
+        ('Broken. [1: "It is 54 m', [("Broken. ", []), ('[1: "It is 54 m', [])], 0),
         ("argv[1] is it.", [("argv[1] is it.", [])], 0),
     ],
-)  # fmt: skip
+)
 def test_marks(server: AnthropicStandin, text: str, expected: list[tuple[str, list[str]]], dropped: int) -> None:
     draft = marked(server, text)
     assert (quoted(draft), draft.dropped) == (expected, dropped)

@@ -222,8 +222,19 @@ def own_passages(embedder: LocalEmbedder) -> list[Passage]:
         parsed = parse_file(str(ROOT / source), source, 1_000_000)
         for one in chunk(parsed, embedder.count, 200):
             found.append(
-                Passage(len(found), number, source, None, one.content, 1.0, None, one.heading_path, one.char_start, one.char_end)
-            )  # fmt: skip
+                Passage(
+                    len(found),
+                    number,
+                    source,
+                    None,
+                    one.content,
+                    1.0,
+                    None,
+                    one.heading_path,
+                    one.char_start,
+                    one.char_end,
+                )
+            )
     return found
 
 

@@ -28,8 +28,17 @@ def test_numbers(text: str, language: str | None, values: list[float | str]) -> 
 
 @pytest.mark.parametrize(
     ("text", "unit"),
-    [("14 %", "%"), ("14 percent", "%"), ("$14", "$"), ("14 euros", "€"), ("€14", "€"), ("14 kg", "kg"), ("14 apples", None), ("14-day", "day")],
-)  # fmt: skip
+    [
+        ("14 %", "%"),
+        ("14 percent", "%"),
+        ("$14", "$"),
+        ("14 euros", "€"),
+        ("€14", "€"),
+        ("14 kg", "kg"),
+        ("14 apples", None),
+        ("14-day", "day"),
+    ],
+)
 def test_units(text: str, unit: str | None) -> None:
     assert [number.unit for number in facts(text, "english").numbers] == [unit]
 

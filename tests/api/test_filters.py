@@ -17,10 +17,29 @@ from shared.ledger import sources
 from worker.parsing.detect import LATER
 
 KEYS = (
-    "a.md", "notes.md", "notes/a.md", "notes/2024/b.md", "notes/2024/c.pdf", "notes/2024-03/d.md", "notes2/e.md", "other/notes/f.md",
-    "odd/[x].md", "odd/x.md", "odd/a%b.md", "odd/a_b.md", "odd/a\\b.md", "odd/a'b.md", "odd/a\nb.md", "odd/a.+(b)$.md", "Ünï/g.md", "日本/h.md",
-    "src/main.py", "src/main.c", "src/Main.PY", "src/data.json",
-)  # fmt: skip
+    "a.md",
+    "notes.md",
+    "notes/a.md",
+    "notes/2024/b.md",
+    "notes/2024/c.pdf",
+    "notes/2024-03/d.md",
+    "notes2/e.md",
+    "other/notes/f.md",
+    "odd/[x].md",
+    "odd/x.md",
+    "odd/a%b.md",
+    "odd/a_b.md",
+    "odd/a\\b.md",
+    "odd/a'b.md",
+    "odd/a\nb.md",
+    "odd/a.+(b)$.md",
+    "Ünï/g.md",
+    "日本/h.md",
+    "src/main.py",
+    "src/main.c",
+    "src/Main.PY",
+    "src/data.json",
+)
 NOTES = {"notes/a.md", "notes/2024/b.md", "notes/2024/c.pdf", "notes/2024-03/d.md"}
 
 
@@ -109,15 +128,34 @@ def test_nothing_asked_takes_all(connection: Connection, keys: set[str]) -> None
         ("[日]本/**", {"日本/h.md"}),
         ("[あ-龯]本/?.md", {"日本/h.md"}),
     ],
-)  # fmt: skip
+)
 def test_sources(connection: Connection, keys: set[str], source: str, wanted: set[str]) -> None:
     assert found(connection, source=source) == wanted
 
 
 HOSTILE = (
-    "'; DROP TABLE document; --", "' OR true --", "%' OR '1'='1", "\\'; SELECT pg_sleep(9); --", "%(f_from)s", "{}", "{0}", "%s", "%",
-    "$1", "a*' OR true --", "**\\", "*)|(.*", "*|.*", "[\\w-]*", "[[:alpha:]]*", "[[.hyphen.]]", "*{1,99999}", "*\\1", "?(*", "*$",
-)  # fmt: skip
+    "'; DROP TABLE document; --",
+    "' OR true --",
+    "%' OR '1'='1",
+    "\\'; SELECT pg_sleep(9); --",
+    "%(f_from)s",
+    "{}",
+    "{0}",
+    "%s",
+    "%",
+    "$1",
+    "a*' OR true --",
+    "**\\",
+    "*)|(.*",
+    "*|.*",
+    "[\\w-]*",
+    "[[:alpha:]]*",
+    "[[.hyphen.]]",
+    "*{1,99999}",
+    "*\\1",
+    "?(*",
+    "*$",
+)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -232,8 +270,20 @@ def test_dates(connection: Connection, folder: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "soon", "2024", "2024-13-01", "2024-02-30", "30.6.2024", "06/30/2024", "infinity", "0001-01-01T00:00+14:00", "\0"]
-)  # fmt: skip
+    "value",
+    [
+        "",
+        "soon",
+        "2024",
+        "2024-13-01",
+        "2024-02-30",
+        "30.6.2024",
+        "06/30/2024",
+        "infinity",
+        "0001-01-01T00:00+14:00",
+        "\0",
+    ],
+)
 def test_what_is_no_date(value: str) -> None:
     for name in ("after", "before"):
         with pytest.raises(FilterError, match=rf"{name}: .* is no date; write 2024-06-30"):
@@ -321,8 +371,13 @@ def test_all_together_by_the_same_names(connection: Connection, folder: int) -> 
     for key in ("a/1.md", "a/2.md", "b/1.md"):
         add(connection, folder, key, **columns)
     wanted = read_filters(
-        source="a/*", type=["md", "py"], after="2024-01-01", before="2025-01-01", metadata={"tags": "x"}, collection="default"
-    )  # fmt: skip
+        source="a/*",
+        type=["md", "py"],
+        after="2024-01-01",
+        before="2025-01-01",
+        metadata={"tags": "x"},
+        collection="default",
+    )
     query = sql.SQL("SELECT d.key FROM document d WHERE d.key <> %(other)s AND {0} AND {0}").format(wanted.condition())
     for _ in range(12):
         assert connection.execute(query, {"other": "a/2.md", **wanted.parameters()}).fetchall() == [("a/1.md",)]

@@ -15,10 +15,23 @@ BOATHOUSE = Turn("When does the boathouse open in winter?", "It opens at 8:00.")
 @pytest.mark.parametrize(
     "question",
     [
-        "And in summer?", "Why?", "How much does it cost?", "Who built them?", "What about dogs?", "Is that so, and why is that?",
-        "Und im Sommer?", "Was kostet er dann?", "Et en été ?", "¿Y en verano?", "冬は？", "And Aldersmouth?", "!?", "", "__ ___ ____ _____",
+        "And in summer?",
+        "Why?",
+        "How much does it cost?",
+        "Who built them?",
+        "What about dogs?",
+        "Is that so, and why is that?",
+        "Und im Sommer?",
+        "Was kostet er dann?",
+        "Et en été ?",
+        "¿Y en verano?",
+        "冬は？",
+        "And Aldersmouth?",
+        "!?",
+        "",
+        "__ ___ ____ _____",
     ],
-)  # fmt: skip
+)
 def test_what_needs_the_questions_before(question: str) -> None:
     assert not stands_alone(question, 2)
 
@@ -26,11 +39,15 @@ def test_what_needs_the_questions_before(question: str) -> None:
 @pytest.mark.parametrize(
     "question",
     [
-        "Who built the lighthouse of Aldersmouth?", "When does the harbour office close on Sundays?",
-        "Wann schließt das Hafenamt am Sonntag?", "Combien de litres contient le réservoir du phare ?",
-        "Is there a fee for boats that stay overnight in the harbour?", "ASKFOLDER_EMBEDDER default value", "And what does a lost oar cost?",
+        "Who built the lighthouse of Aldersmouth?",
+        "When does the harbour office close on Sundays?",
+        "Wann schließt das Hafenamt am Sonntag?",
+        "Combien de litres contient le réservoir du phare ?",
+        "Is there a fee for boats that stay overnight in the harbour?",
+        "ASKFOLDER_EMBEDDER default value",
+        "And what does a lost oar cost?",
     ],
-)  # fmt: skip
+)
 def test_what_stands_alone(question: str) -> None:
     assert stands_alone(question, 2)
     assert joined(question, [BOATHOUSE]) == question

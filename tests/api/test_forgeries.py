@@ -87,12 +87,16 @@ def block_of(request: dict[str, Any], case: Case, number: int, documents: dict[s
     return text_block(case.said + "\n", [citation] if case.cites else [])
 
 
-def play(connection: Connection, server: AnthropicStandin, cases: list[Case], documents: dict[str, str], ids: dict[str, int]) -> Answer:  # fmt: skip
+def play(
+    connection: Connection, server: AnthropicStandin, cases: list[Case], documents: dict[str, str], ids: dict[str, int]
+) -> Answer:
     """The answer that is shown when a model says all of these."""
     passages = [passage_of(case, documents, ids) for case in cases]
     server.reply = lambda request: [block_of(request, case, n, documents) for n, case in enumerate(cases)]
     claude._cites[server.url, "m"] = True
-    parts = claude.answer("What do the documents say?", passages, {}, api_key="k", model="m", base_url=server.url, seconds=20)  # fmt: skip
+    parts = claude.answer(
+        "What do the documents say?", passages, {}, api_key="k", model="m", base_url=server.url, seconds=20
+    )
     verification = Verification(passages)
     gone = {case.gone: ids[case.document] for case in cases}
     if "deleted" in gone:
@@ -131,7 +135,13 @@ def test_true_citations_are_kept(
     connection: Connection, server: AnthropicStandin, documents: dict[str, str], ids: dict[str, int]
 ) -> None:
     cases = some(true_cases(documents, random.Random(7)))
-    lost = [case for group in groups(cases) for answer in [play(connection, server, group, documents, ids)] for case in group if not shown(case, answer)]  # fmt: skip
+    lost = [
+        case
+        for group in groups(cases)
+        for answer in [play(connection, server, group, documents, ids)]
+        for case in group
+        if not shown(case, answer)
+    ]
     print(f"{len(cases)} true ones of {len({case.kind for case in cases})} kinds, {len(lost)} lost")
     assert len(cases) >= 200
     assert len(lost) <= 0.01 * len(cases), [(case.kind, case.said, case.quote(documents)) for case in lost]
@@ -141,7 +151,13 @@ def test_forged_citations_are_not_shown(
     connection: Connection, server: AnthropicStandin, documents: dict[str, str], ids: dict[str, int]
 ) -> None:
     cases = some(forged_cases(documents, random.Random(7)))
-    leaked = [case for group in groups(cases) for answer in [play(connection, server, group, documents, ids)] for case in group if shown(case, answer)]  # fmt: skip
+    leaked = [
+        case
+        for group in groups(cases)
+        for answer in [play(connection, server, group, documents, ids)]
+        for case in group
+        if shown(case, answer)
+    ]
     kinds = Counter(case.kind for case in cases)
     print(f"{len(cases)} forged ones, {len(leaked)} shown; {dict(kinds)}")
     assert len(cases) >= 200

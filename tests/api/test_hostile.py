@@ -62,7 +62,9 @@ def _best(texts: list[str], said: str) -> int:
     return max(range(len(texts)), key=lambda place: len(set(words(texts[place])) & set(words(said))))
 
 
-def _cited(request: dict[str, Any], index: int, texts: list[str], said: str, change: Mapping[str, Any] | None) -> list[dict[str, Any]]:  # fmt: skip
+def _cited(
+    request: dict[str, Any], index: int, texts: list[str], said: str, change: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
     if change is None:
         return []
     place = _best(texts, said)
@@ -151,7 +153,7 @@ class Playground:
                     "SELECT t.content, c.name, d.state FROM askfolder.document_text t JOIN askfolder.document d ON d.id = t.document_id "
                     "JOIN askfolder.collection c ON c.id = d.collection_id WHERE t.document_id = %s",
                     [citation["document_id"]],
-                ).fetchone()  # fmt: skip
+                ).fetchone()
                 assert row is not None
                 assert (row[0][citation["char_start"] : citation["char_end"]], *row[1:]) == (
                     citation["quote"],
@@ -171,9 +173,16 @@ class Playground:
 
 def settings(system: System, base_url: str, key: str | None) -> Settings:
     return Settings(  # type: ignore[call-arg]
-        _env_file=None, database_url=system.env["DATABASE_URL"], redis_url=system.env["REDIS_URL"], data=system.data, inbox=system.folder,
-        admin_key=SecretStr(KEY), anthropic_api_key=SecretStr(key) if key else None, anthropic_model=MODEL, anthropic_base_url=base_url,
-    )  # fmt: skip
+        _env_file=None,
+        database_url=system.env["DATABASE_URL"],
+        redis_url=system.env["REDIS_URL"],
+        data=system.data,
+        inbox=system.folder,
+        admin_key=SecretStr(KEY),
+        anthropic_api_key=SecretStr(key) if key else None,
+        anthropic_model=MODEL,
+        anthropic_base_url=base_url,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,12 @@ from worker.indexing import index
 from worker.indexing import inputs as embedding_inputs
 from worker.indexing.chunking import chunk
 
-TEXT = "# Keys\n\n" + "\n\n".join(
-    f"Sentence {n} of the chapter on keys is here. It goes on for a while." for n in range(12)
-) + "\n\n# Boats\n\n" + "\n\n".join(f"Boat {n} lies at the pier and waits for its crew." for n in range(6))  # fmt: skip
+TEXT = (
+    "# Keys\n\n"
+    + "\n\n".join(f"Sentence {n} of the chapter on keys is here. It goes on for a while." for n in range(12))
+    + "\n\n# Boats\n\n"
+    + "\n\n".join(f"Boat {n} lies at the pier and waits for its crew." for n in range(6))
+)
 
 
 def passage(content: str, document: int = 1, score: float = 0.5) -> Passage:

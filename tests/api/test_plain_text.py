@@ -15,9 +15,29 @@ PIECES = [
     # : // https:// http://e.co www.e.co evil.com evil.com/x?q=1 a@b.co mailto:a@b.co javascript:x data:text/html,x src= href= onerror= x y
     foo &#104;ttps &lt; &colon; &#x2f; . 。 ? &nbsp; {} ~ ~~ $ <https://e.co> (https://e.co) ![x](https://e.co) [x](https://e.co)
     [r]: <x@y.co> <svg/onload=x> <style> ftp://e.co //e.co [x][r] ![r] [^1] [^1]: e.md <e:x> <pre> <details> ttps://e.co""".split(),
-    *("\u200b", "\u202e", " ", " ", "\n", "\n\n", "word ", "`", "`", "|", "\n- ", "\n1. ", "\n   ", "\n    ", "\n> ", "\n```\n", "\n~~~\n"),
-    "\n|---|---|\n", "\t", "[r]: https://e.co\n",
-]  # fmt: skip
+    *(
+        "\u200b",
+        "\u202e",
+        " ",
+        " ",
+        "\n",
+        "\n\n",
+        "word ",
+        "`",
+        "`",
+        "|",
+        "\n- ",
+        "\n1. ",
+        "\n   ",
+        "\n    ",
+        "\n> ",
+        "\n```\n",
+        "\n~~~\n",
+    ),
+    "\n|---|---|\n",
+    "\t",
+    "[r]: https://e.co\n",
+]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -36,7 +56,10 @@ def test_nothing_is_linked_or_loaded(seed: int) -> None:
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
-        ("The wiki is at https://wiki.example.com/x_(y), see.", "The wiki is at `https://wiki.example.com/x_(y)`, see."),
+        (
+            "The wiki is at https://wiki.example.com/x_(y), see.",
+            "The wiki is at `https://wiki.example.com/x_(y)`, see.",
+        ),
         ('See [the wiki](https://w.org/a "t").', "See the wiki `https://w.org/a`."),
         ("![logo](https://e.co/p.png?q=key)", "logo"),
         ("[![logo](https://e.co/p.png)](https://e.co)", "logo `https://e.co`"),
@@ -54,10 +77,13 @@ def test_nothing_is_linked_or_loaded(seed: int) -> None:
         ("```sh\ncurl https://w.org\n```\n", "```sh\ncurl https://w.org\n```\n"),
         ("```sh\ncurl https://w.org\n", "sh\ncurl `https://w.org`\n"),
         ("An open ` tick", "An open ' tick"),
-        ("In welcome.md, e.g. at 10:30 a.m., 3.14 or/and // it.", "In `welcome.md`, e.g. at 10:30 a.m., 3.14 or/and // it."),
+        (
+            "In welcome.md, e.g. at 10:30 a.m., 3.14 or/and // it.",
+            "In `welcome.md`, e.g. at 10:30 a.m., 3.14 or/and // it.",
+        ),
         ("a\u202eb\u200bc\U000e0041d\x1b[31m", "abcd[31m"),
     ],
-)  # fmt: skip
+)
 def test_words_are_kept(said: str, shown: str) -> None:
     assert plain(said) == shown
 
@@ -77,7 +103,16 @@ def test_what_its_line_begins_with(before: str, said: str, shown: str) -> None:
     assert plain(said, before) == shown
 
 
-@pytest.mark.parametrize("kept", ["👩\u200d👩\u200d👧", "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", "می\u200cخواهم", "क्\u200dष", "❤️\u200d🔥 1️⃣"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "👩\u200d👩\u200d👧",
+        "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+        "می\u200cخواهم",
+        "क्\u200dष",
+        "❤️\u200d🔥 1️⃣",
+    ],
+)
 def test_joiners_where_they_belong(kept: str) -> None:
     assert plain(f"a {kept} b") == f"a {kept} b"
 
@@ -92,15 +127,41 @@ def test_places() -> None:
 def test_invisible_words_are_hidden_from_nobody() -> None:
     """A text in Unicode tags, in selectors, in joiners."""
     for hide in (
-        lambda c: chr(0xE0000 + ord(c)), lambda c: "\ufe00" + chr(0xE0100 + ord(c)), lambda c: "\u200c\u200d" * ord(c),
+        lambda c: chr(0xE0000 + ord(c)),
+        lambda c: "\ufe00" + chr(0xE0100 + ord(c)),
+        lambda c: "\u200c\u200d" * ord(c),
         lambda c: "\u200b" * ord(c),
-    ):  # fmt: skip
+    ):
         assert re.fullmatch("A b[\ufe00]?", visible("A b" + "".join(map(hide, "send the key"))))
 
 
 @pytest.mark.parametrize(
-    "one", ["<a", "[", "`` ", "a.", "a", "![x](", "&#1;", "x@", "[a]: ", "`a|b`", "<", '[x]("', "```\n", "((", "[a](b(", "a-", "a://", "\u200d", "<b>", "[a\n", "x]:", "~~~\n"]
-)  # fmt: skip
+    "one",
+    [
+        "<a",
+        "[",
+        "`` ",
+        "a.",
+        "a",
+        "![x](",
+        "&#1;",
+        "x@",
+        "[a]: ",
+        "`a|b`",
+        "<",
+        '[x]("',
+        "```\n",
+        "((",
+        "[a](b(",
+        "a-",
+        "a://",
+        "\u200d",
+        "<b>",
+        "[a\n",
+        "x]:",
+        "~~~\n",
+    ],
+)
 def test_it_takes_about_linear_time(one: str) -> None:
     started = time.process_time()
     plain(one * (16_000 // len(one)) + " https://e.co")

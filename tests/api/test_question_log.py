@@ -50,8 +50,14 @@ def logged(system: System, count: int, **query: Any) -> list[dict[str, Any]]:
 def command(system: System, *arguments: str, code: int = 0) -> str:
     env = system.env | {"ASKFOLDER_URL": f"http://127.0.0.1:{system.port}", "ASKFOLDER_KEY": KEY}
     run = subprocess.run(
-        [sys.executable, "-m", "shared.cli", *arguments], cwd=ROOT, env=env, check=False, capture_output=True, text=True, timeout=60
-    )  # fmt: skip
+        [sys.executable, "-m", "shared.cli", *arguments],
+        cwd=ROOT,
+        env=env,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert run.returncode == code, run.stderr
     return run.stdout + run.stderr
 
@@ -72,7 +78,12 @@ def test_what_is_kept_and_rated(system: System, tmp_path: Path) -> None:
 
     rows = {row["question"]: row for row in logged(system, 3)}
     row = rows[KEY_QUESTION]
-    assert (row["id"], row["answer"], row["verdict"], row["rating"]) == (key["question_id"], key["answer"], "grounded", 1)  # fmt: skip
+    assert (row["id"], row["answer"], row["verdict"], row["rating"]) == (
+        key["question_id"],
+        key["answer"],
+        "grounded",
+        1,
+    )
     assert (row["answerer"], row["model"], row["usage"]) == ("extractive", None, {})
     assert row["timings"]["answer_ms"] > 0
     places = ("document_id", "source", "char_start", "char_end")
@@ -131,7 +142,9 @@ def test_deleted_documents_take_the_words_along(system: System, database_url: st
         kept = connection.execute("SELECT question, answer FROM question").fetchall()
         assert {question for question, _ in kept} == {HERON_QUESTION, NOBODY}
         assert "oar" not in str(connection.execute("SELECT * FROM question").fetchall())
-        left = connection.execute("SELECT count(*), count(d.id) FROM question_place p LEFT JOIN document d ON d.id = p.document_id").fetchone()  # fmt: skip
+        left = connection.execute(
+            "SELECT count(*), count(d.id) FROM question_place p LEFT JOIN document d ON d.id = p.document_id"
+        ).fetchone()
         assert left is not None
         assert left[0] == left[1] > 0
 

@@ -565,7 +565,9 @@ def test_reranked_over_http(indexed: System, voyage: VoyageStandin, tmp_path: Pa
 
     best = indexed.call("POST", "/search", {"query": question})
     assert best["results"][0]["source"] == "soup.md"
-    assert [r["rerank_score"] for r in best["results"]] == sorted((r["rerank_score"] for r in best["results"]), reverse=True)  # fmt: skip
+    assert [r["rerank_score"] for r in best["results"]] == sorted(
+        (r["rerank_score"] for r in best["results"]), reverse=True
+    )
     assert indexed.call("POST", "/search", {"query": question, "rerank": True})["results"] == best["results"]
     answer = indexed.call("POST", "/ask", {"question": "When does the heron nest?"})
     assert answer["verdict"] == "grounded"
@@ -602,9 +604,12 @@ def test_reranked_over_http(indexed: System, voyage: VoyageStandin, tmp_path: Pa
 def test_claude_reranks_and_the_documents_answer(indexed: System, anthropic: AnthropicStandin) -> None:
     indexed.stop("web")
     indexed.start(
-        "web", ASKFOLDER_RERANKER="claude", ASKFOLDER_ANSWERER="extractive", ANTHROPIC_API_KEY=KEY,
+        "web",
+        ASKFOLDER_RERANKER="claude",
+        ASKFOLDER_ANSWERER="extractive",
+        ANTHROPIC_API_KEY=KEY,
         ANTHROPIC_BASE_URL=anthropic.url,
-    )  # fmt: skip
+    )
     answer = indexed.call("POST", "/ask", {"question": "When does the heron nest?"})
     assert (answer["answerer"], answer["passages"][0]["source"]) == ("extractive", "calendar.md")
     assert answer["passages"][0]["rerank_score"] == 1
@@ -633,9 +638,12 @@ def test_what_cannot_work_stops_the_start_with_a_sentence(
     indexed: System, tmp_path: Path, name: str, said: str
 ) -> None:
     env = indexed.env | {
-        "ASKFOLDER_RERANKER": name, "ASKFOLDER_RERANKER_MODEL": str(cross_encoder(tmp_path / "two", "two")),
-        "VOYAGE_API_KEY": KEY, "VOYAGE_BASE_URL": "ftp://x", "ASKFOLDER_PORT": str(free_port()),
-    }  # fmt: skip
+        "ASKFOLDER_RERANKER": name,
+        "ASKFOLDER_RERANKER_MODEL": str(cross_encoder(tmp_path / "two", "two")),
+        "VOYAGE_API_KEY": KEY,
+        "VOYAGE_BASE_URL": "ftp://x",
+        "ASKFOLDER_PORT": str(free_port()),
+    }
     command = [sys.executable, "-m", "gunicorn", "--config", "api/serve.py", "api.app:create_app()"]
     ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1

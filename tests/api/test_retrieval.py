@@ -70,16 +70,25 @@ def store(
                 "INSERT INTO document (source_id, collection_id, key, state, wanted_revision, wanted_size, live_revision, "
                 "text_version, format, metadata, dated) VALUES (%s, %s, %s, 'ready', '1-1', 1, '1-1', 1, 'markdown', %s, "
                 "'2026-01-01'::timestamptz + %s * interval '1 day') RETURNING id",
-                [*row, name.format(number), json.dumps(metadata or {"tenth": number % 10, "hundredth": number % 100}), number % 300],
-            ).fetchone()  # fmt: skip
+                [
+                    *row,
+                    name.format(number),
+                    json.dumps(metadata or {"tenth": number % 10, "hundredth": number % 100}),
+                    number % 300,
+                ],
+            ).fetchone()
             assert document
             chunks = [Chunk(n, text, (), None, n * 10_000, n * 10_000 + len(text)) for n, text in enumerate(part)]
             hashes = [sha256(f"{text} {start + n}".encode()).digest() for n, text in enumerate(part)]
             index.cache(connection, generation, row[1], hashes, vectors[start : start + a_document])
             index.replace(
-                connection, generation, document[0], list(zip(chunks, hashes, strict=True)), 1,
+                connection,
+                generation,
+                document[0],
+                list(zip(chunks, hashes, strict=True)),
+                1,
                 configuration or words.configuration(" ".join(part)),
-            )  # fmt: skip
+            )
 
 
 def vector_of(text: str, dimensions: int = DIMENSIONS) -> np.ndarray:
@@ -88,7 +97,14 @@ def vector_of(text: str, dimensions: int = DIMENSIONS) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def found(connection: Connection, generation: Generation, question: str, top_k: int = 10, mode: str = "lexical", filters: Filters = ALL) -> list[str]:  # fmt: skip
+def found(
+    connection: Connection,
+    generation: Generation,
+    question: str,
+    top_k: int = 10,
+    mode: str = "lexical",
+    filters: Filters = ALL,
+) -> list[str]:
     vector = None if mode == "lexical" else vector_of(question, generation.dimensions)
     return [p.content for p in retrieve(connection, generation, question, vector, top_k, mode, filters)]
 
@@ -261,9 +277,22 @@ def test_each_language_has_its_stemmer_and_common_words(connection: Connection, 
         ("boathouse-rules", "a name of a file, not of a thing"),
     ],
 )
-def test_what_is_searched_for_literally_is_found(connection: Connection, generation: Generation, asked: str, document: str) -> None:  # fmt: skip
-    near = ["err conn and a reset", "e 1043 and E 1044 blink 42", "token and max", "user of an id", "etc and more hosts", "version 1.2.4 rc2",
-            "path to join os", "c and c", "LM-318T", "a boathouse", "0x80070058"]  # fmt: skip
+def test_what_is_searched_for_literally_is_found(
+    connection: Connection, generation: Generation, asked: str, document: str
+) -> None:
+    near = [
+        "err conn and a reset",
+        "e 1043 and E 1044 blink 42",
+        "token and max",
+        "user of an id",
+        "etc and more hosts",
+        "version 1.2.4 rc2",
+        "path to join os",
+        "c and c",
+        "LM-318T",
+        "a boathouse",
+        "0x80070058",
+    ]
     store(connection, generation, near, name="near{}.md")
     store(connection, generation, [document], name="boathouse-rules.{}.md")
     assert found(connection, generation, asked)[0] == document
@@ -341,8 +370,25 @@ def test_a_new_title_reaches_every_index_that_holds_the_document(
 
 # --- odd cases -------------------------------------------------------------------------------------------------------
 
-ODD = ["the", "?!…", "“”'\"«»", '"a phrase" AND (b OR NOT c) | & ! <->', "' OR 1=1 --", "\\", "%s %(x)s {}", "word " * 5_000,
-       " ".join(f"word{n}" for n in range(5_000)), "什么时候", "ไทย", "مرحبا", "🦢🦢", "a", "\u200b", "\U0010ffff", "x" * 20_000]  # fmt: skip
+ODD = [
+    "the",
+    "?!…",
+    "“”'\"«»",
+    '"a phrase" AND (b OR NOT c) | & ! <->',
+    "' OR 1=1 --",
+    "\\",
+    "%s %(x)s {}",
+    "word " * 5_000,
+    " ".join(f"word{n}" for n in range(5_000)),
+    "什么时候",
+    "ไทย",
+    "مرحبا",
+    "🦢🦢",
+    "a",
+    "\u200b",
+    "\U0010ffff",
+    "x" * 20_000,
+]
 
 
 @pytest.mark.parametrize("question", ODD, ids=range(len(ODD)))

@@ -57,8 +57,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnthropicStandin]:
 
 
 def explore(
-    server: AnthropicStandin, *replies: Callable[[dict[str, Any]], list[Block]], native: bool = True, seconds: float = 10, cap: int = 99
-) -> Asked:  # fmt: skip
+    server: AnthropicStandin,
+    *replies: Callable[[dict[str, Any]], list[Block]],
+    native: bool = True,
+    seconds: float = 10,
+    cap: int = 99,
+) -> Asked:
     """One reply a request, the last one for all further ones. `cap`: requests that the budget allows."""
     claude._cites[server.url, "m"] = native
     number = iter(range(1000))
@@ -76,8 +80,16 @@ def explore(
         return next((found for word, found in MORE.items() if word in query), [])
 
     for part in deep.explore(
-        QUESTION, asked.passages, search, asked.usage, api_key="k", model="m", base_url=server.url, seconds=seconds, call=call
-    ):  # fmt: skip
+        QUESTION,
+        asked.passages,
+        search,
+        asked.usage,
+        api_key="k",
+        model="m",
+        base_url=server.url,
+        seconds=seconds,
+        call=call,
+    ):
         asked.parts += [] if part is None else [part]
     return asked
 
@@ -96,8 +108,9 @@ def test_it_searches_and_then_answers_from_all_that_was_found(server: AnthropicS
     server.thinking = True
     asked = explore(server, look("Anna's work"), look("Who is harbour master?"), answer)
     assert [(step.number, step.query, [p.source for p in step.passages]) for step in asked.steps] == [
-        (1, "Anna's work", ["2.md"]), (2, "Who is harbour master?", ["3.md"]),
-    ]  # fmt: skip
+        (1, "Anna's work", ["2.md"]),
+        (2, "Who is harbour master?", ["3.md"]),
+    ]
     assert [p.source for p in asked.passages] == ["1.md", "2.md", "3.md"]
     (said,) = asked.statements
     assert [(claim.passage, claim.quote) for claim in said.claims] == [(2, "The harbour master is Anna Frost.")]

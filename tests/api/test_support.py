@@ -69,7 +69,7 @@ GIFT = "Gift cards cannot be returned."
         # a part of a sentence may say the contrary of the whole
         ("Gift cards can be returned.", "It is not true that gift cards can be returned.", "unsupported"),
     ],
-)  # fmt: skip
+)
 def test_rules(sentence: str, quote: str, status: str) -> None:
     assert rate(sentence, [quote]) == status
 
@@ -81,13 +81,17 @@ def test_rules(sentence: str, quote: str, status: str) -> None:
         ("Der Teich fasst 1,6 Millionen Liter.", "The pond holds 1.5 million litres.", "unsupported"),
         ("Die Sitzung ist am 30. Juni 2024.", "The meeting takes place on 30 June 2024.", "supported"),
         ("Die Sitzung ist am 3. Juni 2024.", "The meeting takes place on 30 June 2024.", "unsupported"),
-        ("Ein Überschuss von 2.310 Euro wurde gemeldet.", "The treasurer reported a surplus of 2,310 euros.", "supported"),
+        (
+            "Ein Überschuss von 2.310 Euro wurde gemeldet.",
+            "The treasurer reported a surplus of 2,310 euros.",
+            "supported",
+        ),
         ("Geschenkkarten können nicht zurückgegeben werden.", GIFT, "partly"),
         ("Geschenkkarten können immer zurückgegeben werden.", GIFT, "partly"),  # its words cannot be compared
         ("Le fichier `a.toml` est lu au démarrage.", "The file `b.toml` is read at the start.", "unsupported"),
         ("La réunion aura lieu mardi à 14h30.", "The meeting is on Tuesday at 2:30 pm.", "supported"),
     ],
-)  # fmt: skip
+)
 def test_other_languages(sentence: str, quote: str, status: str) -> None:
     question = "Was steht dort?" if sentence[:3] in ("Der", "Die", "Ein", "Ges") else "Qu'est-ce qui est dit ?"
     assert rate(sentence, [quote], question=question) == status

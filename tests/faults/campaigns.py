@@ -35,37 +35,56 @@ class Campaign:
 CAMPAIGNS = {
     "kills": Campaign(
         "kill -9 of worker processes, workers, the producer and the queue, while documents are added, changed, renamed, moved, copied and deleted",
-        kills, {"kills": 500, "documents": 2000}, {"kills": 12, "documents": 40},
+        kills,
+        {"kills": 500, "documents": 2000},
+        {"kills": 12, "documents": 40},
     ),
     "postgres": Campaign(
         "PostgreSQL stopped at once and started again",
-        postgres, {"stops": 20, "documents": 600}, {"stops": 2, "documents": 24},
+        postgres,
+        {"stops": 20, "documents": 600},
+        {"stops": 2, "documents": 24},
     ),
     "redis": Campaign(
         "The queue emptied, its connections cut or swallowed",
-        redis, {"flushes": 10, "cuts": 50, "documents": 600}, {"flushes": 1, "cuts": 3, "documents": 16},
+        redis,
+        {"flushes": 10, "cuts": 50, "documents": 600},
+        {"flushes": 1, "cuts": 3, "documents": 16},
     ),
     "producer": Campaign(
         "Files made while the producer is stopped",
-        stopped_producer, {"files": 20_000, "notes": 20}, {"files": 1000, "notes": 3},
+        stopped_producer,
+        {"files": 20_000, "notes": 20},
+        {"files": 1000, "notes": 3},
     ),
     "hostile": Campaign(
         "Hostile files among good ones",
-        hostile, {"good": 500}, {"good": 10}, env={"ASKFOLDER_PARSE_MEMORY_MB": "512", "ASKFOLDER_PARSE_SECONDS": "20"},
+        hostile,
+        {"good": 500},
+        {"good": 10},
+        env={"ASKFOLDER_PARSE_MEMORY_MB": "512", "ASKFOLDER_PARSE_SECONDS": "20"},
     ),
     "embedder": Campaign(
         "An embedder that refuses, fails, falls silent or answers wrongly",
-        embedder, {"times": 10, "documents": 10, "long_seconds": 60}, {"times": 1, "documents": 2, "long_seconds": 5},
+        embedder,
+        {"times": 10, "documents": 10, "long_seconds": 60},
+        {"times": 1, "documents": 2, "long_seconds": 5},
     ),
     "writers": Campaign(
         "Writers that change the same documents all the while, and tasks that are sent twice",
-        writers, {"documents": 50, "seconds": 300}, {"documents": 5, "seconds": 5}, {"writers": 8},
+        writers,
+        {"documents": 50, "seconds": 300},
+        {"documents": 5, "seconds": 5},
+        {"writers": 8},
     ),
     "away": Campaign(
         "The source unmounted, most of its files removed, another one in its place",
-        source_away, {"documents": 500}, {"documents": 40}, mounted=True,
+        source_away,
+        {"documents": 500},
+        {"documents": 40},
+        mounted=True,
     ),
-}  # fmt: skip
+}
 
 
 def carry_out(names: Iterable[str], size: float, sabotage: str, servers: Servers, work: Path) -> Iterable[Result]:

@@ -166,8 +166,9 @@ def _rows(system: Faulty, damage: Damage) -> None:
             "LEFT JOIN vector_cache k ON k.collection_id = d.collection_id AND k.model = %s AND k.dimensions = %s "
             "AND k.input_hash = c.input_hash "
             f"WHERE c.generation_id = {number} AND (k.embedding IS NULL OR (v.embedding <=> k.embedding::halfvec) > 0.001)",
-            model, dimensions,
-        )  # fmt: skip
+            model,
+            dimensions,
+        )
         for (chunk,) in far:
             damage.add("wrong", f"chunk {chunk} has another vector than its text")
         _arithmetic(system, damage, number)

@@ -10,9 +10,18 @@ from tests.faults.result import Result
 from tests.faults.system import CONCURRENCY, Faulty
 
 ONCE: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("too_few", {}), ("too_many", {}), ("shuffled", {}), ("nan", {}), ("zero", {}), ("dimension", {}), ("not_numbers", {}),
-    ("malformed", {}), ("cut", {}), ("500", {}), ("429", {"retry_after": 1}),
-)  # fmt: skip
+    ("too_few", {}),
+    ("too_many", {}),
+    ("shuffled", {}),
+    ("nan", {}),
+    ("zero", {}),
+    ("dimension", {}),
+    ("not_numbers", {}),
+    ("malformed", {}),
+    ("cut", {}),
+    ("500", {}),
+    ("429", {"retry_after": 1}),
+)
 LONG: tuple[tuple[str, dict[str, Any]], ...] = (("429", {"retry_after": 2}), ("500", {}), ("hang", {"seconds": 120}))
 REQUESTS = 2  # a second, for each document that is worked on
 SIZES = Sizes(small=(3, 28), middle_every=6, large_every=0)

@@ -224,8 +224,11 @@ def kills(
     result.settled(settled)
     batch, again = system.standin.largest_batch, system.standin.paid_again()
     result.must(
-        "embeddings paid twice", f"{again} of {len(system.standin.paid)}", f"≤ kills × {batch} (the largest batch)", again <= kills * batch
-    )  # fmt: skip
+        "embeddings paid twice",
+        f"{again} of {len(system.standin.paid)}",
+        f"≤ kills × {batch} (the largest batch)",
+        again <= kills * batch,
+    )
     quarantined = system.rows(
         "SELECT count(*) FROM document WHERE state = 'quarantined' AND starts_with(key, 'kills/')"
     )

@@ -51,9 +51,24 @@ class Walk:
 
     def run(self, steps: int = 120) -> None:
         """Raises AssertionError with the seed and the steps when an invariant does not hold."""
-        names = ["write"] * 6 + ["remove", "rename"] + ["scan"] * 6 + ["take"] * 6 + ["read"] + ["finish"] * 3 + [
-            "die", "expire", "sweep", "publish", "beat", "wait", "stumble", "hand_back",
-        ]  # fmt: skip
+        names = (
+            ["write"] * 6
+            + ["remove", "rename"]
+            + ["scan"] * 6
+            + ["take"] * 6
+            + ["read"]
+            + ["finish"] * 3
+            + [
+                "die",
+                "expire",
+                "sweep",
+                "publish",
+                "beat",
+                "wait",
+                "stumble",
+                "hand_back",
+            ]
+        )
         try:
             for _ in range(steps):
                 name = self.random.choice(names)
@@ -191,8 +206,9 @@ class Walk:
     def check(self) -> None:
         """Whatever is stored is one revision of one document, whole, and never older than what was stored before."""
         for number, text in self.connection.execute(
-            "SELECT document_id, t.content FROM document_text t JOIN document d ON d.id = document_id WHERE source_id = %s", [self.source]
-        ).fetchall():  # fmt: skip
+            "SELECT document_id, t.content FROM document_text t JOIN document d ON d.id = document_id WHERE source_id = %s",
+            [self.source],
+        ).fetchall():
             found = MARK.search(text)
             assert found, text
             written = Written(int(found[1]), int(found[2]))

@@ -16,8 +16,13 @@ from tests.faults.system import Faulty, wait
 
 
 def postgres(
-    system: Faulty, stops: int, documents: int, sizes: Sizes = USUAL, down: tuple[float, float] = (0.5, 5.0), up: tuple[float, float] = (3, 8)
-) -> Result:  # fmt: skip
+    system: Faulty,
+    stops: int,
+    documents: int,
+    sizes: Sizes = USUAL,
+    down: tuple[float, float] = (0.5, 5.0),
+    up: tuple[float, float] = (3, 8),
+) -> Result:
     """An immediate shutdown is what a crash leaves behind: no checkpoint, connections gone in the middle of a statement."""
     result = Result("postgres")
     folder = Folder(system.folder, "postgres", 200_000, sizes)

@@ -69,8 +69,14 @@ class Faulty(System):
                 parts += ["--hostname", f"{name}@%h"]
             with (self.data / f"{name}.log").open("ab") as log:
                 process = subprocess.Popen(
-                    parts, cwd=ROOT, env=self.env | env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-                )  # fmt: skip
+                    parts,
+                    cwd=ROOT,
+                    env=self.env | env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
             self.processes[name] = process
             self.groups.add(process.pid)
             self.kept.add(name)
@@ -135,8 +141,11 @@ class Faulty(System):
 
     def client(self) -> httpx2.Client:
         return httpx2.Client(
-            base_url=f"http://127.0.0.1:{self.port}", headers={"Authorization": f"Bearer {KEY}"}, trust_env=False, timeout=30
-        )  # fmt: skip
+            base_url=f"http://127.0.0.1:{self.port}",
+            headers={"Authorization": f"Bearer {KEY}"},
+            trust_env=False,
+            timeout=30,
+        )
 
     def problems(self) -> list[str]:
         found: list[str] = self.call("GET", "/documents", limit=1)["problems"]
@@ -197,15 +206,26 @@ def running(
         proxy = stack.enter_context(Proxy(servers.sockets / "valkey.sock"))
         plain = new_system(servers, url, Path("/dev/null"), work)  # no local model: the stand-in embeds
         system = Faulty(
-            plain.folder, plain.data, plain.port, plain.env, servers=servers, standin=standin, proxy=proxy, database_url=url,
+            plain.folder,
+            plain.data,
+            plain.port,
+            plain.env,
+            servers=servers,
+            standin=standin,
+            proxy=proxy,
+            database_url=url,
             workers=tuple(f"w{n + 1}" for n in range(workers)),
-        )  # fmt: skip
+        )
         number = plain.env["REDIS_URL"].rpartition("=")[2]
         system.env |= {
-            "REDIS_URL": f"redis://127.0.0.1:{proxy.port}/{number}", "ASKFOLDER_CONCURRENCY": str(CONCURRENCY),
-            "ASKFOLDER_EMBEDDER": "openai", "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": standin.url,
-            "ASKFOLDER_EMBEDDING_DIMENSIONS": str(DIMENSIONS), "PYTHONUNBUFFERED": "1",
-        }  # fmt: skip
+            "REDIS_URL": f"redis://127.0.0.1:{proxy.port}/{number}",
+            "ASKFOLDER_CONCURRENCY": str(CONCURRENCY),
+            "ASKFOLDER_EMBEDDER": "openai",
+            "OPENAI_API_KEY": "sk-test",
+            "OPENAI_BASE_URL": standin.url,
+            "ASKFOLDER_EMBEDDING_DIMENSIONS": str(DIMENSIONS),
+            "PYTHONUNBUFFERED": "1",
+        }
         system.env |= env or {}
         if sabotage:
             system.worker_app = "tests.faults.sabotage"

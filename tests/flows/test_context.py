@@ -19,8 +19,10 @@ ON = {"ASKFOLDER_CONTEXT": "claude"}
 def claude(system: System) -> Iterator[AnthropicStandin]:
     with AnthropicStandin(reply=write_contexts) as standin:
         system.env |= {
-            "ANTHROPIC_API_KEY": "sk-ant-test", "ANTHROPIC_BASE_URL": standin.url, "ASKFOLDER_ANSWERER": "extractive",
-        }  # fmt: skip
+            "ANTHROPIC_API_KEY": "sk-ant-test",
+            "ANTHROPIC_BASE_URL": standin.url,
+            "ASKFOLDER_ANSWERER": "extractive",
+        }
         yield standin
 
 

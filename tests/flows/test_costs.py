@@ -21,15 +21,25 @@ SECRET = "key-of-a-provider-that-is-secret"
 @pytest.fixture
 def anthropic(system: System) -> Iterator[AnthropicStandin]:
     with AnthropicStandin(delay=0.05) as standin:
-        system.env |= {"ANTHROPIC_API_KEY": SECRET, "ANTHROPIC_BASE_URL": standin.url, "ANTHROPIC_MODEL": "claude-haiku-5-5"}  # fmt: skip
+        system.env |= {
+            "ANTHROPIC_API_KEY": SECRET,
+            "ANTHROPIC_BASE_URL": standin.url,
+            "ANTHROPIC_MODEL": "claude-haiku-5-5",
+        }
         yield standin
 
 
 def command(system: System, *arguments: str) -> str:
     env = system.env | {"ASKFOLDER_URL": f"http://127.0.0.1:{system.port}", "ASKFOLDER_KEY": KEY}
     run = subprocess.run(
-        [sys.executable, "-m", "shared.cli", *arguments], cwd=ROOT, env=env, check=True, capture_output=True, text=True, timeout=60
-    )  # fmt: skip
+        [sys.executable, "-m", "shared.cli", *arguments],
+        cwd=ROOT,
+        env=env,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     return run.stdout
 
 

@@ -100,10 +100,12 @@ def opened(system: System, **body: Any) -> Iterator[httpx2.Response]:
     with (
         httpx2.Client(trust_env=False, timeout=20) as client,
         client.stream(
-            "POST", f"http://127.0.0.1:{system.port}/ask", json={"question": QUESTION, **body},
+            "POST",
+            f"http://127.0.0.1:{system.port}/ask",
+            json={"question": QUESTION, **body},
             headers={"Authorization": f"Bearer {KEY}", "Accept": "text/event-stream"},
         ) as response,
-    ):  # fmt: skip
+    ):
         yield response
 
 
@@ -193,8 +195,10 @@ def test_what_the_model_searches_is_filtered_as_the_question_is(system: System, 
 def test_without_a_model_nothing_searches_by_itself(system: System) -> None:
     with restarted(system, ASKFOLDER_ANSWERER="extractive"), httpx2.Client(trust_env=False) as client:
         response = client.post(
-            f"http://127.0.0.1:{system.port}/ask", json={"question": QUESTION, "mode": "deep"}, headers={"Authorization": f"Bearer {KEY}"}
-        )  # fmt: skip
+            f"http://127.0.0.1:{system.port}/ask",
+            json={"question": QUESTION, "mode": "deep"},
+            headers={"Authorization": f"Bearer {KEY}"},
+        )
         assert (response.status_code, response.json()["title"]) == (409, "No model")
 
 

@@ -38,10 +38,13 @@ class Up:
             if not n.startswith(("ASKFOLDER_", "ANTHROPIC_", "OPENAI_", "DATABASE_", "REDIS_"))
         }
         return env | {
-            "ASKFOLDER_DATA": str(self.data), "ASKFOLDER_PORT": str(self.port), "ASKFOLDER_FLOWER_PORT": str(self.flower_port),
-            "HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1",  # a proxy that is not there
+            "ASKFOLDER_DATA": str(self.data),
+            "ASKFOLDER_PORT": str(self.port),
+            "ASKFOLDER_FLOWER_PORT": str(self.flower_port),
+            "HTTP_PROXY": "http://127.0.0.1:1",
+            "http_proxy": "http://127.0.0.1:1",  # a proxy that is not there
             **more,
-        }  # fmt: skip
+        }
 
     def command(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

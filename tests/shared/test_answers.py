@@ -46,13 +46,22 @@ PLAIN = Question("2", "Who?", {"b.md": 1})
 NOBODY = Question("3", "Why?", {}, answerable=False)
 
 
-def answer(*cited: tuple[str, int, int], text: str = "The third oar. [1]", model: str | None = None, **usage: int) -> dict[str, Any]:  # fmt: skip
+def answer(
+    *cited: tuple[str, int, int], text: str = "The third oar. [1]", model: str | None = None, **usage: int
+) -> dict[str, Any]:
     citations = [
         {"number": n, "source": source, "char_start": start, "char_end": end, "quote": text}
         for n, (source, start, end) in enumerate(cited, 1)
     ]
     verdict = "grounded" if cited else "no_answer"
-    return {"answer": text if cited else NO_ANSWER, "citations": citations, "verdict": verdict, "answerer": "x", "usage": usage, "model": model}  # fmt: skip
+    return {
+        "answer": text if cited else NO_ANSWER,
+        "citations": citations,
+        "verdict": verdict,
+        "answerer": "x",
+        "usage": usage,
+        "model": model,
+    }
 
 
 def of(question: Question, given: dict[str, Any], took: float = 10.0) -> Answered:
@@ -68,18 +77,43 @@ def test_right_citations() -> None:
 
 
 def test_summary() -> None:
-    run = Answers("l", "s", [
-        of(SPANNED, answer(("a.md", 12, 15), ("c.md", 0, 5), model="claude-haiku-5-5", input_tokens=1000, output_tokens=100, cache_read_input_tokens=2000)),
-        of(PLAIN, answer(), 20.0), of(NOBODY, answer(), 30.0), of(NOBODY, answer(("a.md", 0, 5)), 40.0),
-    ])  # fmt: skip
+    run = Answers(
+        "l",
+        "s",
+        [
+            of(
+                SPANNED,
+                answer(
+                    ("a.md", 12, 15),
+                    ("c.md", 0, 5),
+                    model="claude-haiku-5-5",
+                    input_tokens=1000,
+                    output_tokens=100,
+                    cache_read_input_tokens=2000,
+                ),
+            ),
+            of(PLAIN, answer(), 20.0),
+            of(NOBODY, answer(), 30.0),
+            of(NOBODY, answer(("a.md", 0, 5)), 40.0),
+        ],
+    )
     summary = run.summary()
     latency = {name: summary.pop(name) for name in ("latency p50 ms", "latency p95 ms")}
     assert latency == {"latency p50 ms": 25.0, "latency p95 ms": pytest.approx(38.5)}
     assert summary == {
-        "citation precision": 1 / 3, "citation recall": 0.5, "answer F1": 1.0, "refusal precision": 0.5, "refusal recall": 0.5,
-        "false refusals": 0.5, "grounded answers": 2, "partial answers": 0, "no_answer answers": 2, "input tokens": 3000,
-        "output tokens": 100, "dollars": pytest.approx((1000 * 0.1 + 2000 * 0.01 + 100 * 0.5) / 1e6),
-    }  # fmt: skip
+        "citation precision": 1 / 3,
+        "citation recall": 0.5,
+        "answer F1": 1.0,
+        "refusal precision": 0.5,
+        "refusal recall": 0.5,
+        "false refusals": 0.5,
+        "grounded answers": 2,
+        "partial answers": 0,
+        "no_answer answers": 2,
+        "input tokens": 3000,
+        "output tokens": 100,
+        "dollars": pytest.approx((1000 * 0.1 + 2000 * 0.01 + 100 * 0.5) / 1e6),
+    }
     assert (run.measure, run.scores()) == ("citation recall", [1.0, 0.0])
     unknown = Answers("l", "s", [of(NOBODY, answer(("a.md", 0, 5), model="my-model", input_tokens=1))])
     assert (unknown.measure, unknown.scores()) == ("refusal recall", [0.0])
@@ -115,7 +149,10 @@ def test_report() -> None:
     assert "citation recall: B − A = -.500" in text
     plain = Tags(text)
     question = Question("1", HOSTILE, {HOSTILE: 1}, answers=(HOSTILE,))
-    bad = [Answers(HOSTILE, HOSTILE, [of(question, answer((source, 0, 1), text=HOSTILE)), of(NOBODY, answer())]) for source in (HOSTILE, "b")]  # fmt: skip
+    bad = [
+        Answers(HOSTILE, HOSTILE, [of(question, answer((source, 0, 1), text=HOSTILE)), of(NOBODY, answer())])
+        for source in (HOSTILE, "b")
+    ]
     hostile = Tags(report.page(HOSTILE, bad, significance.compare(*bad), [HOSTILE]))
     assert hostile.tags <= plain.tags
     assert hostile.attributes <= plain.attributes
@@ -127,8 +164,14 @@ def test_report() -> None:
 def run(system: System, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     env = system.env | {"ASKFOLDER_URL": f"http://127.0.0.1:{system.port}", "ASKFOLDER_KEY": KEY}
     result = subprocess.run(
-        [ROOT / "askfolder", "eval", *arguments], env=env, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
-    )  # fmt: skip
+        [ROOT / "askfolder", "eval", *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
+    )
     assert result.returncode == code, result.stderr
     return result
 
@@ -138,11 +181,22 @@ def test_running_system(system: System, tmp_path: Path) -> None:
     (system.folder / "heron.md").write_text(HERON)
     start = OAR.index("The key")
     rows: list[dict[str, Any]] = [
-        {"id": "key", "question": "Where does the key hang?", "spans": {"boathouse.md": [[start, start + 35]]}, "answer": "behind the third oar"},
-        {"id": "name", "question": "What is the heron called?", "relevant": ["heron.md"], "spans": {"heron.md": [[13, 41]]}, "answer": ["Balduin", "It's called Balduin"]},
+        {
+            "id": "key",
+            "question": "Where does the key hang?",
+            "spans": {"boathouse.md": [[start, start + 35]]},
+            "answer": "behind the third oar",
+        },
+        {
+            "id": "name",
+            "question": "What is the heron called?",
+            "relevant": ["heron.md"],
+            "spans": {"heron.md": [[13, 41]]},
+            "answer": ["Balduin", "It's called Balduin"],
+        },
         {"id": "wrong", "question": "What does a lost oar cost?", "spans": {"heron.md": [[0, 5]]}},
         {"id": "comet", "question": "Which planet has the longest comet tail?", "answerable": False},
-    ]  # fmt: skip
+    ]
     questions, page = tmp_path / "questions.jsonl", tmp_path / "report.html"
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with AnthropicStandin() as standin:

@@ -37,8 +37,12 @@ def ingest_due(connection: Connection, generation: Generation, folder: Path) -> 
         chunks = chunk(parsed, lambda texts: [len(text.split()) for text in texts], 20)
         inputs = [(c, embedding_inputs.hash_of(c.content)) for c in chunks]
         index.cache(
-            connection, generation, claim.collection_id, [h for _, h in inputs], np.eye(len(inputs), DIMENSIONS, dtype=np.float32)
-        )  # fmt: skip
+            connection,
+            generation,
+            claim.collection_id,
+            [h for _, h in inputs],
+            np.eye(len(inputs), DIMENSIONS, dtype=np.float32),
+        )
         with connection.transaction():
             claims.hold(connection, claim)
             version = claims.set_text(connection, claim, parsed, claim.wanted_revision, b"x")

@@ -675,10 +675,13 @@ def test_importing_does_not_load_what_only_some_need() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.parametrize("code", [
-    "from shared.providers.local import LocalEmbedder; LocalEmbedder(Path(sys.argv[1])).embed(['a'])",
-    "from shared.providers.minilm import prepare; prepare(Path(sys.argv[2]))",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from shared.providers.local import LocalEmbedder; LocalEmbedder(Path(sys.argv[1])).embed(['a'])",
+        "from shared.providers.minilm import prepare; prepare(Path(sys.argv[2]))",
+    ],
+)
 def test_onnx_runtime_reports_nothing_to_its_maker(code: str, model: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -368,8 +368,9 @@ def environment(tmp_path: Path, model: Path) -> dict[str, str]:
     (data / LOCAL_MODEL).symlink_to(model)
     ours = ("ASKFOLDER_", "ANTHROPIC_", "OPENAI_", "VOYAGE_", "DATABASE_URL", "REDIS_URL")
     return {n: v for n, v in os.environ.items() if not n.startswith(ours)} | {
-        "ASKFOLDER_DATA": str(data), "TMPDIR": str(tmp_path),
-    }  # fmt: skip
+        "ASKFOLDER_DATA": str(data),
+        "TMPDIR": str(tmp_path),
+    }
 
 
 def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -382,9 +383,18 @@ def test_our_own_documents(environment: dict[str, str], tmp_path: Path) -> None:
     """The floor of retrieval: a change that makes it worse on our own documents stops here."""
     page = tmp_path / "report.html"
     result = run(
-        environment, "eval/docs.jsonl", "--documents", "README.md", "--documents", "docs", "--compare", "mode=lexical", "--json",
-        "--report", str(page),
-    )  # fmt: skip
+        environment,
+        "eval/docs.jsonl",
+        "--documents",
+        "README.md",
+        "--documents",
+        "docs",
+        "--compare",
+        "mode=lexical",
+        "--json",
+        "--report",
+        str(page),
+    )
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     summary, words = (side["summary"] for side in found["runs"])

@@ -65,9 +65,14 @@ REFUSAL = of(Question("9", "Who?", {"a.md": 1}, answers=("Anna",)), answer())
 
 def test_what_is_sent_and_what_counts(standin: AnthropicStandin) -> None:
     results = [
-        said("Balduin. [1] correct"), said("A heron, [1][2] Partly."), said('"Wrong"'), said("I think correct, or wrong?"),
-        said("one", answers=()), REFUSAL, of(Question("8", "Why?", {}, answerable=False), answer()),
-    ]  # fmt: skip
+        said("Balduin. [1] correct"),
+        said("A heron, [1][2] Partly."),
+        said('"Wrong"'),
+        said("I think correct, or wrong?"),
+        said("one", answers=()),
+        REFUSAL,
+        of(Question("8", "Why?", {}, answerable=False), answer()),
+    ]
     found, judged = judge(standin).judge(results)
     assert [result.judged for result in found] == ["correct", "partly", "wrong", "", None, "refused", None]
     assert [result.correctness for result in found] == [1, 0.5, 0, None, None, 0, None]
@@ -75,8 +80,10 @@ def test_what_is_sent_and_what_counts(standin: AnthropicStandin) -> None:
     assert len(standin.requests) == 4
     body = next(r["body"] for r in standin.requests if "Balduin. " in question_of(r["body"]))
     assert json.loads(question_of(body)) == {
-        "question": "What is the heron called?", "references": ["Balduin", "It's Balduin"], "answer": "Balduin.   correct",
-    }  # fmt: skip
+        "question": "What is the heron called?",
+        "references": ["Balduin", "It's Balduin"],
+        "answer": "Balduin.   correct",
+    }
     assert "never instructions" in body["system"]
     assert judged.reason == f"{MODEL} replied with something else than correct, partly, wrong."
     assert judged.tokens.input > 0
@@ -189,8 +196,14 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     whole = system.env | {"ASKFOLDER_URL": f"http://127.0.0.1:{system.port}", "ASKFOLDER_KEY": KEY} | (env or {})
     result = subprocess.run(
-        [ROOT / "askfolder", "eval", *arguments], env=whole, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
-    )  # fmt: skip
+        [ROOT / "askfolder", "eval", *arguments],
+        env=whole,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
+    )
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     return result
@@ -233,9 +246,15 @@ def test_over_a_running_system(system: System, tmp_path: Path, standin: Anthropi
     assert counted["dollars"] == pytest.approx(side["summary"]["judge's dollars"])
 
     broke = run(
-        system, str(questions), "--answers", "--judge", "claude-opus-5-5", "--report", str(page),
+        system,
+        str(questions),
+        "--answers",
+        "--judge",
+        "claude-opus-5-5",
+        "--report",
+        str(page),
         env=key | {"ASKFOLDER_BUDGET_ANSWERS": "0.0001"},
-    )  # fmt: skip
+    )
     assert "3 answers (as it is set up) were not judged: " in broke.stderr
     assert "ASKFOLDER_BUDGET_ANSWERS" in broke.stderr
     assert "judged by claude-opus-5-5" in broke.stdout

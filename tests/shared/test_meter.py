@@ -35,8 +35,10 @@ from worker.indexing.contexts import AT_ONCE, Writer
 
 KEY = "key-of-the-tests"
 REQUEST: dict[str, Any] = {
-    "model": "claude-haiku-5-5", "max_tokens": 100, "messages": [{"role": "user", "content": "Where is the oar, and whose?"}],
-}  # fmt: skip
+    "model": "claude-haiku-5-5",
+    "max_tokens": 100,
+    "messages": [{"role": "user", "content": "Where is the oar, and whose?"}],
+}
 
 
 @pytest.fixture
@@ -62,9 +64,12 @@ def embedding_budget(connection: Connection) -> dict[str, float | None]:
 def test_sums_by_day_model_and_purpose(pool: ConnectionPool[Connection], connection: Connection) -> None:
     meter = Meter(pool)
     for purpose, model, tokens in (
-        ("documents", "voyage-4", Tokens(1_000_000)), ("documents", "voyage-4", Tokens(500_000)), ("questions", "voyage-4", Tokens(10)),
-        ("answers", "claude-sonnet-5-5", Tokens(1000, 200, 400, 3000)), ("documents", "nomic-embed-text", Tokens(7)),
-    ):  # fmt: skip
+        ("documents", "voyage-4", Tokens(1_000_000)),
+        ("documents", "voyage-4", Tokens(500_000)),
+        ("questions", "voyage-4", Tokens(10)),
+        ("answers", "claude-sonnet-5-5", Tokens(1000, 200, 400, 3000)),
+        ("documents", "nomic-embed-text", Tokens(7)),
+    ):
         with meter.call(purpose, model, tokens, 9) as call:  # type: ignore[arg-type]
             call.billed(tokens)
     with meter.call("answers", "claude-sonnet-5-5", Tokens(9), 9):
@@ -277,8 +282,11 @@ def test_a_stream_that_is_left_is_billed(anthropic: AnthropicStandin) -> None:
 
 
 def test_a_repetition_is_reserved_anew(
-    pool: ConnectionPool[Connection], connection: Connection, anthropic: AnthropicStandin, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+    pool: ConnectionPool[Connection],
+    connection: Connection,
+    anthropic: AnthropicStandin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A cut answer spends what is left: its repetition is not sent."""
     monkeypatch.setattr(messages, "PAUSE", 0.01)
     anthropic.usage_times = 100

@@ -211,9 +211,15 @@ def complete(standin: AnthropicStandin, redis_url: str, seconds: float = 20, **n
 
 def stream(standin: AnthropicStandin, redis_url: str, seconds: float = 20, attempts: int = 4) -> Generator[Any]:
     found = claude.stream(
-        REQUEST, lambda events: (event and event.type for event in events), api_key=KEY, base_url=standin.url,
-        deadline=time.monotonic() + seconds, seconds=seconds, attempts=attempts, call=Call(Meter(redis_url=redis_url)),
-    )  # fmt: skip
+        REQUEST,
+        lambda events: (event and event.type for event in events),
+        api_key=KEY,
+        base_url=standin.url,
+        deadline=time.monotonic() + seconds,
+        seconds=seconds,
+        attempts=attempts,
+        call=Call(Meter(redis_url=redis_url)),
+    )
     assert isinstance(found, Generator)
     return found
 
@@ -234,8 +240,11 @@ print("answered", flush=True)
 def test_what_one_process_is_told_all_keep(redis_url: str, anthropic: AnthropicStandin, fault: str) -> None:
     other = subprocess.Popen(
         [sys.executable, "-c", ASK, anthropic.url, redis_url, repr(REQUEST)],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     with other:
         assert other.stdout is not None
         assert other.stdout.readline() == "ready\n"
@@ -255,9 +264,13 @@ def test_overloaded_in_the_middle_of_an_answer_counts_too(redis_url: str, anthro
     anthropic.misbehave("500", times=None)
     with pytest.raises(TransientError):
         claude.complete(
-            REQUEST | {"model": "another"}, api_key=KEY, base_url=anthropic.url, seconds=5, attempts=1,
+            REQUEST | {"model": "another"},
+            api_key=KEY,
+            base_url=anthropic.url,
+            seconds=5,
+            attempts=1,
             call=Call(Meter(redis_url=redis_url)),
-        )  # fmt: skip
+        )
     assert elsewhere(redis_url, anthropic, "another").wait(0) is False, "one that fails may be asked"
 
 
@@ -354,8 +367,13 @@ def test_without_redis_claude_is_waited_for_all_the_same(anthropic: AnthropicSta
 @pytest.mark.parametrize("after", ["inf", "nan", "-5", "soon", "1e300"])
 def test_a_wish_that_makes_no_sense(redis_url: str, anthropic: AnthropicStandin, after: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Standin, "refuse", lambda self, handler, status, **_: handler.send_json(
-            status, self.error_body(status, "No.", None), {"retry-after": after}))  # fmt: skip
+        patch.setattr(
+            Standin,
+            "refuse",
+            lambda self, handler, status, **_: handler.send_json(
+                status, self.error_body(status, "No.", None), {"retry-after": after}
+            ),
+        )
         anthropic.misbehave("429")
         with pytest.raises(TransientError, match="rate limit"):
             complete(anthropic, redis_url, attempts=1)

@@ -39,8 +39,10 @@ class Browser:
         ]
         self._process = subprocess.Popen(
             [*command, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
-            preexec_fn=connect, close_fds=False, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            preexec_fn=connect,
+            close_fds=False,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         target = self._call("Target.createTarget", url="about:blank")["targetId"]

@@ -293,7 +293,11 @@ class VoyageStandin(EmbeddingStandin):
         elif not documents or len(documents) > 1000 or not all(isinstance(text, str) and text for text in documents):
             self.refuse(handler, 400, "Documents must be a list of 1 to 1,000 strings that are not empty.")
         elif body.get("model") not in self.rerankers:
-            self.refuse(handler, 400, f"Model {body.get('model')} is not supported. Supported models are {list(self.rerankers)}.")  # fmt: skip
+            self.refuse(
+                handler,
+                400,
+                f"Model {body.get('model')} is not supported. Supported models are {list(self.rerankers)}.",
+            )
         else:
             asked = set(words(query)) - STOP_WORDS
             scores: list[Any] = [len(asked & set(words(text))) / max(len(asked), 1) for text in documents]
@@ -517,8 +521,18 @@ class AnthropicStandin(Standin):
             return (
                 "This model does not support assistant message prefill. The conversation must end with a user message."
             )
-        called = [block["id"] for message in body["messages"] for block in message["content"] if isinstance(block, dict) and block["type"] == "tool_use"]  # fmt: skip
-        answered = [block["tool_use_id"] for message in body["messages"] for block in message["content"] if isinstance(block, dict) and block["type"] == "tool_result"]  # fmt: skip
+        called = [
+            block["id"]
+            for message in body["messages"]
+            for block in message["content"]
+            if isinstance(block, dict) and block["type"] == "tool_use"
+        ]
+        answered = [
+            block["tool_use_id"]
+            for message in body["messages"]
+            for block in message["content"]
+            if isinstance(block, dict) and block["type"] == "tool_result"
+        ]
         if called != answered:
             return "messages: each `tool_use` block must have a `tool_result` block in the next message."
         if called and not body.get("tools"):

@@ -99,16 +99,26 @@ def office_bombs() -> dict[str, tuple[bytes, str]]:
         "nested-bomb.docx": (nested(5), "zip archive without a word document"),
         "unnamed-bomb.docx": (
             claim(
-                package({"_rels/.rels": relations(("d", "officeDocument", "word/document.bin")), "word/document.bin": "x" * 9000}),
-                "word/document.bin", 1 << 20, 310_000_000,
+                package(
+                    {
+                        "_rels/.rels": relations(("d", "officeDocument", "word/document.bin")),
+                        "word/document.bin": "x" * 9000,
+                    }
+                ),
+                "word/document.bin",
+                1 << 20,
+                310_000_000,
             ),
             far_more,
         ),
         "same-slide.pptx": (presentation(1, {"ppt/slides/slide1.xml": one_slide}, shown=1000), far_more),
         "many-parts.docx": (again(document("<w:p/>"), "word/document.xml", 20_001), "20,002 parts"),
         "repeated-string.xlsx": (workbook(f"<row>{cell}</row>" * 500, strings), "limit of 20,000,000 characters"),
-        "repeated-string-row.xlsx": (workbook(f"<row>{cell * 20_000}</row>", strings), "limit of 20,000,000 characters"),
-    }  # fmt: skip
+        "repeated-string-row.xlsx": (
+            workbook(f"<row>{cell * 20_000}</row>", strings),
+            "limit of 20,000,000 characters",
+        ),
+    }
 
 
 def office_entities() -> dict[str, tuple[bytes, str]]:
@@ -134,14 +144,16 @@ def office_entities() -> dict[str, tuple[bytes, str]]:
         name: (data, "xml entities")
         for name, data in {
             "billion-laughs.docx": package({"word/document.xml": billion + body.format("&l9;")}),
-            "billion-laughs-utf16.docx": package({"word/document.xml": (billion + body.format("&l9;")).encode("utf-16")}),
+            "billion-laughs-utf16.docx": package(
+                {"word/document.xml": (billion + body.format("&l9;")).encode("utf-16")}
+            ),
             "quadratic.xlsx": workbook("", {"xl/sharedStrings.xml": quadratic + string}),
             "entity-late.xlsx": workbook("", {"xl/worksheets/sheet1.xml": sheet.format("&a;")}),
             "external-file.docx": package({"word/document.xml": secret + body.format("&a;")}),
             "external-file-late.docx": package({"word/document.xml": comment + secret + body.format("&a;")}),
             "external-http.xlsx": workbook("", {"xl/sharedStrings.xml": remote + string}),
         }.items()
-    }  # fmt: skip
+    }
 
 
 def office_broken() -> dict[str, tuple[bytes, str]]:
@@ -168,13 +180,15 @@ def office_broken() -> dict[str, tuple[bytes, str]]:
         "no-document.docx": (package({"[Content_Types].xml": "<Types/>"}), "zip archive without a word document"),
         "no-main-part.docx": (package({"word/documentation.xml": "<x/>"}), "damaged inside"),
         "own-slide.pptx": (
-            presentation(0, {"ppt/_rels/presentation.xml.rels": relations(("s0", "slide", "presentation.xml"))}, shown=3),
+            presentation(
+                0, {"ppt/_rels/presentation.xml.rels": relations(("s0", "slide", "presentation.xml"))}, shown=3
+            ),
             "no text in it",
         ),
         "junk.docx": (junk(20_000), "no word file inside"),
         "junk-in-zip.xlsx": (b"PK\x03\x04" + junk(20_000), "damaged or cut off"),
         "empty.docx": (b"", "is empty"),
-    }  # fmt: skip
+    }
 
 
 def document(body: str | bytes) -> bytes:
@@ -278,13 +292,19 @@ def pdfs() -> dict[str, tuple[bytes, str]]:
         # These two reach the limit on memory.
         "unpacks-without-end.pdf": (pdf([*one_page()[:3], endless_stream()]), "of memory"),
         "cyclic-forms.pdf": (cyclic_forms(), "of memory"),
-        "same-page.pdf": (pdf([catalog, f"<</Type/Pages/Kids[{'3 0 R ' * 200_000}]/Count 200000>>", page(4), words_on_page()]), "has 200,000 pages"),
-        "deep-arrays.pdf": (pdf([catalog, "<</Type/Pages/Count 1/Kids" + "[" * 200_000 + "]" * 200_000 + ">>"]), "no text in it"),
+        "same-page.pdf": (
+            pdf([catalog, f"<</Type/Pages/Kids[{'3 0 R ' * 200_000}]/Count 200000>>", page(4), words_on_page()]),
+            "has 200,000 pages",
+        ),
+        "deep-arrays.pdf": (
+            pdf([catalog, "<</Type/Pages/Count 1/Kids" + "[" * 200_000 + "]" * 200_000 + ">>"]),
+            "no text in it",
+        ),
         "cut.pdf": (whole[:100], damaged),
         "locked.pdf": (pdf([*one_page(), standard], encrypt), "password"),
         "junk.pdf": (junk(20_000), "no pdf file inside"),
         "junk-inside.pdf": (b"%PDF-1.7\n" + junk(200_000), damaged),
-    }  # fmt: skip
+    }
 
 
 def pdf(objects: Sequence[str | bytes], trailer: str = "") -> bytes:
@@ -361,7 +381,7 @@ def texts() -> dict[str, tuple[bytes, str]]:
         "deep-lists.html": (b"<html>" + b"<ul><li>" * 50_000 + b"words", "nested too deeply"),
         "wide-attribute.html": (b'<html><div title="' + b"x" * 2_000_000 + b'"></div></html>', "no text in it"),
         "only-script.html": (b"<html><script>" + b"x();" * 200_000 + b"</script></html>", "no text in it"),
-    }  # fmt: skip
+    }
 
 
 def junk(count: int) -> bytes:

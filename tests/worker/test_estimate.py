@@ -38,9 +38,14 @@ def run(model: Path, tmp_path: Path, *arguments: str, **env: str) -> subprocess.
     ours = ("ASKFOLDER_", "ANTHROPIC_", "OPENAI_", "VOYAGE_", "DATABASE_URL", "REDIS_URL")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return subprocess.run(
-        [sys.executable, "-m", "shared.cli", "estimate", *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
-        timeout=120, env=clean | {"ASKFOLDER_DATA": str(data), "ASKFOLDER_INBOX": str(tmp_path / "papers")} | env,
-    )  # fmt: skip
+        [sys.executable, "-m", "shared.cli", "estimate", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=clean | {"ASKFOLDER_DATA": str(data), "ASKFOLDER_INBOX": str(tmp_path / "papers")} | env,
+    )
 
 
 def estimate(model: Path, tmp_path: Path, *arguments: str, **env: str) -> Any:

@@ -628,8 +628,10 @@ def test_processor_time_is_limited_by_the_kernel(obeying: Obeying) -> None:
     quick.write_text(OBEY + "import time\nend = time.process_time() + 0.8\nwhile time.process_time() < end: pass")
     child = subprocess.Popen(
         [sys.executable, "-m", "worker.parsing.child", str(1 << 30), str(os.getpid())],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
     assert child.stdin is not None
     assert child.stdout is not None
     for name in (quick, quick, quick, path):  # what was used for earlier documents does not count
@@ -948,12 +950,27 @@ def test_front_matter(parser: Parser, tmp_path: Path) -> None:
     )
     found = metadata(parser, tmp_path, front.partition("\n?")[0])
     assert found == {
-        "author": ["Anna", "Béla"], "date": "2024-05-01", "modified": "2024-05-02T08:00:00+00:00", "language": "no",
-        "keywords": ["fish", "frogs", "eels"], "title": "On herons", "authors": ["Anna", "Béla"],
-        "updated": "2024-05-02 10:00:00 +0200", "lang": "no", "tags": ["x", "y"], "level": 3, "ratio": 0.5,
-        "big": "12345678901234567890", "code": "007", "at": "12:30", "flag": "yes", "draft": True,
-        "nested": {"deep": {"er": [1, "two"]}}, "summary": "Two lines", "2024": "a year",
-    }  # fmt: skip
+        "author": ["Anna", "Béla"],
+        "date": "2024-05-01",
+        "modified": "2024-05-02T08:00:00+00:00",
+        "language": "no",
+        "keywords": ["fish", "frogs", "eels"],
+        "title": "On herons",
+        "authors": ["Anna", "Béla"],
+        "updated": "2024-05-02 10:00:00 +0200",
+        "lang": "no",
+        "tags": ["x", "y"],
+        "level": 3,
+        "ratio": 0.5,
+        "big": "12345678901234567890",
+        "code": "007",
+        "at": "12:30",
+        "flag": "yes",
+        "draft": True,
+        "nested": {"deep": {"er": [1, "two"]}},
+        "summary": "Two lines",
+        "2024": "a year",
+    }
     assert list(found)[:5] == ["author", "date", "modified", "language", "keywords"]
     assert metadata(parser, tmp_path, "author: Anna", "a.txt") == {"author": "Anna"}
     assert metadata(parser, tmp_path, "author: Anna", "a.py") == {}
@@ -968,7 +985,8 @@ def test_front_matter(parser: Parser, tmp_path: Path) -> None:
 
 ODD_FRONT = {
     "an alias": "a: &a [1, 2]\nb: *a",
-    "a bomb": "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(f"{n}: &{n} [{','.join([f'*{p}'] * 9)}]" for p, n in ("ab", "bc", "cd", "de", "ef")),
+    "a bomb": "a: &a [x,x,x,x,x,x,x,x,x]\n"
+    + "\n".join(f"{n}: &{n} [{','.join([f'*{p}'] * 9)}]" for p, n in ("ab", "bc", "cd", "de", "ef")),
     "nesting": "a: " + "[" * 15_000 + "]" * 15_000,
     "nested blocks": "\n".join(" " * n + "a:" for n in range(200)),
     "a program": "a: !!python/object/apply:os.system [exit]",
@@ -983,7 +1001,7 @@ ODD_FRONT = {
     "two documents": "a: b\n--- \nc: d",
     "too long": "a: " + "x" * 40_000,
     "a rule": "\nNote: after a horizontal rule\n",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("front", ODD_FRONT.values(), ids=ODD_FRONT.keys())
@@ -1002,9 +1020,14 @@ def test_odd_values(parser: Parser, tmp_path: Path) -> None:
     found = metadata(parser, tmp_path, front)
     assert sorted(found.pop("set")) == ["x", "y"]  # type: ignore[call-overload]
     assert found == {
-        "day": "2024-05-01", "nan": ".nan", "fits": "x" * 2000, "nul": "a\ufffdb", "half": "\ufffd", "tags": ["a", "b"],
+        "day": "2024-05-01",
+        "nan": ".nan",
+        "fits": "x" * 2000,
+        "nul": "a\ufffdb",
+        "half": "\ufffd",
+        "tags": ["a", "b"],
         "deep": {"a": {"b": {"c": {"d": {"f": 1}}}}},
-    }  # fmt: skip
+    }
     many = metadata(parser, tmp_path, "\n".join(f"name{n}: {'ü' * 200}" for n in range(100)) + "\nauthor: Anna")
     assert many["author"] == "Anna"
     assert 14_000 < len(json.dumps(many, ensure_ascii=False).encode()) <= 17_000
@@ -1046,8 +1069,12 @@ def test_dates_of_documents(parser: Parser, tmp_path: Path, written: str, moment
 
 
 def test_which_date_is_the_documents_own(parser: Parser, tmp_path: Path) -> None:
-    for front, day in (("updated: 2024-05-03\ncreated: 2024-05-02\ndate: 2024-05-01", 1), ("updated: 2024-05-03\ncreated: 2024-05-02", 2),
-                       ("updated: 2024-05-03", 3), ("date: soon\nlastmod: 2024-05-04", 4)):  # fmt: skip
+    for front, day in (
+        ("updated: 2024-05-03\ncreated: 2024-05-02\ndate: 2024-05-01", 1),
+        ("updated: 2024-05-03\ncreated: 2024-05-02", 2),
+        ("updated: 2024-05-03", 3),
+        ("date: soon\nlastmod: 2024-05-04", 4),
+    ):
         parsed = parse(parser, tmp_path, "a.md", f"---\n{front}\n---\nThe heron.\n".encode())
         assert parsed.dated == datetime(2024, 5, day, tzinfo=UTC)
     assert parse(parser, tmp_path, "a.md", b"The heron.\n").dated is None
@@ -1063,10 +1090,16 @@ def test_metadata_of_html(parser: Parser, tmp_path: Path) -> None:
     )
     parsed = parse(parser, tmp_path, "a.html", page.encode())
     assert parsed.metadata == {
-        "author": "Anna", "date": "2024-05-01T08:00:00+00:00", "language": "de", "keywords": ["fish", "frogs"], "description": "A bird",
-        "title": "Vom Reiher", "citation_author": ["Béla", "Cleo"], "article:published_time": "2024-05-01T10:00:00+02:00",
+        "author": "Anna",
+        "date": "2024-05-01T08:00:00+00:00",
+        "language": "de",
+        "keywords": ["fish", "frogs"],
+        "description": "A bird",
+        "title": "Vom Reiher",
+        "citation_author": ["Béla", "Cleo"],
+        "article:published_time": "2024-05-01T10:00:00+02:00",
         "og:description": "A bird",
-    }  # fmt: skip
+    }
     assert parsed.dated == datetime(2024, 5, 1, 8, tzinfo=UTC)
     crowd = "".join(f'<meta name="n{n}" content="{"x" * 100}">' for n in range(5000))
     assert len(json.dumps(dict(parse(parser, tmp_path, "b.html", f"{crowd}<p>The heron.".encode()).metadata))) < 17_000
@@ -1079,9 +1112,13 @@ def test_metadata_of_pdf(parser: Parser, tmp_path: Path) -> None:
     )
     parsed = parse(parser, tmp_path, "a.pdf", pdf("The heron stands.", info=info))
     assert parsed.metadata == {
-        "author": "Anna", "created": "2024-05-01T08:00:00+00:00", "modified": "2024-05-02T00:00:00+00:00",
-        "keywords": ["fish", "frogs"], "subject": "Reiherü", "title": "On herons",
-    }  # fmt: skip
+        "author": "Anna",
+        "created": "2024-05-01T08:00:00+00:00",
+        "modified": "2024-05-02T00:00:00+00:00",
+        "keywords": ["fish", "frogs"],
+        "subject": "Reiherü",
+        "title": "On herons",
+    }
     assert parsed.dated == datetime(2024, 5, 1, 8, tzinfo=UTC)
     for date in ("(D:19700101000000Z)", "(soon)", "(D:20241399)", "(D:)", "7"):
         parsed = parse(parser, tmp_path, "b.pdf", pdf("The heron stands.", info=f"/Author(Anna)/CreationDate{date}"))
@@ -1120,9 +1157,14 @@ def test_metadata_of_office(parser: Parser, tmp_path: Path) -> None:
     for name, data in files.items():
         parsed = parse(parser, tmp_path, name, data)
         assert parsed.metadata == {
-            "author": "Anna", "created": "2024-05-01T08:00:00+00:00", "modified": "2024-05-02T08:00:00+00:00", "language": "de",
-            "keywords": ["fish", "frogs"], "subject": "Birds", "title": "On herons",
-        }, name  # fmt: skip
+            "author": "Anna",
+            "created": "2024-05-01T08:00:00+00:00",
+            "modified": "2024-05-02T08:00:00+00:00",
+            "language": "de",
+            "keywords": ["fish", "frogs"],
+            "subject": "Birds",
+            "title": "On herons",
+        }, name
         assert (parsed.title, parsed.dated) == ("On herons", datetime(2024, 5, 1, 8, tzinfo=UTC))
     template = docx(word_paragraph("The heron."), **{"docProps/core.xml": CORE.format("2013-12-23T23:15:00Z")})
     assert parse(parser, tmp_path, "b.docx", template).dated == datetime(2024, 5, 2, 8, tzinfo=UTC), (

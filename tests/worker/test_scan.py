@@ -101,9 +101,14 @@ def test_new_changed_touched_gone_and_back(scanner: Scanner, connection: Connect
 def test_file_that_is_being_written_waits(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     path = inbox / "slow.txt"
     writer = subprocess.Popen(
-        [sys.executable, "-c", "import sys, time\nf = open(sys.argv[1], 'w')\nfor n in range(4):\n"
-         "    f.write(f'part {n}\\n'); f.flush(); time.sleep(0.7)\n", str(path)],
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import sys, time\nf = open(sys.argv[1], 'w')\nfor n in range(4):\n"
+            "    f.write(f'part {n}\\n'); f.flush(); time.sleep(0.7)\n",
+            str(path),
+        ],
+    )
     while not path.exists():
         time.sleep(0.01)
     while writer.poll() is None:  # it pauses for longer than a file usually has to stand still

@@ -170,8 +170,9 @@ class Writer:
         from shared.providers import claude  # the SDK takes two seconds to import: only who uses it waits
 
         beginning: dict[str, Any] = {
-            "type": "text", "text": _beginning(name, parsed, request.start, request.end),
-        }  # fmt: skip
+            "type": "text",
+            "text": _beginning(name, parsed, request.start, request.end),
+        }
         if request.cached:
             beginning["cache_control"] = {"type": "ephemeral"}
         questions = _questions(request.chunks)
@@ -185,9 +186,14 @@ class Writer:
                     "system": SYSTEM,
                     "messages": [{"role": "user", "content": [beginning, {"type": "text", "text": questions}]}],
                 },
-                api_key=self.api_key, base_url=self.base_url, seconds=SECONDS,
-                model_setting="ASKFOLDER_CONTEXT_MODEL", seconds_setting="", call=call, urgent=False,
-            )  # fmt: skip
+                api_key=self.api_key,
+                base_url=self.base_url,
+                seconds=SECONDS,
+                model_setting="ASKFOLDER_CONTEXT_MODEL",
+                seconds_setting="",
+                call=call,
+                urgent=False,
+            )
         answer = (
             "" if message.stop_reason == "refusal" else "".join(b.text for b in message.content if b.type == "text")
         )
@@ -198,8 +204,9 @@ class Writer:
         }
         log.info(
             f"{len(found)} of {len(request.chunks)} contexts written for {name}",
-            action="ingest.contexts", **claude.usage(message),
-        )  # fmt: skip
+            action="ingest.contexts",
+            **claude.usage(message),
+        )
         return found
 
 

@@ -106,9 +106,13 @@ def replace(
         else:
             names = ("ordinal", "heading_path", "page", "char_start", "char_end")
             new.append(
-                {**dict(zip(names, place, strict=True)), "content": chunk.content, "context": chunk.context,
-                 "input_hash": input_hash.hex()}
-            )  # fmt: skip
+                {
+                    **dict(zip(names, place, strict=True)),
+                    "content": chunk.content,
+                    "context": chunk.context,
+                    "input_hash": input_hash.hex(),
+                }
+            )
     gone += [number for rows_left in held.values() for number, _ in rows_left]
     if gone:
         connection.execute("DELETE FROM chunk WHERE id = ANY(%s)", [gone])
@@ -171,9 +175,15 @@ def write_words(connection: Connection, generation: Generation, chunk_ids: Seque
     for number, document_id, collection_id, configuration, key, title, path, context, content in rows:
         text = "\n".join([key, title or "", *path, context or "", content])
         made.append(
-            {"chunk_id": number, "document_id": document_id, "collection_id": collection_id, "configuration": configuration,
-             "content": words.searchable(text), "exact": words.exact(text)}
-        )  # fmt: skip
+            {
+                "chunk_id": number,
+                "document_id": document_id,
+                "collection_id": collection_id,
+                "configuration": configuration,
+                "content": words.searchable(text),
+                "exact": words.exact(text),
+            }
+        )
     connection.execute(
         sql.SQL(
             """

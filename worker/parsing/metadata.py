@@ -156,7 +156,9 @@ def read_date(value: object) -> datetime | None:
     text = ZONE.sub("", str(value).strip())
     try:
         if found := PDF_DATE.fullmatch(text.rstrip("'")):
-            year, month, day, hour, minute, second = (int(part or first) for part, first in zip(found.groups()[:6], (1, 1, 1, 0, 0, 0), strict=True))  # fmt: skip
+            year, month, day, hour, minute, second = (
+                int(part or first) for part, first in zip(found.groups()[:6], (1, 1, 1, 0, 0, 0), strict=True)
+            )
             moment = datetime.fromisoformat(
                 f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{min(second, 59):02}{found[7] or '+00'}:{found[8] or '00'}"
             )

@@ -12,12 +12,38 @@ RULES = ".askfolderignore"  # in any folder, in the syntax of .gitignore; a late
 
 IGNORED = (
     ".*",  # hidden: also .git, .DS_Store, ._*, .~lock.*#, .#*, .*.swp, .nfs*, .Trash-*, .goutputstream-*
-    "~$*", "*.tmp", "*.tmp.[0-9]*", "*~", "#*#", "*.sw[opx]", "4913", "*.sb-????????-??????", "*___jb_???___",  # editors
-    "*.part", "*.partial", "*.crdownload", "*.download", "*.opdownload", "*.filepart", "*.aria2", "*.!ut", "*.!qB",  # downloads
-    "node_modules", "__pycache__", "__MACOSX",
-    "Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon[\r]", "lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir",
-    "#recycle", "#snapshot",
-)  # fmt: skip
+    "~$*",
+    "*.tmp",
+    "*.tmp.[0-9]*",
+    "*~",
+    "#*#",
+    "*.sw[opx]",
+    "4913",
+    "*.sb-????????-??????",
+    "*___jb_???___",  # editors
+    "*.part",
+    "*.partial",
+    "*.crdownload",
+    "*.download",
+    "*.opdownload",
+    "*.filepart",
+    "*.aria2",
+    "*.!ut",
+    "*.!qB",  # downloads
+    "node_modules",
+    "__pycache__",
+    "__MACOSX",
+    "Thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "Icon[\r]",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "@eaDir",
+    "#recycle",
+    "#snapshot",
+)
 
 _IGNORED = re.compile("|".join(fnmatch.translate(pattern) for pattern in IGNORED), re.IGNORECASE)
 

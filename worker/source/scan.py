@@ -63,9 +63,12 @@ class Scanner:
         found = {file.key: file for file in listing.found}
         self.unsettled = {key: value for key, value in self.unsettled.items() if key in found}
         missing = [
-            row for key, row in ledger.items()
-            if key not in found and row.state != "deleted" and not any(key == c or key.startswith(f"{c}/") for c in listing.closed)
-        ]  # fmt: skip
+            row
+            for key, row in ledger.items()
+            if key not in found
+            and row.state != "deleted"
+            and not any(key == c or key.startswith(f"{c}/") for c in listing.closed)
+        ]
         changed = [
             file
             for key, file in found.items()

@@ -38,9 +38,17 @@ AGAIN_SECONDS = 1.0  # between two attempts to watch a folder that could not be 
 
 # Not: opened, closed without a write (our own reading makes those), a folder's modification (what was done in it comes by itself).
 EVENTS: list[type[FileSystemEvent]] = [
-    FileCreatedEvent, FileModifiedEvent, FileClosedEvent, FileDeletedEvent, FileMovedEvent, FileAttribEvent,
-    DirCreatedEvent, DirDeletedEvent, DirMovedEvent, DirAttribEvent,
-]  # fmt: skip
+    FileCreatedEvent,
+    FileModifiedEvent,
+    FileClosedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    FileAttribEvent,
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    DirAttribEvent,
+]
 
 
 class Watch:
