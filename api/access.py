@@ -15,7 +15,7 @@ from shared.settings import Settings
 
 COOKIE = "askfolder_key"
 
-OPEN = {"/healthz", "/readyz"}
+PUBLIC_PATHS = {"/healthz", "/readyz"}
 
 
 # --- who may come in -------------------------------------------------------------------------------------------------
@@ -29,7 +29,7 @@ def allowed_hosts(settings: Settings) -> set[str]:
     return {host.lower() for host in hosts if host and host not in ("0.0.0.0", "::")}
 
 
-def _let_in() -> Response | None:
+def authorize() -> Response | None:
     hosts: set[str] = current_app.extensions["askfolder.hosts"]
     host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
     if host not in hosts:
@@ -41,7 +41,7 @@ def _let_in() -> Response | None:
         return problem(403, "Foreign origin", f"A page of {origin} may not use this server.")
     if origin == "null":
         return problem(403, "Foreign origin", "A page without an origin may not use this server.")
-    if request.path in OPEN:
+    if request.path in PUBLIC_PATHS:
         return None
     scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
     given = bearer.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE, "")
@@ -60,7 +60,7 @@ def _let_in() -> Response | None:
     return answer
 
 
-def _harden(response: Response) -> Response:
+def security_headers(response: Response) -> Response:
     response.headers.update(
         {
             "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "

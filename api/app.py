@@ -9,10 +9,10 @@ from flask import (
     Flask,
 )
 
-from api.access import _harden, _let_in, allowed_hosts
-from api.problems import MAX_BODY, _problem
+from api.access import allowed_hosts, authorize, security_headers
+from api.problems import MAX_BODY, problem_of
 from api.question_log import QuestionLog
-from api.resources import Asker
+from api.resources import Resources
 from api.retrieval import retrieve
 from api.retrieval.reranking import open_reranking
 from api.routes.ask import page, post_ask, post_search
@@ -48,15 +48,15 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     if settings.answers_with_claude():
         importlib.import_module("api.answering.claude")  # now, rather than at the first question
-    app.extensions["askfolder"] = Asker(
+    app.extensions["askfolder"] = Resources(
         settings, pool, QuestionCache(settings.redis_url), embedder_of, local, open_reranking(settings, meter), meter
     )
     app.extensions["askfolder.questions"] = QuestionLog(pool, settings.question_log == "on")
     app.extensions["askfolder.key"] = keys.key(settings)
     app.extensions["askfolder.hosts"] = allowed_hosts(settings)
-    app.before_request(_let_in)
-    app.after_request(_harden)
-    app.register_error_handler(Exception, _problem)
+    app.before_request(authorize)
+    app.after_request(security_headers)
+    app.register_error_handler(Exception, problem_of)
     for rule, function, methods in _ROUTES:
         app.add_url_rule(rule, view_func=function, methods=methods)
     return app

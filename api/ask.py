@@ -6,21 +6,21 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from api.answering.draft import _draft
-from api.answering.follow_ups import Turn, _standalone
-from api.resources import Asker
+from api.answering.draft import make_draft
+from api.answering.follow_ups import Turn, stand_alone
+from api.resources import Resources
 from api.retrieval import passages
 from api.retrieval.filters import Filters
 from api.retrieval.reranking import CANDIDATES
 from api.retrieval.retrieve import retrieve
 from api.verification import citations
 from api.verification.citations import Statement
-from api.verification.second_opinion import _judge
+from api.verification.second_opinion import judge
 from shared.errors import AskfolderError
 from shared.ledger import generations
 from shared.ledger.generations import Generation
 from shared.log import log
-from shared.models import Answer, Citation, Found, Passage, Sentence, Step
+from shared.models import Answer, Citation, Passage, SearchResult, Sentence, Step
 
 SPARE = 20  # passages beyond those that are asked for, for the place of repetitions
 EVERYTHING = Filters()
@@ -28,7 +28,7 @@ PASSAGES = 8  # what an answer is made from, unless the question says otherwise
 
 
 def search(
-    asker: Asker,
+    asker: Resources,
     question: str,
     top_k: int,
     mode: str = "hybrid",
@@ -36,14 +36,14 @@ def search(
     rerank: bool = True,
     weight: float | None = None,
     neighbours: int = 0,
-) -> Found:
+) -> SearchResult:
     """Passages for a question. When it cannot be embedded, words alone decide, and a warning says so.
 
     `rerank`: if a reranker is set up; when it fails, the order stays, and a warning says so. `weight`: of meaning against words, 0 to 1.
     `neighbours`: characters that a passage may have together with its neighbours; 0: none.
     """
     reranking = asker.reranking if rerank else None
-    found, started = Found(question), time.perf_counter()
+    found, started = SearchResult(question), time.perf_counter()
     with asker.pool.connection() as connection:
         generation = generations.live(connection)
     if generation is None:
@@ -70,15 +70,15 @@ def search(
         found.warnings += warnings
         found.timings["rerank_ms"] = _since(started)
     # A reranker has weighed each passage by itself: then only repetitions go.
-    found.passages = passages.spread(found.passages, top_k, 1.0 if reranking else passages.SHARE)
+    found.passages = passages.diversify(found.passages, top_k, 1.0 if reranking else passages.SHARE)
     if neighbours:
         with asker.pool.connection() as connection:
-            found.passages = passages.whole(connection, found.passages, neighbours)
+            found.passages = passages.with_neighbours(connection, found.passages, neighbours)
     return found
 
 
 def ask(
-    asker: Asker,
+    asker: Resources,
     question: str,
     top_k: int = PASSAGES,
     filters: Filters = EVERYTHING,
@@ -86,16 +86,16 @@ def ask(
     strict: bool | None = None,
     turns: Sequence[Turn] = (),
     deep: bool = False,
-) -> tuple[Answer, Found]:
+) -> tuple[Answer, SearchResult]:
     """An answer in which every citation stands in the stored text. Raises TransientError when the model does not answer in time."""
     found, *_, answer = answering(asker, question, top_k, filters, rerank, strict, turns, deep, whole=True)
-    assert isinstance(found, Found)
+    assert isinstance(found, SearchResult)
     assert isinstance(answer, Answer)
     return answer, found
 
 
 def answering(
-    asker: Asker,
+    asker: Resources,
     question: str,
     top_k: int = PASSAGES,
     filters: Filters = EVERYTHING,
@@ -104,7 +104,7 @@ def answering(
     turns: Sequence[Turn] = (),
     deep: bool = False,
     whole: bool = False,
-) -> Generator[Found | Step | Citation | Sentence | Answer | None]:
+) -> Generator[SearchResult | Step | Citation | Sentence | Answer | None]:
     """What is found, then each sentence as soon as it is checked, its new citations before it, last the answer; None: it goes on.
 
     Without an answer at the end there is none, whatever was given before. `strict`: nothing without support is ever given; None:
@@ -114,7 +114,7 @@ def answering(
     settings = asker.settings
     deadline = time.monotonic() + settings.ask_seconds
     begun = time.perf_counter()
-    question, took = _standalone(asker, question, turns), _since(begun)
+    question, took = stand_alone(asker, question, turns), _since(begun)
     found = search(asker, question, top_k, filters=filters, rerank=rerank, neighbours=passages.BUDGET)
     found.timings |= {"rewrite_ms": took} if turns else {}
     yield found
@@ -128,9 +128,9 @@ def answering(
     usage: dict[str, int] = {}
     broke: list[str] = []
     strict = settings.strict == "on" if strict is None else strict
-    verification = citations.Verification(found.passages, strict, question, _judge(asker, usage, deadline))
+    verification = citations.Verification(found.passages, strict, question, judge(asker, usage, deadline))
     with contextlib.closing(
-        _draft(asker, question, found, usage, deadline, whole, look if deep else None, broke)
+        make_draft(asker, question, found, usage, deadline, whole, look if deep else None, broke)
     ) as draft:
         for part in draft:
             if part is None or isinstance(part, Step):
@@ -140,7 +140,7 @@ def answering(
             begun = time.perf_counter()
             if isinstance(part, Statement):
                 with asker.pool.connection() as connection:
-                    standing = citations.standing(connection, part.claims, found.passages)
+                    standing = citations.resolve(connection, part.claims, found.passages)
                 shown = list(verification.check(part, standing))
             else:
                 shown = list(verification.finish(part))
@@ -153,7 +153,7 @@ def answering(
 
 
 def _question_vector(
-    asker: Asker, generation: Generation, question: str, filters: Filters, found: Found
+    asker: Resources, generation: Generation, question: str, filters: Filters, found: SearchResult
 ) -> np.ndarray | None:
     scope = cache_scope(generation, filters)
     vector = asker.cache.get(scope, question)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from werkzeug.exceptions import HTTPException
 
 from api.ask import PASSAGES
-from api.problems import _Invalid
+from api.problems import InvalidError
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -97,17 +97,19 @@ class UsageQuery(BaseModel):
     days: int = Field(30, ge=1, le=3660)
 
 
-def _body(model: type[M]) -> M:
+def read_body(model: type[M]) -> M:
     try:
         raw: Any = request.get_json(force=True)
     except (HTTPException, RecursionError) as error:
         if isinstance(error, HTTPException) and error.code == 413:
             raise
-        raise _Invalid(400, "Not JSON", f"The body is not valid JSON; send for example {_example(model)}.") from None
-    return _valid(model, raw)
+        raise InvalidError(
+            400, "Not JSON", f"The body is not valid JSON; send for example {_example(model)}."
+        ) from None
+    return read_query(model, raw)
 
 
-def _valid(model: type[M], raw: object) -> M:
+def read_query(model: type[M], raw: object) -> M:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -119,7 +121,7 @@ def _refuse(error: ValidationError) -> NoReturn:
         f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg'][0].lower()}{e['msg'][1:]}"
         for e in error.errors(include_url=False)
     )
-    raise _Invalid(422, "Invalid request", f"{details}.") from None
+    raise InvalidError(422, "Invalid request", f"{details}.") from None
 
 
 def _example(model: type[BaseModel]) -> str:

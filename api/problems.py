@@ -26,17 +26,17 @@ def problem(status: int, title: str, detail: str, **more: object) -> Response:
     return response
 
 
-def _problem(error: Exception) -> Response:
-    status, title, detail, retry_after = _said(error)
+def problem_of(error: Exception) -> Response:
+    status, title, detail, retry_after = describe_error(error)
     response = problem(status, title, detail)
     if retry_after is not None:
         response.headers["Retry-After"] = str(retry_after)
     return response
 
 
-def _said(error: Exception) -> tuple[int, str, str, int | None]:
+def describe_error(error: Exception) -> tuple[int, str, str, int | None]:
     """Status, title, sentence, and seconds after which to try again."""
-    if isinstance(error, _Invalid):
+    if isinstance(error, InvalidError):
         return error.status, error.title, str(error), None
     if isinstance(error, FilterError):
         return 422, "Invalid filter", str(error), None
@@ -58,7 +58,7 @@ def _said(error: Exception) -> tuple[int, str, str, int | None]:
     return 500, "Error in askfolder", "Something went wrong in askfolder itself; its log (web.log) says what.", None
 
 
-class _Invalid(Exception):
+class InvalidError(Exception):
     def __init__(self, status: int, title: str, detail: str) -> None:
         super().__init__(detail)
         self.status, self.title = status, title

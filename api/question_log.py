@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from shared.background import Behind
+from shared.background import Writer
 from shared.db import Connection
 from shared.log import log
 from shared.models import Answer, Passage
@@ -40,7 +40,7 @@ class QuestionLog:
 
     def __init__(self, pool: ConnectionPool[Connection], on: bool = True) -> None:
         self._pool, self._on = pool, on
-        self._behind = Behind("question", self._write)
+        self._behind = Writer("question", self._write)
 
     def add(self, asked: Asked) -> str | None:
         """Its id, under which it can be rated; None: nothing is logged. Never for what is not a whole answer."""

@@ -20,7 +20,7 @@ from shared.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class Resources:
     """What answering needs. `embedder_of`: the embedder of a generation; `local`: sentences → vectors of the built-in model;
     `reranking`: None when none is set up; `meter`: what counts the cost.
     """
@@ -34,11 +34,11 @@ class Asker:
     meter: Meter = UNMETERED
 
 
-def _asker() -> Asker:
-    asker: Asker = current_app.extensions["askfolder"]
+def resources() -> Resources:
+    asker: Resources = current_app.extensions["askfolder"]
     return asker
 
 
-def _log() -> QuestionLog:
+def questions_writer() -> QuestionLog:
     kept: QuestionLog = current_app.extensions["askfolder.questions"]
     return kept

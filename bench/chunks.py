@@ -110,7 +110,7 @@ def store(
             rows.write_row([1, generation.model, generation.dimensions, digest, Vector(material.vectors[n])])
     source = sources.source(connection, "folder", "/bench")
     numbers = range(start // IN_A_DOCUMENT, -(-end // IN_A_DOCUMENT))
-    documents.want(connection, source, [(key_of(n), "1-1", 1) for n in numbers], bulk=True)
+    documents.enqueue(connection, source, [(key_of(n), "1-1", 1) for n in numbers], bulk=True)
     connection.execute(
         "UPDATE document SET state = 'ready', live_revision = wanted_revision WHERE live_revision IS NULL"
     )

@@ -201,7 +201,7 @@ class Index:
         depth = ask.PASSAGES + ask.SPARE
         vector = self.embedder.embed_question(question)
         found = retrieve.retrieve(self.connection, generation, question, vector, depth, "hybrid", filters)
-        return passages.whole(self.connection, passages.spread(found, ask.PASSAGES))
+        return passages.with_neighbours(self.connection, passages.diversify(found, ask.PASSAGES))
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         if fresh := [text for text in dict.fromkeys(texts) if text not in self.vectors]:

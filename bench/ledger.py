@@ -36,7 +36,7 @@ def measure(connection: db.Connection, count: int) -> None:
     source = sources.source(connection, "folder", "/somewhere")
     files = [(f"folder{n % 500}/file{n}.txt", f"{n}-100", 100 + n % 5000) for n in range(count)]
     started = time.perf_counter()
-    documents.want(connection, source, files, bulk=True)
+    documents.enqueue(connection, source, files, bulk=True)
     print(f"{f'queue {count:,} new files':<44} {(time.perf_counter() - started) * 1000:9.2f} ms")
     connection.execute(
         "UPDATE document SET state = 'ready', live_revision = 'x', live_sha256 = '\\x00' WHERE id % 2 = 0"

@@ -10,7 +10,7 @@ AGAIN_SECONDS = 2.0  # until what could not be written is tried again
 T = TypeVar("T")
 
 
-class Behind(Generic[T]):
+class Writer(Generic[T]):
     """Things to be written, in their order. Threads share it."""
 
     def __init__(self, name: str, write: Callable[[list[T]], list[T]]) -> None:

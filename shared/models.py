@@ -135,7 +135,7 @@ NO_ANSWER = "I don't have information on that."
 
 
 @dataclass(slots=True)
-class Found:
+class SearchResult:
     """Passages, best first; milliseconds by stage; what went less well, a sentence each. `question`: as it was searched for."""
 
     question: str

@@ -23,7 +23,7 @@ from shared.providers.embedder import Embedder, embed_all
 from shared.text import words
 from worker.indexing import contexts, index
 from worker.indexing.chunking import chunk
-from worker.indexing.contexts import Writer
+from worker.indexing.contexts import ContextWriter
 from worker.indexing.inputs import hash_of, inputs
 from worker.parsing.parser import Parser
 from worker.source.folder import FolderSource
@@ -39,7 +39,7 @@ def ingest(
     embedder_of: Callable[[Generation], Embedder],
     document_id: int,
     worker: str = "",
-    writer: Writer | None = None,
+    writer: ContextWriter | None = None,
 ) -> str:
     """Brings one document to what its source holds. Returns what came of it, in a word. Raises nothing that a retry could mend.
 
@@ -66,18 +66,24 @@ def ingest(
         # A wrong key or model (PermanentError) is not the document's fault either: it waits until somebody mends it.
         seconds = max(getattr(error, "retry_after", None) or 0.0, min(FIRST_WAIT * 2**claim.retries, LONGEST_WAIT))
         reason = _database_reason(error) if isinstance(error, psycopg.Error) else str(error)
-        return _end(pool, claim, lambda connection: claims.wait(connection, claim, reason, seconds), "waits", reason)
+        return _end(
+            pool, claim, lambda connection: claims.postpone(connection, claim, reason, seconds), "waits", reason
+        )
     except SoftTimeLimitExceeded:  # what was embedded is kept: the next turn goes on from there
         reason = f"{claim.key} took a worker's longest turn; it goes on from where it was."
-        return _end(pool, claim, lambda connection: claims.wait(connection, claim, reason, 1), "waits", reason)
+        return _end(pool, claim, lambda connection: claims.postpone(connection, claim, reason, 1), "waits", reason)
     except Exception:
         log.exception("A document could not be ingested", action="ingest.error", document=claim.id, source=claim.key)
         reason = f"{claim.key} met an error in askfolder itself (document {claim.id}, see worker.log); it is tried up to three times."
-        return _end(pool, claim, lambda connection: claims.stumbled(connection, claim, reason), "stumbled", reason)
+        return _end(pool, claim, lambda connection: claims.record_crash(connection, claim, reason), "stumbled", reason)
 
 
 def _ingest(
-    pool: Pool, parser: Parser, embedder_of: Callable[[Generation], Embedder], writer: Writer | None, claim: Claim
+    pool: Pool,
+    parser: Parser,
+    embedder_of: Callable[[Generation], Embedder],
+    writer: ContextWriter | None,
+    claim: Claim,
 ) -> str:
     version, parsed, store_text = _text(pool, parser, claim)
     with pool.connection() as connection:
@@ -88,7 +94,7 @@ def _ingest(
         with pool.connection() as connection:
             claims.progress(connection, claim, "storing")
         with pool.connection() as connection, connection.transaction():
-            claims.hold(connection, claim)
+            claims.lock(connection, claim)
             if store_text is not None:
                 version = store_text(connection)
             index.replace(connection, generation, claim.id, embedded, version, language)
@@ -107,7 +113,7 @@ def _text(pool: Pool, parser: Parser, claim: Claim) -> tuple[int, Parsed, Callab
     with FolderSource(Path(claim.root)).fetch(claim.key) as file:
         if file.sha256 == claim.live_sha256 and claim.described and stored:
             with pool.connection() as connection:
-                claims.unchanged(connection, claim, file.revision)
+                claims.touch(connection, claim, file.revision)
             return *stored, None
         parsed = parser.parse(file.path, claim.key.rpartition("/")[2])
     return (
@@ -118,7 +124,7 @@ def _text(pool: Pool, parser: Parser, claim: Claim) -> tuple[int, Parsed, Callab
 
 
 def _embedded(
-    pool: Pool, embedder: Embedder, writer: Writer | None, generation: Generation, claim: Claim, parsed: Parsed
+    pool: Pool, embedder: Embedder, writer: ContextWriter | None, generation: Generation, claim: Claim, parsed: Parsed
 ) -> list[index.Input]:
     """The chunks, each with the hash of an input that has a vector; the vectors are committed batch by batch."""
     with pool.connection() as connection:
@@ -150,7 +156,7 @@ def _embedded(
 
 
 def _situated(
-    pool: Pool, writer: Writer | None, generation: Generation, claim: Claim, parsed: Parsed, chunks: list[Chunk]
+    pool: Pool, writer: ContextWriter | None, generation: Generation, claim: Claim, parsed: Parsed, chunks: list[Chunk]
 ) -> list[Chunk]:
     """The chunks with their contexts, in a generation that has some; they are committed request by request.
 

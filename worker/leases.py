@@ -125,7 +125,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-class Keeper(bootsteps.StartStopStep):  # type: ignore[misc]
+class Housekeeping(bootsteps.StartStopStep):  # type: ignore[misc]
     """Every two seconds: dead leases, readable sources, and a sign of life. It runs between the consumer's other work."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -182,4 +182,4 @@ def _worker() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-app.steps["consumer"].add(Keeper)
+app.steps["consumer"].add(Housekeeping)

@@ -16,7 +16,7 @@ from shared.providers.embedder import Embedder
 from shared.providers.meter import Meter
 from worker import leases
 from worker.app import app, settings
-from worker.indexing.contexts import Writer, writer_of
+from worker.indexing.contexts import ContextWriter, writer_of
 from worker.ingest import Pool, ingest
 from worker.parsing.parser import Parser
 
@@ -53,7 +53,7 @@ def _embedder(embedder: str, model: str, model_path: str, dimensions: int) -> Em
 
 
 @functools.cache
-def _writer() -> Writer | None:
+def _writer() -> ContextWriter | None:
     return writer_of(settings, _meter())
 
 

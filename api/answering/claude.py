@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from api.answering.prompts import SYSTEM, SYSTEM_MARKS
-from api.answering.reader import Part, _Calls, _Marks, _read, _Reader, _Result
+from api.answering.reader import Calls, MarkReader, Part, Reader, Result, read_stream
 from api.verification.citations import Draft
 from shared.errors import TransientError
 from shared.models import Passage
@@ -45,13 +45,13 @@ def answer(
 
     Other servers may know nothing of citations: one that gives none is asked for marks with quoted words instead.
     """
-    results = [result for index, passage in enumerate(passages) if (result := _Result(index, passage)).spans]
+    results = [result for index, passage in enumerate(passages) if (result := Result(index, passage)).spans]
     if not results:
         yield Draft()
         return
     server = (base_url, model)
     ask = functools.partial(
-        _ask,
+        ask_model,
         usage=usage,
         whole=whole,
         model=model,
@@ -61,12 +61,12 @@ def answer(
         seconds=seconds,
         call=call,
     )
-    cites = True if _is_anthropic(base_url) else _cites.get(server)
+    cites = True if is_anthropic(base_url) else _cites.get(server)
     if cites is not False:
-        reader, held = _Reader(results), list[Part]()
+        reader, held = Reader(results), list[Part]()
         try:
             for part in ask(_with_citations(question, results), reader):
-                assert not isinstance(part, _Calls)
+                assert not isinstance(part, Calls)
                 if cites or part is None:
                     yield part
                     continue
@@ -78,21 +78,21 @@ def answer(
             if cites:
                 raise
     if not cites:
-        for part in ask(_with_marks(question, results), reader := _Marks(results)):
-            assert not isinstance(part, _Calls)
+        for part in ask(_with_marks(question, results), reader := MarkReader(results)):
+            assert not isinstance(part, Calls)
             yield part
         if reader.cited > reader.dropped:
             _cites[server] = False
 
 
-def _is_anthropic(base_url: str) -> bool:
+def is_anthropic(base_url: str) -> bool:
     host = urlsplit(base_url or claude.URL).hostname or ""
     return host == "anthropic.com" or host.endswith(".anthropic.com")
 
 
-def _ask(
+def ask_model(
     request: dict[str, Any],
-    reader: "_Reader",
+    reader: "Reader",
     *,
     usage: dict[str, int],
     whole: bool,
@@ -103,9 +103,9 @@ def _ask(
     seconds: float,
     call: Call | None,
     searching: bool = False,
-) -> Iterator[Part | _Calls]:
-    read = functools.partial(_read, reader=reader, usage=usage, whole=whole, searching=searching)
-    parts: Iterator[Part | _Calls] = claude.stream(
+) -> Iterator[Part | Calls]:
+    read = functools.partial(read_stream, reader=reader, usage=usage, whole=whole, searching=searching)
+    parts: Iterator[Part | Calls] = claude.stream(
         request | {"model": model},
         read,
         api_key=api_key,
@@ -122,17 +122,17 @@ def _ask(
         raise TransientError(f"{error} Ask again.", error.retry_after) from None
 
 
-def _with_citations(question: str, results: Sequence["_Result"]) -> dict[str, Any]:
+def _with_citations(question: str, results: Sequence["Result"]) -> dict[str, Any]:
     blocks = [result.block() for result in results]
-    return _request(SYSTEM, [{"role": "user", "content": [*blocks, {"type": "text", "text": question}]}])
+    return request_of(SYSTEM, [{"role": "user", "content": [*blocks, {"type": "text", "text": question}]}])
 
 
-def _with_marks(question: str, results: Sequence["_Result"]) -> dict[str, Any]:
-    text = {"type": "text", "text": _fenced(results, secrets.token_hex(8))}
-    return _request(SYSTEM_MARKS, [{"role": "user", "content": [text, {"type": "text", "text": question}]}])
+def _with_marks(question: str, results: Sequence["Result"]) -> dict[str, Any]:
+    text = {"type": "text", "text": fenced(results, secrets.token_hex(8))}
+    return request_of(SYSTEM_MARKS, [{"role": "user", "content": [text, {"type": "text", "text": question}]}])
 
 
-def _fenced(results: Sequence["_Result"], fence: str, first: int = 1) -> str:
+def fenced(results: Sequence["Result"], fence: str, first: int = 1) -> str:
     """The passages as text, between delimiters that nobody who wrote one of them could know."""
     return "\n".join(
         f"<passage-{fence} number={number} title={json.dumps(result.title, ensure_ascii=False)}>\n"
@@ -141,7 +141,7 @@ def _fenced(results: Sequence["_Result"], fence: str, first: int = 1) -> str:
     )
 
 
-def _request(system: str, talk: list[dict[str, Any]]) -> dict[str, Any]:
+def request_of(system: str, talk: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "max_tokens": MAX_TOKENS,
         "system": [{"type": "text", "text": system, "cache_control": {"type": "ephemeral"}}],

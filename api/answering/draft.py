@@ -6,18 +6,18 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from api.answering import extractive
-from api.resources import Asker
+from api.resources import Resources
 from api.retrieval.reranking import text_of
 from api.verification.citations import Draft, Statement
-from shared.models import Found, Passage, Step
+from shared.models import Passage, SearchResult, Step
 from shared.providers.meter import BudgetError, Tokens
 from shared.text.tokens import estimate_tokens
 
 
-def _draft(
-    asker: Asker,
+def make_draft(
+    asker: Resources,
     question: str,
-    found: Found,
+    found: SearchResult,
     usage: dict[str, int],
     deadline: float,
     whole: bool,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from api.verification.citations import Claim, Draft, Statement
+from api.verification.citations import Draft, Span, Statement
 from shared.models import Passage
 from shared.text.sentences import LIST_ITEM, sentences
 
@@ -150,7 +150,7 @@ def _rate(
     around = [_words(" ".join([p.source, p.title or "", *p.heading])) for p in passages]
     weights = _weights(question, words, around)
     support = _support(words, around, weights)
-    read = _worth_reading(texts, support)
+    read = select_for_embedding(texts, support)
     vectors = embed([question, *(texts[index][place] for index, place in read)])
     asked, vectors = vectors[0], vectors[1:]
     rated = []
@@ -191,7 +191,9 @@ def _support(
     return found
 
 
-def _worth_reading(texts: Sequence[Sequence[str]], support: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
+def select_for_embedding(
+    texts: Sequence[Sequence[str]], support: dict[tuple[int, int], float]
+) -> list[tuple[int, int]]:
     """Passage and place, in order, of the sentences to embed, which takes nearly all of the time: READ characters at most.
 
     Those with most of the question's words, of the better passages first. The best one is always there.
@@ -274,7 +276,7 @@ def _extent(texts: Sequence[str], place: int) -> int:
 
 def _apart(statements: Sequence[Statement], passages: Sequence[Passage]) -> Iterator[Statement]:
     """The statements without the claims that share words with an earlier one: passages may overlap."""
-    taken: list[tuple[int, Claim]] = []
+    taken: list[tuple[int, Span]] = []
     for statement in statements:
         claims = []
         for claim in statement.claims:
@@ -289,9 +291,9 @@ def _apart(statements: Sequence[Statement], passages: Sequence[Passage]) -> Iter
             yield Statement(statement.text, tuple(claims))
 
 
-def _claim(passages: Sequence[Passage], index: int, start: int, end: int) -> Claim:
+def _claim(passages: Sequence[Passage], index: int, start: int, end: int) -> Span:
     passage = passages[index]
-    return Claim(index, passage.char_start + start, passage.char_start + end, passage.content[start:end])
+    return Span(index, passage.char_start + start, passage.char_start + end, passage.content[start:end])
 
 
 def _says_something(texts: Sequence[str], place: int) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from api.resources import Asker
+from api.resources import Resources
 from shared.errors import AskfolderError
 from shared.log import log
 from shared.providers.meter import BudgetError, Call, Tokens
@@ -122,7 +122,7 @@ def asked(question: str, history: Sequence[Turn]) -> str:
 REWRITE_SECONDS = 4.0  # as long as a follow-up question is waited for
 
 
-def _standalone(asker: Asker, question: str, turns: Sequence[Turn]) -> str:
+def stand_alone(asker: Resources, question: str, turns: Sequence[Turn]) -> str:
     """The question with what those before it say of it: by a small model where there is one, else put after them."""
     settings = asker.settings
     if not turns or stands_alone(question, 4):

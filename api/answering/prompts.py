@@ -44,7 +44,7 @@ it, copied exactly, like this: The shop opens at nine. [2: "opens every day at 9
 clauses, without leaving anything out; one mark for each passage. Never write a sentence that you cannot mark so.
 """
 
-_STEPS = """
+STEPS = """
 The passages come from a first search. When they do not hold all that the question needs, call the tool `search`: with \
 other words, with names that the passages mention, with one part of the question at a time; no query twice. First \
 search, then answer: write no text beside a call, and do not call anything once you answer.

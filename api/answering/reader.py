@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from api.verification.citations import Claim, Draft, Statement
+from api.verification.citations import Draft, Span, Statement
 from shared.errors import PermanentError
 from shared.models import NO_ANSWER, Passage
 from shared.providers.claude import check_end
@@ -17,14 +17,14 @@ Part = Statement | Draft | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Calls:
+class Calls:
     """What a model wrote that calls tools, to be sent back to it; of the calls: id, name and input."""
 
     content: list[dict[str, Any]]
     uses: list[tuple[str, str, Any]]
 
 
-class _Result:
+class Result:
     """A passage as it is sent: a block for each sentence, with the whitespace that follows it, without what nobody sees.
 
     `spans`: characters of the passage that each block can be cited for; `content`: all that is sent, `places`: where it stands.
@@ -58,9 +58,9 @@ class _Result:
 # The stream becomes statements
 
 
-def _read(
-    events: Iterator[Any], *, reader: "_Reader", usage: dict[str, int], whole: bool, searching: bool
-) -> Iterator[Part | _Calls]:
+def read_stream(
+    events: Iterator[Any], *, reader: "Reader", usage: dict[str, int], whole: bool, searching: bool
+) -> Iterator[Part | Calls]:
     """The statements of one stream, and what its end says; its calls instead, where it may make some. Raises TransientError where it has no end."""
     reader.clear()
     stop_reason, ended, output = None, False, 0
@@ -92,7 +92,7 @@ def _read(
         if not whole:
             yield from fresh
     if ended and searching and stop_reason == "tool_use":
-        yield _Calls(
+        yield Calls(
             [part for block in content if (part := _sent_back(block))],
             [(block.id, block.name, block.input) for block in content if block.type == "tool_use"],
         )
@@ -135,22 +135,22 @@ def _count(usage: dict[str, int], reported: Any) -> int:
     return reported.output_tokens or 0
 
 
-class _Reader:
+class Reader:
     """Text with citations, as it comes in blocks; a sentence is whole when it has ended and its blocks have.
 
     `cited`: citations that came; `dropped`: those of them that point nowhere, or not to what they quote. `denied`: it said that
     there is no answer.
     """
 
-    def __init__(self, results: Sequence[_Result]) -> None:
+    def __init__(self, results: Sequence[Result]) -> None:
         self.results = results
         self.clear()
 
     def clear(self) -> None:
         """Forget everything: another attempt begins."""
         self.text, self.taken, self.closed = "", 0, 0
-        self.blocks: list[tuple[int, int, list[Claim]]] = []
-        self.claims: list[Claim] = []
+        self.blocks: list[tuple[int, int, list[Span]]] = []
+        self.claims: list[Span] = []
         self.cited = self.dropped = 0
         self.denied = False
 
@@ -207,7 +207,7 @@ class _Reader:
             return False
         return _spans(f"{tail} Xx")[-1][0] == len(tail) + 1
 
-    def _hold(self, claim: Claim | None) -> None:
+    def _hold(self, claim: Span | None) -> None:
         self.cited += 1
         if claim is None:
             self.dropped += 1
@@ -215,7 +215,7 @@ class _Reader:
             self.claims.append(claim)
 
 
-class _Marks(_Reader):
+class MarkReader(Reader):
     """Text that carries its citations in itself: The shop opens at nine. [2: "opens every day at 9:00"]"""
 
     _MARK = re.compile(r"\[(\d{1,3}(?:, ?\d{1,3})*)(?:\s?[:,]?\s?[\"“„«](.{1,1500}?)[\"”“»]\s?)?\]", re.DOTALL)
@@ -279,7 +279,7 @@ class _Marks(_Reader):
         self.blocks.append((self.closed, place, self.claims))
         self.closed, self.claims = place, []
 
-    def _quoted(self, number: int, quote: str) -> Claim | None:
+    def _quoted(self, number: int, quote: str) -> Span | None:
         """The words of the passage that a mark quotes: those that are there, whatever spaces and quotation marks it wrote."""
         if not 0 < number <= len(self.results):
             return None
@@ -290,7 +290,7 @@ class _Marks(_Reader):
             return None
         start, end = result.span(*found.span())
         offset = result.passage.char_start
-        return Claim(result.index, offset + start, offset + end, result.passage.content[start:end])
+        return Span(result.index, offset + start, offset + end, result.passage.content[start:end])
 
 
 def _alike(word: str) -> str:
@@ -298,7 +298,7 @@ def _alike(word: str) -> str:
     return re.sub(r"['’‘]", "['’‘]", re.sub(r'["“”„]', '["“”„]', re.escape(word)))
 
 
-def _claim(citation: Any, results: Sequence[_Result]) -> Claim | None:
+def _claim(citation: Any, results: Sequence[Result]) -> Span | None:
     """The characters that a citation points at; None where there are none, or where they are not what it quotes."""
     index, first, last = (
         getattr(citation, name, None) for name in ("search_result_index", "start_block_index", "end_block_index")
@@ -314,7 +314,7 @@ def _claim(citation: Any, results: Sequence[_Result]) -> Claim | None:
         return None
     start, end = result.spans[first][0], result.spans[last - 1][1]
     offset = result.passage.char_start
-    return Claim(result.index, offset + start, offset + end, result.passage.content[start:end])
+    return Span(result.index, offset + start, offset + end, result.passage.content[start:end])
 
 
 def _spans(text: str) -> list[tuple[int, int]]:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from api.answering.claude import MAX_TOKENS, _ask, _cites, _fenced, _is_anthropic, _request
-from api.answering.prompts import _STEPS, SYSTEM, SYSTEM_MARKS, TOOL
-from api.answering.reader import Part, _Calls, _Marks, _Reader, _Result
+from api.answering.claude import MAX_TOKENS, _cites, ask_model, fenced, is_anthropic, request_of
+from api.answering.prompts import STEPS, SYSTEM, SYSTEM_MARKS, TOOL
+from api.answering.reader import Calls, MarkReader, Part, Reader, Result
 from shared.models import Passage, Step
 from shared.providers.meter import Call, Tokens
 from shared.text.invisible import visible
@@ -42,17 +42,17 @@ def explore(
     not known whether it cites is asked for marks.
     """
     deadline = time.monotonic() + seconds
-    native = _is_anthropic(base_url) or _cites.get((base_url, model)) is True
-    results: list[_Result] = []
-    reader, fence = (_Reader if native else _Marks)(results), secrets.token_hex(8)
+    native = is_anthropic(base_url) or _cites.get((base_url, model)) is True
+    results: list[Result] = []
+    reader, fence = (Reader if native else MarkReader)(results), secrets.token_hex(8)
     taken: dict[str, int] = {}
 
     def shown(found: Sequence[Passage], first: int) -> list[dict[str, Any]]:
-        fresh = [result for index, passage in enumerate(found, first) if (result := _Result(index, passage)).spans]
+        fresh = [result for index, passage in enumerate(found, first) if (result := Result(index, passage)).spans]
         results.extend(fresh)
         if native:
             return [result.block() for result in fresh]
-        return [{"type": "text", "text": _fenced(fresh, fence, len(results) - len(fresh) + 1)}] if fresh else []
+        return [{"type": "text", "text": fenced(fresh, fence, len(results) - len(fresh) + 1)}] if fresh else []
 
     talk = [{"role": "user", "content": [*shown(passages, 0), {"type": "text", "text": question}]}]
     steps = 0
@@ -60,14 +60,14 @@ def explore(
         left = deadline - time.monotonic()
         rounds = len(talk) // 2  # also those in which it called what there is not
         last = max(steps, rounds) >= SEARCHES or sum(taken.values()) >= STEPS_TOKENS or left < seconds / 3
-        request = _request((SYSTEM if native else SYSTEM_MARKS) + _STEPS, _cached(talk)) | {
+        request = request_of((SYSTEM if native else SYSTEM_MARKS) + STEPS, _cached(talk)) | {
             "tools": [TOOL],
             "tool_choice": {"type": "none" if last else "auto"},
         }
         calls, spent = None, dict[str, int]()
         with call(Tokens(estimate_tokens(json.dumps(request, ensure_ascii=False)), MAX_TOKENS), max(left, 0.0)) as one:
             try:
-                for part in _ask(
+                for part in ask_model(
                     request,
                     reader,
                     usage=spent,
@@ -80,7 +80,7 @@ def explore(
                     seconds=seconds,
                     call=one,
                 ):
-                    if isinstance(part, _Calls):
+                    if isinstance(part, Calls):
                         calls = part
                     else:
                         yield part

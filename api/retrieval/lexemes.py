@@ -60,7 +60,7 @@ WHERE coalesce(known.chunks, counted.chunks) > 0
 """
 
 
-def _lexemes(connection: Connection, generation: Generation, question: str, filters: Filters) -> dict[int, Lexeme]:
+def lexemes_of(connection: Connection, generation: Generation, question: str, filters: Filters) -> dict[int, Lexeme]:
     """The question's lexemes in every language of the collection, by place; TOTAL among them, where there are statistics.
 
     What these do not know yet is counted, up to COUNTED rows.
@@ -108,7 +108,7 @@ def weigh(lexemes: Sequence[Lexeme], total: int, allowed: int) -> tuple[list[str
     return queries, idf
 
 
-def _sparse(idf: dict[int, float]) -> str:
+def sparse(idf: dict[int, float]) -> str:
     return "{" + ",".join(f"{place}:{idf[place]:.5g}" for place in sorted(idf)) + "}/1000000000"
 
 

@@ -19,7 +19,7 @@ COMPARED = 40  # passages that are compared with each other
 _WORD = re.compile(r"\w+")
 
 
-def spread(passages: Sequence[Passage], top_k: int, share: float = SHARE) -> list[Passage]:
+def diversify(passages: Sequence[Passage], top_k: int, share: float = SHARE) -> list[Passage]:
     """The first `top_k` of a ranking (best first), without one document or near-copies filling the list.
 
     What repeats an earlier passage is left out while there is something else; of one document no more than `share` of the list
@@ -58,7 +58,7 @@ def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
     return shared >= ALIKE * (len(one) + len(other) - shared)
 
 
-def whole(connection: Connection, passages: Sequence[Passage], budget: int = BUDGET) -> list[Passage]:
+def with_neighbours(connection: Connection, passages: Sequence[Passage], budget: int = BUDGET) -> list[Passage]:
     """The passages continued over their neighbours under the same heading, to `budget` characters each.
 
     Those that come to overlap are one, where the better stood. The text is cut out of the document again, so that

@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from api.retrieval.filters import Filters
-from api.retrieval.lexemes import TOTAL, _lexemes, _sparse, weigh
+from api.retrieval.lexemes import TOTAL, lexemes_of, sparse, weigh
 from shared.db import Connection
 from shared.ledger.generations import Generation
 from shared.models import Passage
@@ -52,7 +52,7 @@ def retrieve(
 ) -> list[Passage]:
     """The best passages for a question, best first. vector: float32, shape (dimensions,); None: only words count."""
     dense = HalfVector(vector) if vector is not None and mode != "lexical" else None
-    lexemes = _lexemes(connection, generation, question, filters) if mode != "dense" or dense is None else {}
+    lexemes = lexemes_of(connection, generation, question, filters) if mode != "dense" or dense is None else {}
     total = lexemes.pop(TOTAL).chunks if TOTAL in lexemes else _total(connection, generation, filters)
     allowed = total if filters.empty else _allowed(connection, filters)
     total = max(total, allowed)
@@ -63,7 +63,7 @@ def retrieve(
         **filters.parameters(),
         "vector": dense,
         "generation": generation.id,
-        "idf": _sparse(idf),
+        "idf": sparse(idf),
         **{f"terms_{i}": terms for i, terms in enumerate(queries)},
         "top_k": top_k,
         "weight": cosine_weight,

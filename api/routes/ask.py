@@ -18,12 +18,12 @@ from flask import (
 from api.access import COOKIE
 from api.answering.follow_ups import Turn
 from api.ask import answering, ask, search
-from api.bodies import AskBody, SearchBody, _body
-from api.problems import _Invalid, _said
+from api.bodies import AskBody, SearchBody, read_body
+from api.problems import InvalidError, describe_error
 from api.question_log import Asked, QuestionLog
-from api.resources import _asker, _log
+from api.resources import questions_writer, resources
 from api.retrieval.filters import Filters, read_filters, refuse_unknown
-from shared.models import Answer, Citation, Found, Passage, Sentence, Step
+from shared.models import Answer, Citation, Passage, SearchResult, Sentence, Step
 from shared.providers import privacy
 from shared.settings import Settings
 
@@ -35,16 +35,16 @@ def page() -> Response | str:
         opened = redirect(url_for("page"), 303)
         opened.set_cookie(COOKIE, request.args["key"], max_age=400 * 86_400, httponly=True, samesite="Strict")
         return opened  # type: ignore[return-value]
-    settings = _asker().settings
+    settings = resources().settings
     return render_template("ask.html", deep=settings.answers_with_claude(), **privacy.describe(settings))
 
 
 def post_ask() -> Response:
-    body = _body(AskBody)
-    settings, kept = _asker().settings, _log()
+    body = read_body(AskBody)
+    settings, kept = resources().settings, questions_writer()
     turns = [Turn(turn.question, turn.answer) for turn in body.history]
     if body.mode == "deep" and not settings.answers_with_claude():
-        raise _Invalid(
+        raise InvalidError(
             409, "No model", "In mode deep Claude searches by itself: set ANTHROPIC_API_KEY, or leave mode out."
         )
     options = (
@@ -57,13 +57,13 @@ def post_ask() -> Response:
         body.mode == "deep",
     )
     if request.accept_mimetypes.best_match(("application/json", EVENTS)) != EVENTS:
-        answer, found = ask(_asker(), *options)
+        answer, found = ask(resources(), *options)
         return jsonify(
             _answer(answer, found, body, settings, kept) | {"passages": [_passage(p) for p in found.passages]}
         )
-    parts = answering(_asker(), *options)
+    parts = answering(resources(), *options)
     first = next(parts)  # what cannot be searched for is said with its status
-    assert isinstance(first, Found)
+    assert isinstance(first, SearchResult)
     done = functools.partial(
         _answer, body=body, settings=settings, kept=kept
     )  # there is no app any more when it is called
@@ -72,7 +72,9 @@ def post_ask() -> Response:
     return response
 
 
-def _answer(answer: Answer, found: Found, body: AskBody, settings: Settings, kept: QuestionLog) -> dict[str, object]:
+def _answer(
+    answer: Answer, found: SearchResult, body: AskBody, settings: Settings, kept: QuestionLog
+) -> dict[str, object]:
     """What is said of an answer that came to its end; it is logged here."""
     model = settings.anthropic_model if answer.answerer == "claude" else None
     asked = Asked(found.question, answer, found.passages, found.timings, body.collection, model)
@@ -95,9 +97,9 @@ def _answer(answer: Answer, found: Found, body: AskBody, settings: Settings, kep
 
 
 def _streamed(
-    found: Found,
-    parts: Generator[Found | Step | Citation | Sentence | Answer | None],
-    done: Callable[[Answer, Found], dict[str, object]],
+    found: SearchResult,
+    parts: Generator[SearchResult | Step | Citation | Sentence | Answer | None],
+    done: Callable[[Answer, SearchResult], dict[str, object]],
 ) -> Iterator[str]:
     """The answer as server-sent events (docs/answers.md). One that ends without `done` is none."""
     with contextlib.closing(parts):  # which ends the model's call
@@ -128,7 +130,7 @@ def _streamed(
                     sentences, cited = map(asdict, part.sentences), map(asdict, part.citations)
                     yield _event("done", whole | {"sentences": list(sentences), "citations": list(cited)})
         except Exception as error:
-            status, title, detail, after = _said(error)
+            status, title, detail, after = describe_error(error)
             yield _event("error", {"status": status, "title": title, "detail": detail, "retry_after": after})
 
 
@@ -137,17 +139,24 @@ def _event(name: str, data: object) -> str:
 
 
 def post_search() -> Response:
-    body = _body(SearchBody)
+    body = read_body(SearchBody)
     found = search(
-        _asker(), body.query, body.top_k, body.mode, _filters(body), _rerank(body.rerank), body.weight, body.neighbours
+        resources(),
+        body.query,
+        body.top_k,
+        body.mode,
+        _filters(body),
+        _rerank(body.rerank),
+        body.weight,
+        body.neighbours,
     )
     return jsonify(results=[_passage(p) for p in found.passages], timings=found.timings, warnings=found.warnings)
 
 
 def _rerank(wanted: bool | None) -> bool:
     """Whether to rerank; None: as it is set up."""
-    if wanted and _asker().reranking is None:
-        raise _Invalid(
+    if wanted and resources().reranking is None:
+        raise InvalidError(
             409,
             "No reranker",
             "No reranker is set up: set ASKFOLDER_RERANKER (docs/retrieval.md), or leave rerank out.",
@@ -158,7 +167,7 @@ def _rerank(wanted: bool | None) -> bool:
 def _filters(body: SearchBody | AskBody) -> Filters:
     filters = read_filters(collection=body.collection, **body.filters.model_dump())
     if filters.collection is not None:
-        with _asker().pool.connection() as connection:
+        with resources().pool.connection() as connection:
             refuse_unknown(connection, filters)
     return filters
 

@@ -6,15 +6,15 @@ from flask import (
     request,
 )
 
-from api.bodies import DoctorBody, ListQuery, ReconcileBody, _body, _valid
+from api.bodies import DoctorBody, ListQuery, ReconcileBody, read_body, read_query
 from api.problems import problem
-from api.resources import _asker
+from api.resources import resources
 from shared.ledger import doctor, documents, generations, listing, sources
 
 
 def get_documents() -> Response:
-    query = _valid(ListQuery, request.args.to_dict())
-    with _asker().pool.connection() as connection:
+    query = read_query(ListQuery, request.args.to_dict())
+    with resources().pool.connection() as connection:
         rows = listing.listed(connection, query.limit, query.cursor, query.state, query.q)
         counts, load, problems = listing.counts(connection), listing.load(connection), sources.problems(connection)
         answering, building = generations.answering(connection), generations.building(connection)
@@ -31,7 +31,7 @@ def get_documents() -> Response:
 
 
 def get_document(document_id: int) -> Response:
-    with _asker().pool.connection() as connection:
+    with resources().pool.connection() as connection:
         row = listing.one(connection, document_id)
     if row is None:
         return problem(404, "No such document", f"There is no document {document_id}.")
@@ -44,7 +44,7 @@ def _document(row: dict[str, object]) -> dict[str, object]:
 
 
 def post_retry(document_id: int | None = None) -> Response:
-    with _asker().pool.connection() as connection:
+    with resources().pool.connection() as connection:
         count = documents.retry(connection, document_id)
     if document_id is not None and not count:
         return problem(409, "Nothing to retry", f"The document {document_id} has not failed.")
@@ -52,7 +52,7 @@ def post_retry(document_id: int | None = None) -> Response:
 
 
 def get_sources() -> Response:
-    with _asker().pool.connection() as connection:
+    with resources().pool.connection() as connection:
         return jsonify(sources=[_source(row) for row in sources.listed(connection)])
 
 
@@ -62,8 +62,8 @@ def _source(row: dict[str, object]) -> dict[str, object]:
 
 def post_reconcile() -> Response:
     """Asks for a full scan; `asked_at`: GET /sources shows a later `scanned_at` when it is through."""
-    body = _body(ReconcileBody)
-    with _asker().pool.connection() as connection:
+    body = read_body(ReconcileBody)
+    with resources().pool.connection() as connection:
         ids = sources.ask_scan(connection, body.confirm, body.rehash)
         row = connection.execute("SELECT now()").fetchone()
     if not ids:
@@ -73,8 +73,8 @@ def post_reconcile() -> Response:
 
 
 def post_doctor() -> Response:
-    body = _body(DoctorBody)
-    with _asker().pool.connection() as connection:
+    body = read_body(DoctorBody)
+    with resources().pool.connection() as connection:
         findings = doctor.examine(connection)
         queued = doctor.repair(connection, findings) if body.repair else 0
     return jsonify(ok=not findings, findings=findings, queued=queued)

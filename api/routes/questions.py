@@ -10,14 +10,14 @@ from flask import (
 )
 
 from api import question_log
-from api.bodies import QuestionsQuery, RatingBody, _body, _valid
+from api.bodies import QuestionsQuery, RatingBody, read_body, read_query
 from api.problems import problem
-from api.resources import _asker, _log
+from api.resources import questions_writer, resources
 
 
 def get_questions() -> Response:
-    query = _valid(QuestionsQuery, request.args.to_dict())
-    with _asker().pool.connection() as connection:
+    query = read_query(QuestionsQuery, request.args.to_dict())
+    with resources().pool.connection() as connection:
         rows = question_log.listed(connection, query.limit, query.rating, query.cursor)
     cursor = rows[-1]["number"] if len(rows) == query.limit else None
     return jsonify(questions=[_question(row) for row in rows], next_cursor=cursor)
@@ -29,9 +29,9 @@ def _question(row: dict[str, Any]) -> dict[str, Any]:
 
 def post_rating(question_id: UUID) -> Response:
     """1: thumb up; -1: thumb down; 0: takes it back."""
-    body = _body(RatingBody)
-    _log().write()  # the answer may have come a moment ago
-    with _asker().pool.connection() as connection:
+    body = read_body(RatingBody)
+    questions_writer().write()  # the answer may have come a moment ago
+    with resources().pool.connection() as connection:
         found = question_log.rate(connection, question_id, body.rating)
     if not found:
         return problem(404, "No such question", f"The log holds no question {question_id}.")
@@ -39,6 +39,6 @@ def post_rating(question_id: UUID) -> Response:
 
 
 def delete_questions() -> Response:
-    _log().write()
-    with _asker().pool.connection() as connection:
+    questions_writer().write()
+    with resources().pool.connection() as connection:
         return jsonify(forgotten=question_log.forget(connection))

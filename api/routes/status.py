@@ -9,8 +9,8 @@ from flask import (
     request,
 )
 
-from api.bodies import UsageQuery, _valid
-from api.resources import _asker
+from api.bodies import UsageQuery, read_query
+from api.resources import resources
 from shared import broker, db
 from shared.errors import TransientError
 from shared.ledger import generations
@@ -21,10 +21,10 @@ LEAST_DISK = 50_000_000  # bytes: with less, PostgreSQL is about to fail
 
 def get_usage() -> Response:
     """Rows by day, purpose and model; and what of today's caps is spent, and reserved by calls under way."""
-    query = _valid(UsageQuery, request.args.to_dict())
-    with _asker().pool.connection() as connection:
+    query = read_query(UsageQuery, request.args.to_dict())
+    with resources().pool.connection() as connection:
         days = meter.by_day(connection, query.days)
-        today = meter.today(connection, meter.caps(_asker().settings))
+        today = meter.today(connection, meter.caps(resources().settings))
     return jsonify(days=days, today=today)
 
 
@@ -35,7 +35,7 @@ def healthz() -> Response:
 def readyz() -> Response:
     """503 with what is missing while PostgreSQL, Redis or room on the disk is, or no index is there yet."""
     missing = {}
-    asker = _asker()
+    asker = resources()
     try:
         # Not from the pool: a database that is frozen, rather than gone, would hold this answer as long as it likes.
         with db.connect(asker.settings.database_url, 2) as connection:

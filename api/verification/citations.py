@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from api.verification.plain_text import plain
-from api.verification.support import Status, leads, rate
+from api.verification.support import Status, is_lead_in, rate
 from shared.db import Connection
 from shared.models import NO_ANSWER, Answer, Citation, Passage, Sentence
 from shared.text.invisible import visible
 
-Standing = dict["Claim", tuple[int | None, tuple[str, ...]]]  # → page, heading path
+Standing = dict["Span", tuple[int | None, tuple[str, ...]]]  # → page, heading path
 Judge = Callable[[str, Sequence[str]], bool | None]  # sentence, quotes → whether they carry it
 
 _FORGED_MARK = re.compile(r"(?<!\w)\[(\d{1,4})\]")  # not argv[1]
@@ -19,7 +19,7 @@ _FORGED_QUOTE = re.compile(r"(?<!\w)\[(\d{1,4}:? ?[\"“„«][^\[\]]*)\]")  # [
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class Span:
     """Words that a statement is said to stand on: characters of the document that `passage`, an index, comes from."""
 
     passage: int
@@ -33,7 +33,7 @@ class Statement:
     """A sentence of an answer, with the whitespace that follows it, and what it is said to stand on."""
 
     text: str
-    claims: tuple[Claim, ...] = ()
+    claims: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def verify(
     """A whole answer, checked as `Verification` does."""
     verification = Verification(passages, strict)
     for statement in draft.statements:
-        deque(verification.check(statement, standing(connection, statement.claims, passages)), 0)
+        deque(verification.check(statement, resolve(connection, statement.claims, passages)), 0)
     deque(verification.finish(draft), 0)
     return verification.answer(answerer, usage)
 
@@ -86,7 +86,7 @@ class Verification:
         self._warnings: tuple[str, ...] = ()
         self._cut = False
         self._numbers: dict[tuple[int, int, int], int] = {}
-        self._forged: set[Claim] = set()
+        self._forged: set[Span] = set()
         self._waiting: list[Statement] = []  # lead over to what follows
         self._held: list[str] = []
         self._line = ""  # that the last sentence shown ends in
@@ -140,7 +140,7 @@ class Verification:
             self.removed,
         )
 
-    def _status(self, text: str, claims: Sequence[Claim]) -> Status:
+    def _status(self, text: str, claims: Sequence[Span]) -> Status:
         text, quotes = visible(text), [visible(claim.quote) for claim in claims]
         status = rate(_FORGED_MARK.sub(" ", text), quotes, *self._surroundings(claims), self.question)
         if status == "partly" and self.judge:
@@ -148,7 +148,7 @@ class Verification:
             status = status if opinion is None else "supported" if opinion else "unsupported"
         return status
 
-    def _surroundings(self, claims: Sequence[Claim]) -> tuple[str, str, str]:
+    def _surroundings(self, claims: Sequence[Span]) -> tuple[str, str, str]:
         """The passages that claims stand in; their titles and headings; their sources."""
         cited = [self.passages[index] for index in dict.fromkeys(claim.passage for claim in claims)]
         titles = [title for passage in cited for title in (passage.title, *passage.heading) if title]
@@ -156,13 +156,13 @@ class Verification:
         content = "\n".join(passage.content for passage in cited)
         return visible(content), visible("\n".join(titles)), visible("\n".join(sources))
 
-    def _lead(self, claims: Sequence[Claim], marks: Sequence[int]) -> Iterator[Sentence]:
+    def _lead(self, claims: Sequence[Span], marks: Sequence[int]) -> Iterator[Sentence]:
         """What waited for the sentence that has these claims."""
         waiting, self._waiting = self._waiting, []
         for one in waiting:
             text = visible(one.text)
             quotes = [visible(claim.quote) for claim in claims]
-            fits = bool(quotes) and leads(text, quotes, *self._surroundings(claims), self.question)
+            fits = bool(quotes) and is_lead_in(text, quotes, *self._surroundings(claims), self.question)
             if fits or (self.sentences and not any(map(str.isalnum, text))):
                 yield self._shown(text, "supported", marks, marked=False)
             elif any(map(str.isalnum, text)):
@@ -189,7 +189,7 @@ class Verification:
         return self.sentences[-1]
 
 
-def standing(connection: Connection, stated: Sequence[Claim], passages: Sequence[Passage]) -> Standing:
+def resolve(connection: Connection, stated: Sequence[Span], passages: Sequence[Passage]) -> Standing:
     """The claims that stand, each with its own page and heading path: a passage may reach over a page or a heading."""
     claims = list(dict.fromkeys(claim for claim in stated if _within(claim, passages)))
     if not claims:
@@ -231,14 +231,14 @@ def _path(headings: Sequence[tuple[int, int, str]], start: int) -> tuple[str, ..
     return tuple(title for _, title in above)
 
 
-def _within(claim: Claim, passages: Sequence[Passage]) -> bool:
+def _within(claim: Span, passages: Sequence[Passage]) -> bool:
     if not 0 <= claim.passage < len(passages) or not claim.quote.strip():
         return False
     passage = passages[claim.passage]
     return passage.char_start <= claim.char_start < claim.char_end <= passage.char_end
 
 
-def _citation(number: int, passage: Passage, claim: Claim, page: int | None, heading: tuple[str, ...]) -> Citation:
+def _citation(number: int, passage: Passage, claim: Span, page: int | None, heading: tuple[str, ...]) -> Citation:
     return Citation(
         number=number,
         document_id=passage.document_id,

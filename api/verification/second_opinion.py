@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Sequence
 
-from api.resources import Asker
+from api.resources import Resources
 from api.verification import citations
 from shared.errors import AskfolderError
 from shared.log import log
@@ -16,7 +16,7 @@ from shared.text.tokens import estimate_tokens
 JUDGE_SECONDS = 4.0  # a second opinion that takes longer is none
 
 
-def _judge(asker: Asker, usage: dict[str, int], deadline: float) -> citations.Judge | None:
+def judge(asker: Resources, usage: dict[str, int], deadline: float) -> citations.Judge | None:
     """A small model's second opinion, where one is set up, and as long as the day's cap allows it."""
     settings = asker.settings
     if not (settings.check_model and settings.answers_with_claude() and settings.anthropic_api_key):

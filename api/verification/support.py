@@ -177,7 +177,7 @@ def rate(
     return max(statuses, key=("supported", "partly", "unsupported").index)
 
 
-def leads(line: str, quotes: Sequence[str], around: str, titles: str, sources: str, question: str) -> bool:
+def is_lead_in(line: str, quotes: Sequence[str], around: str, titles: str, sources: str, question: str) -> bool:
     """Whether a line without citations only leads over to what follows, and adds nothing of its own.
 
     The quotes are those of the next sentence. "These are the steps to install Pelican:" says nothing; "Pelican is unsafe:" does.

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from shared import client
-from shared.cli.terminal import _dollars, _place, _printable, _progress, _scores, _state, _streamed
+from shared.cli.terminal import dollars, place_of, printable, progress_of, scores_of, state_line, streamed
 from shared.client import Client, NotRunningError
 from shared.errors import AskfolderError
 from shared.settings import ROOT, load
@@ -107,10 +107,10 @@ def ask(question: tuple[str, ...], top_k: int | None, deep: bool, as_json: bool,
         answer = _call("POST", "/ask", body)
         click.echo(json.dumps(answer, ensure_ascii=False, indent=2))
     else:
-        answer = _streamed(body, sys.stdout.isatty())
+        answer = streamed(body, sys.stdout.isatty())
         for citation in answer["citations"]:
             click.echo(
-                f"\n[{citation['number']}] {_place(citation)}\n    “{_printable(' '.join(citation['quote'].split()))}”"
+                f"\n[{citation['number']}] {place_of(citation)}\n    “{printable(' '.join(citation['quote'].split()))}”"
             )
         if answer["answerer"] == "extractive" and answer["citations"]:
             click.secho("\nQuoted from your documents; no model was used.", dim=True)
@@ -134,9 +134,9 @@ def search(query: tuple[str, ...], top_k: int, mode: str, rerank: bool | None, a
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
     else:
         for number, result in enumerate(found["results"], 1):
-            text = _printable(" ".join(result["content"].split()))
+            text = printable(" ".join(result["content"].split()))
             click.echo(
-                f"{number:>3}. {_place(result)}  ({_scores(result)})\n     {text[:300]}{'…' if len(text) > 300 else ''}"
+                f"{number:>3}. {place_of(result)}  ({scores_of(result)})\n     {text[:300]}{'…' if len(text) > 300 else ''}"
             )
         for warning in found["warnings"]:
             click.secho(warning, err=True, fg="yellow")
@@ -172,12 +172,13 @@ def status(everything: bool, as_json: bool) -> None:
             "the one before answers meanwhile."
         )
     if (load := listing["load"])["waiting"]:
-        click.echo(_progress(load))
+        click.echo(progress_of(load))
     for problem in listing["problems"]:
         click.secho(problem, fg="yellow")
     for row in rows[:2000]:
         click.echo(
-            f"  {_state(row):<22} {_printable(row['source'])}" + (f"\n{'':<25}{row['error']}" if row["error"] else "")
+            f"  {state_line(row):<22} {printable(row['source'])}"
+            + (f"\n{'':<25}{row['error']}" if row["error"] else "")
         )
 
 
@@ -254,7 +255,7 @@ def usage(days: int, as_json: bool) -> None:
     if not rows:
         click.echo("Nothing was sent to a model elsewhere.")
     else:
-        width = max(len(_printable(row["model"])) for row in rows)
+        width = max(len(printable(row["model"])) for row in rows)
         names = ("calls", "input", "output", "to cache", "from cache")
         click.echo(
             f"{'day (UTC)':<10}  {'purpose':<9}  {'model':<{width}}"
@@ -264,18 +265,18 @@ def usage(days: int, as_json: bool) -> None:
     for row in rows:
         counts = (row["calls"], *(row[f"{kind}_tokens"] for kind in ("input", "output", "cache_write", "cache_read")))
         click.echo(
-            f"{row['day']:<10}  {row['purpose']:<9}  {_printable(row['model']):<{width}}"
+            f"{row['day']:<10}  {row['purpose']:<9}  {printable(row['model']):<{width}}"
             + "".join(f"{count:>12,}" for count in counts)
-            + f"{_dollars(row['dollars']):>12}"
+            + f"{dollars(row['dollars']):>12}"
         )
     if rows:
         known = [row["dollars"] for row in rows if row["dollars"] is not None]
         unknown = "" if len(known) == len(rows) else ", and what has no known price (ASKFOLDER_PRICES)"
-        click.echo(f"Together {_dollars(sum(known))}{unknown}.")
+        click.echo(f"Together {dollars(sum(known))}{unknown}.")
     for name, budget in answer["today"].items():
         cap = "no cap" if budget["cap"] is None else f"the cap is ${budget['cap']:g}"
-        under_way = f", {_dollars(budget['reserved'])} reserved by calls under way" if budget["reserved"] else ""
-        click.echo(f"Today, {name}: {_dollars(budget['spent'])}{under_way}; {cap}.")
+        under_way = f", {dollars(budget['reserved'])} reserved by calls under way" if budget["reserved"] else ""
+        click.echo(f"Today, {name}: {dollars(budget['spent'])}{under_way}; {cap}.")
 
 
 @cli.command()
@@ -314,7 +315,7 @@ def questions(rated: str | None, limit: int | None, export: Path | None, forget:
         for row in rows:
             sign = {1: "+", -1: "-"}.get(row["rating"], " ")
             click.echo(
-                f"{row['asked_at'][:16].replace('T', ' ')} {sign} {row['verdict']:<9}  {_printable(' '.join(row['question'].split()))}"
+                f"{row['asked_at'][:16].replace('T', ' ')} {sign} {row['verdict']:<9}  {printable(' '.join(row['question'].split()))}"
             )
 
 

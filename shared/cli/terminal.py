@@ -9,7 +9,7 @@ from shared.errors import AskfolderError
 from shared.settings import load
 
 
-def _progress(load: dict[str, Any]) -> str:
+def progress_of(load: dict[str, Any]) -> str:
     """How long, how fast, how long to go; as far as it is known."""
     parts = [f"{load['waiting']} to go, the oldest since {_span(load['oldest_seconds'])}"]
     if load["per_minute"]:
@@ -25,45 +25,45 @@ def _span(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _state(row: dict[str, Any]) -> str:
+def state_line(row: dict[str, Any]) -> str:
     if row["state"] != "ingesting":
         return str(row["state"])
     progress = row["progress"]
     return f"{row['stage']} {progress['done']}/{progress['total']}" if progress else str(row["stage"])
 
 
-def _place(item: dict[str, Any]) -> str:
-    parts = [_printable(item["source"])]
+def place_of(item: dict[str, Any]) -> str:
+    parts = [printable(item["source"])]
     if item["page"] is not None:
         parts.append(f"page {item['page']}")
     elif item["heading"]:
-        parts.append(_printable(" › ".join(item["heading"])))
+        parts.append(printable(" › ".join(item["heading"])))
     return ", ".join(parts)
 
 
-def _scores(result: dict[str, Any]) -> str:
+def scores_of(result: dict[str, Any]) -> str:
     """What the passage is ordered by comes first."""
     reranked = result["rerank_score"]
     return f"{result['score']:.3f}" if reranked is None else f"reranked {reranked:.3f}, found {result['score']:.3f}"
 
 
-def _dollars(amount: float | None) -> str:
+def dollars(amount: float | None) -> str:
     return "unknown" if amount is None else f"${amount:.4f}"
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A document's words, that can do nothing to a terminal; joiners that scripts and emoji need stay."""
     return "".join(c if c.isprintable() or c in "\u200c\u200d" else repr(c)[1:-1] for c in name)
 
 
-def _streamed(body: dict[str, Any], as_it_comes: bool) -> dict[str, Any]:
+def streamed(body: dict[str, Any], as_it_comes: bool) -> dict[str, Any]:
     """Prints the answer, sentence by sentence where a person reads along, and returns it. A part of one is not printed elsewhere."""
     shown, gap, answer = False, "", dict[str, Any]()
     with Client.of(load()) as system:
         try:
             for name, data in system.events("/ask", body):
                 if name == "step" and as_it_comes:
-                    click.secho(f"Searching: {_printable(data['query'])}", err=True, dim=True)
+                    click.secho(f"Searching: {printable(data['query'])}", err=True, dim=True)
                 elif name == "delta" and as_it_comes:
                     text = data["text"].rstrip()
                     click.echo(gap + text, nl=False)

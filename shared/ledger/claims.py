@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from psycopg.rows import class_row
 
 from shared.db import Connection
-from shared.ledger.documents import _TOUCHED, _UNBUILT, LEASE_SECONDS, MAX_ATTEMPTS
+from shared.ledger.documents import LEASE_SECONDS, MAX_ATTEMPTS, TOUCHED, UNBUILT
 from shared.models import Heading, Parsed
 
 
@@ -53,7 +53,7 @@ def claim(connection: Connection, document_id: int, worker: str = "") -> Claim |
             FROM source s
             WHERE d.id = %s AND s.id = d.source_id
               AND (d.state = 'queued' OR (d.state = 'ingesting' AND d.leased_until < now())
-                   OR ((d.leased_until IS NULL OR d.leased_until < now()) AND {_UNBUILT}))
+                   OR ((d.leased_until IS NULL OR d.leased_until < now()) AND {UNBUILT}))
             RETURNING d.id, d.lease, d.source_id, d.collection_id, s.kind, s.root, d.key, d.state, d.wanted_revision, d.wanted_size,
                       d.live_revision, d.live_sha256, d.described, d.text_version, d.attempts, d.retries
             """,
@@ -99,7 +99,7 @@ def progress(
         raise LostClaim
 
 
-def hold(connection: Connection, claim: Claim) -> None:
+def lock(connection: Connection, claim: Claim) -> None:
     """Locks the document for the rest of the transaction: the fence. Raises LostClaim when the lease is not ours any more.
 
     A newer revision, a deletion and another worker's claim all take the lease away.
@@ -149,10 +149,10 @@ def set_text(connection: Connection, claim: Claim, parsed: Parsed, revision: str
     return int(row[0])
 
 
-def unchanged(connection: Connection, claim: Claim, revision: str) -> None:
+def touch(connection: Connection, claim: Claim, revision: str) -> None:
     """The bytes are those that are live already: only the revision is another one, and the date where the file gave it."""
     connection.execute(
-        f"UPDATE document SET {_TOUCHED}, wanted_revision = %(revision)s, live_revision = %(revision)s WHERE id = %(id)s AND lease = %(lease)s",
+        f"UPDATE document SET {TOUCHED}, wanted_revision = %(revision)s, live_revision = %(revision)s WHERE id = %(id)s AND lease = %(lease)s",
         {"revision": revision, "id": claim.id, "lease": claim.lease},
     )
 
@@ -185,7 +185,7 @@ def ready(connection: Connection, claim: Claim) -> None:
 def failed(connection: Connection, claim: Claim, reason: str) -> None:
     """The file can never be read as it is: what was live of it is withdrawn."""
     with connection.transaction():
-        hold(connection, claim)
+        lock(connection, claim)
         connection.execute("DELETE FROM chunk WHERE document_id = %s", [claim.id])
         connection.execute("DELETE FROM document_generation WHERE document_id = %s", [claim.id])
         connection.execute("DELETE FROM document_text WHERE document_id = %s", [claim.id])
@@ -200,7 +200,7 @@ def failed(connection: Connection, claim: Claim, reason: str) -> None:
         )
 
 
-def wait(connection: Connection, claim: Claim, reason: str, seconds: float) -> None:
+def postpone(connection: Connection, claim: Claim, reason: str, seconds: float) -> None:
     """A passing failure: the attempt does not count, what was live goes on answering, the next try is in so many seconds."""
     connection.execute(
         """
@@ -213,7 +213,7 @@ def wait(connection: Connection, claim: Claim, reason: str, seconds: float) -> N
     )
 
 
-def stumbled(connection: Connection, claim: Claim, reason: str) -> None:
+def record_crash(connection: Connection, claim: Claim, reason: str) -> None:
     """A failure that nobody foresaw: the attempt counts, and the last one sets the document aside."""
     connection.execute(
         """

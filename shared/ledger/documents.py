@@ -21,7 +21,7 @@ PURGE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class LedgerRow:
     """What the ledger knows of a key."""
 
     id: int
@@ -37,9 +37,9 @@ class Known:
 _KNOWN = "SELECT d.id, d.key, d.state, d.wanted_revision, d.wanted_size, d.live_revision, d.live_sha256, d.described FROM document d"
 
 
-def known(connection: Connection, source_id: int, below: Iterable[str] | None = None) -> dict[str, Known]:
+def known(connection: Connection, source_id: int, below: Iterable[str] | None = None) -> dict[str, LedgerRow]:
     """The ledger's rows of a source by key; `below`: only these keys and what lies in folders of these names."""
-    with connection.cursor(row_factory=class_row(Known)) as cursor:
+    with connection.cursor(row_factory=class_row(LedgerRow)) as cursor:
         if below is None:
             rows = cursor.execute(_KNOWN + " WHERE source_id = %s", [source_id]).fetchall()
         else:
@@ -65,20 +65,20 @@ def total(connection: Connection, source_id: int) -> int:
     return int(row[0])
 
 
-def twins(connection: Connection, source_id: int, sizes: Iterable[int]) -> dict[int, list[Known]]:
+def same_size(connection: Connection, source_id: int, sizes: Iterable[int]) -> dict[int, list[LedgerRow]]:
     """Documents that are live, deleted ones too, by their size where it is one of these: candidates for having been renamed."""
-    with connection.cursor(row_factory=class_row(Known)) as cursor:
+    with connection.cursor(row_factory=class_row(LedgerRow)) as cursor:
         rows = cursor.execute(
             _KNOWN + " WHERE source_id = %s AND live_sha256 IS NOT NULL AND wanted_size = ANY(%s)",
             [source_id, list(sizes)],
         ).fetchall()
-    found: dict[int, list[Known]] = {}
+    found: dict[int, list[LedgerRow]] = {}
     for row in rows:
         found.setdefault(row.wanted_size, []).append(row)
     return found
 
 
-def want(connection: Connection, source_id: int, found: Sequence[tuple[str, str, int]], bulk: bool = False) -> None:
+def enqueue(connection: Connection, source_id: int, found: Sequence[tuple[str, str, int]], bulk: bool = False) -> None:
     """Queues new and changed keys: (key, revision, size in bytes). A worker that holds an older revision loses its claim.
 
     `bulk`: they came in a crowd, and let pass by what is dropped alone.
@@ -113,7 +113,7 @@ def rebuild(connection: Connection, ids: Iterable[int]) -> int:
 
 
 # A date that came from the file goes with it; the document's own stays.
-_TOUCHED = """
+TOUCHED = """
     dated = CASE WHEN dated IS DISTINCT FROM revision_time(live_revision) THEN dated ELSE coalesce(revision_time(%(revision)s), dated) END
 """
 
@@ -122,7 +122,7 @@ def move(connection: Connection, document_id: int, key: str, revision: str) -> N
     """Gives a document its new name; what was embedded stays (the name is in no embedding)."""
     connection.execute(
         f"""
-        UPDATE document SET {_TOUCHED}, key = %(key)s, wanted_revision = %(revision)s, live_revision = %(revision)s,
+        UPDATE document SET {TOUCHED}, key = %(key)s, wanted_revision = %(revision)s, live_revision = %(revision)s,
             state = CASE state WHEN 'excluded' THEN state ELSE 'ready' END, attempts = 0, retries = 0, not_before = NULL, published_at = NULL, lease = NULL, leased_until = NULL, worker = NULL,
             stage = NULL, progress_done = NULL, progress_total = NULL, error = NULL, deleted_at = NULL, updated_at = now()
         WHERE id = %(id)s
@@ -131,7 +131,7 @@ def move(connection: Connection, document_id: int, key: str, revision: str) -> N
     )
 
 
-def gone(connection: Connection, ids: Iterable[int]) -> None:
+def delete(connection: Connection, ids: Iterable[int]) -> None:
     """Takes documents out of every answer at once; they are purged later."""
     connection.execute(
         "UPDATE document SET state = 'deleted', deleted_at = now(), lease = NULL, leased_until = NULL, worker = NULL, published_at = NULL, "
@@ -148,7 +148,7 @@ class Due:
     size: int
 
 
-_UNBUILT = """
+UNBUILT = """
     d.state = 'ready' AND (SELECT id FROM generation WHERE state = 'building') IS NOT NULL AND NOT EXISTS (
         SELECT 1 FROM document_generation h
         WHERE h.document_id = d.id AND h.generation_id = (SELECT id FROM generation WHERE state = 'building')
@@ -179,7 +179,7 @@ def due(connection: Connection, source_ids: list[int], limit: int, large: bool =
             + cursor.execute(
                 f"""
             SELECT id, source_id, key, wanted_size AS size FROM document d
-            WHERE {_UNBUILT} AND large = %s AND published_at IS NULL AND (leased_until IS NULL OR leased_until < now())
+            WHERE {UNBUILT} AND large = %s AND published_at IS NULL AND (leased_until IS NULL OR leased_until < now())
               AND (not_before IS NULL OR not_before <= now())
             ORDER BY wanted_size, id LIMIT %s
             """,

@@ -76,7 +76,7 @@ def embed_all(embedder: Embedder, texts: Sequence[str], on_batch: Callable[[list
         on_batch(batch, embedder.embed([texts[index] for index in batch]))
 
 
-def _unit(vectors: npt.NDArray[Any]) -> Vectors:
+def unit(vectors: npt.NDArray[Any]) -> Vectors:
     """Rows scaled to length 1, computed in float64. PermanentError: a row is zero or not finite."""
     exact = vectors.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1, keepdims=True)
@@ -85,7 +85,7 @@ def _unit(vectors: npt.NDArray[Any]) -> Vectors:
     return np.asarray(exact / lengths, np.float32)
 
 
-def _filled(texts: Sequence[str]) -> list[str]:
+def filled(texts: Sequence[str]) -> list[str]:
     """The texts as they can be sent. ValueError: one is blank, which providers refuse, and which no chunk may be."""
     if not all(text.strip() for text in texts):
         raise ValueError("A blank text cannot be embedded.")

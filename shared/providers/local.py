@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from shared.errors import SettingsError
-from shared.providers.embedder import Embedder, Vectors, _filled, _unit
+from shared.providers.embedder import Embedder, Vectors, filled, unit
 from shared.providers.minilm import CONFIG
 from shared.text.tokens import encodable
 
@@ -56,10 +56,10 @@ class LocalEmbedder(Embedder):
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """As Embedder.embed. A text beyond `max_tokens` is embedded in parts, and gets the direction of their mean."""
-        return self._embed([self._passage_prompt + text for text in _filled(texts)])
+        return self._embed([self._passage_prompt + text for text in filled(texts)])
 
     def embed_question(self, text: str) -> Vectors:
-        vector: Vectors = self._embed([self._question_prompt + _filled([text])[0]])[0]
+        vector: Vectors = self._embed([self._question_prompt + filled([text])[0]])[0]
         return vector
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class LocalEmbedder(Embedder):
             vectors = self._run([self._before + parts[index] + self._after for index in chosen])
             for index, vector in zip(chosen, vectors, strict=True):
                 summed[owners[index]] += vector * max(len(parts[index]), 1)
-        return _unit(summed)
+        return unit(summed)
 
     def _run(self, rows: list[list[int]]) -> Vectors:
         """Token ids with special tokens → L2-normalised vectors."""
@@ -104,7 +104,7 @@ class LocalEmbedder(Embedder):
             output = output[:, 0]
         elif output.ndim == 3:
             output = (output * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
-        return _unit(output)
+        return unit(output)
 
     def _session(self) -> Any:
         with self._lock:

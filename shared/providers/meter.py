@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from shared import prices
-from shared.background import Behind
+from shared.background import Writer
 from shared.db import Connection
 from shared.errors import TransientError
 from shared.log import log
@@ -303,7 +303,7 @@ class Meter:
         self._caps = dict(caps or {})
         self._prices = {**prices.PRICES, **(own_prices or {})}
         self._by_thread = behind
-        self._behind = Behind("usage", self._write)
+        self._behind = Writer("usage", self._write)
 
     @classmethod
     def of(cls, settings: Settings, pool: ConnectionPool[Connection], behind: bool = False) -> "Meter":

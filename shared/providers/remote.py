@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
-from shared.providers.embedder import Embedder, Vectors, _filled, _unit
+from shared.providers.embedder import Embedder, Vectors, filled, unit
 from shared.providers.meter import BudgetError, Meter, Purpose, Tokens
 from shared.providers.pace import Pace
 from shared.text.tokens import estimate_tokens
@@ -154,7 +154,7 @@ class RemoteEmbedder(Provider, Embedder):
     def _request(self, texts: Sequence[str], kind: Literal["document", "query"], patience: float) -> Vectors:
         if not texts:
             return np.zeros((0, self.dimensions), np.float32)
-        texts = _filled(texts)
+        texts = filled(texts)
         deadline = time.monotonic() + patience
         for attempt in itertools.count():
             try:
@@ -210,7 +210,7 @@ class RemoteEmbedder(Provider, Embedder):
             )
         if not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
             raise TransientError(f"{self.label} answered with vectors that are zero or not finite.")
-        return _unit(vectors)
+        return unit(vectors)
 
     def _refusal(self, response: httpx2.Response) -> AskfolderError:
         """What an answer other than 200 means. The one place that decides."""

@@ -64,12 +64,12 @@ class Process:
                 handler.handle(logging.LogRecord(self.name, logging.INFO, "", 0, "%s", (text,), None))
 
 
-def _procfile() -> list[tuple[str, str]]:
+def procfile() -> list[tuple[str, str]]:
     lines = (ROOT / "Procfile").read_text().splitlines()
     return [(name, command.strip()) for name, _, command in (line.partition(":") for line in lines if line.strip())]
 
 
-def _revive(processes: list[Process]) -> None:
+def revive(processes: list[Process]) -> None:
     now = time.monotonic()
     for process in processes:
         if process.ended() and now >= process.next_start:
@@ -77,7 +77,7 @@ def _revive(processes: list[Process]) -> None:
             process.start()
 
 
-def _end(processes: list[Process]) -> None:
+def end_process(processes: list[Process]) -> None:
     for process in processes:
         process.signal(signal.SIGTERM)
     deadline = time.monotonic() + END_SECONDS

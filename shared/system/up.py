@@ -20,7 +20,7 @@ from shared.errors import SettingsError
 from shared.providers import minilm, privacy
 from shared.providers.choice import LOCAL_MODEL
 from shared.settings import ROOT, Settings
-from shared.system.processes import Process, _end, _procfile, _revive
+from shared.system.processes import Process, end_process, procfile, revive
 from shared.system.servers import Servers
 
 READY_SECONDS = 60.0
@@ -58,7 +58,7 @@ class System:
     def revive(self) -> str | None:
         """Starts again what ended by itself. Returns why a server could not start, while it can't."""
         problem = self.servers.revive()
-        _revive(self.processes)
+        revive(self.processes)
         return problem
 
 
@@ -81,8 +81,8 @@ def started(
             say("Preparing the local embedder, once (some seconds) …")
             minilm.prepare(settings.data / LOCAL_MODEL)
         logs = settings.data / "logs"
-        processes = [Process(name, command, env, logs) for name, command in _procfile() if name not in without]
-        stack.callback(_end, processes)
+        processes = [Process(name, command, env, logs) for name, command in procfile() if name not in without]
+        stack.callback(end_process, processes)
         for process in processes:
             process.start()
         yield System(settings, servers, processes)
@@ -187,7 +187,7 @@ def _ready(settings: Settings, processes: list[Process], stop: threading.Event) 
                     raise SettingsError(
                         f"The process {process.name} ended at its start (log: {process.log}):\n{process.last_words()}"
                     )
-            _revive(processes)
+            revive(processes)
             if time.monotonic() > deadline:
                 raise SettingsError(
                     f"askfolder was not ready within {READY_SECONDS:.0f} s; see {settings.data / 'logs'}."

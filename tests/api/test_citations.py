@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from api.verification.citations import Claim, Draft, Statement, Verification, standing, verify
+from api.verification.citations import Draft, Span, Statement, Verification, resolve, verify
 from shared.db import Connection
 from shared.models import NO_ANSWER, Answer, Passage
 
@@ -39,9 +39,9 @@ def passages(connection: Connection) -> list[Passage]:
     ]
 
 
-def claim(quote: str, passage: int = 0) -> Claim:
+def claim(quote: str, passage: int = 0) -> Span:
     start = TEXT.index(quote)
-    return Claim(passage, start, start + len(quote), quote)
+    return Span(passage, start, start + len(quote), quote)
 
 
 def check(
@@ -89,14 +89,14 @@ def test_grounded(connection: Connection, passages: list[Passage]) -> None:
         replace(claim(HIGH), passage=2),
         replace(claim(HIGH), passage=-1),
         replace(claim(HIGH), passage=1),  # words of the document, but not of the passage
-        Claim(0, -5, 3, "Grö"),
-        Claim(0, 5, 5, ""),
-        Claim(0, 30, 31, "\n"),
-        Claim(0, len(TEXT) - 5, len(TEXT) + 1, TEXT[-5:]),
-        Claim(0, 0, 2**40, TEXT),
+        Span(0, -5, 3, "Grö"),
+        Span(0, 5, 5, ""),
+        Span(0, 30, 31, "\n"),
+        Span(0, len(TEXT) - 5, len(TEXT) + 1, TEXT[-5:]),
+        Span(0, 0, 2**40, TEXT),
     ],
 )
-def test_what_does_not_stand_is_dropped(connection: Connection, passages: list[Passage], forged: Claim) -> None:
+def test_what_does_not_stand_is_dropped(connection: Connection, passages: list[Passage], forged: Span) -> None:
     answer = check(connection, passages, Statement("It is 55 m high. ", (forged,)), Statement("1887.", (claim(BUILT),)))
     assert answer.text == "1887. [1]"
     assert answer.verdict == "partial"
@@ -216,7 +216,7 @@ def test_a_second_opinion(
     verification = Verification(passages, question="Was nistet auf dem Dach?", judge=judge)
     for text, quote in (("It is 54 m high.", HIGH), ("Die Enten nisten auf dem Dach.", DUCKS)):
         claims = (claim(quote),)
-        list(verification.check(Statement(text, claims), standing(connection, claims, passages)))
+        list(verification.check(Statement(text, claims), resolve(connection, claims, passages)))
     list(verification.finish(Draft()))
     assert asked == [("Die Enten nisten auf dem Dach.", [DUCKS])]
     assert [one.status for one in verification.sentences][1:] == ([status] if status else [])

@@ -14,7 +14,7 @@ import pytest
 
 from api.answering import extractive
 from api.answering.extractive import Vectors, extract
-from api.verification.citations import Claim, Draft
+from api.verification.citations import Draft, Span
 from bench import extractive as fitting
 from bench.extractive import Case, Collection, _by_document, fit, read, refused
 from shared.evaluation.question_sets import Question, read_questions
@@ -304,7 +304,7 @@ def test_the_same_words_in_two_files_are_one_statement_with_two_citations() -> N
     both = [passage("The tower is 54 m high.", "a.md", 1), passage("The tower is 54 m high.", "b.md", 2, 100)]
     (statement,) = extract("How high is the tower?", both, flat).statements
     assert statement.text.strip() == "The tower is 54 m high."
-    assert statement.claims == (Claim(0, 0, 23, both[0].content), Claim(1, 100, 123, both[1].content))
+    assert statement.claims == (Span(0, 0, 23, both[0].content), Span(1, 100, 123, both[1].content))
 
 
 def test_passages_that_overlap_are_not_quoted_twice() -> None:

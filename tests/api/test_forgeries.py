@@ -107,7 +107,7 @@ def play(
         )
     for part in parts:
         if isinstance(part, Statement):
-            list(verification.check(part, citations.standing(connection, part.claims, passages)))
+            list(verification.check(part, citations.resolve(connection, part.claims, passages)))
         elif isinstance(part, Draft):
             list(verification.finish(part))
     connection.execute("UPDATE document SET state = 'ready'")

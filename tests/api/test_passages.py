@@ -39,20 +39,25 @@ def test_copies_go_behind_and_one_document_takes_no_more_than_half() -> None:
         *(passage(f"part {n}: {chr(97 + n) * 9}", 1, 0.5) for n in range(6)),
         *others,
     ]
-    taken = passages.spread(ranking, 6)
+    taken = passages.diversify(ranking, 6)
     assert [p.document_id for p in taken] == [1, 1, 1, 10, 11, 12]
     assert ranking[1] not in taken, "the same words in another file"
-    assert passages.spread([passage(told), passage(told, 2)], 5) == [passage(told), passage(told, 2)], (
+    assert passages.diversify([passage(told), passage(told, 2)], 5) == [passage(told), passage(told, 2)], (
         "there is nothing else"
     )
-    assert passages.spread([], 5) == []
+    assert passages.diversify([], 5) == []
 
 
 def test_a_much_worse_document_does_not_push_a_good_one_out() -> None:
     good = [passage(f"part {n}: {chr(97 + n) * 9}", 1, 0.9 - n / 100) for n in range(4)]
     poor = [passage(f"other {n} {chr(110 + n) * 5}", 5 + n, 0.2) for n in range(4)]
-    assert passages.spread([*good, *poor], 4) == good
-    assert [p.document_id for p in passages.spread([*good, *(replace(p, score=0.85) for p in poor)], 4)] == [1, 1, 5, 6]
+    assert passages.diversify([*good, *poor], 4) == good
+    assert [p.document_id for p in passages.diversify([*good, *(replace(p, score=0.85) for p in poor)], 4)] == [
+        1,
+        1,
+        5,
+        6,
+    ]
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ def stored(connection: Connection, tmp_path: Path) -> tuple[Connection, Generati
     generation = generations.live(connection)
     assert generation
     source_id = sources.source(connection, "folder", str(tmp_path))
-    documents.want(connection, source_id, [("a.md", "1-1", len(TEXT))])
+    documents.enqueue(connection, source_id, [("a.md", "1-1", len(TEXT))])
     claim = claims.claim(connection, documents.due(connection, [source_id], 1)[0].id, "here:1")
     assert claim
     parsed = Parsed(
@@ -100,13 +105,13 @@ def test_a_passage_is_continued_under_its_heading(stored: tuple[Connection, Gene
     keys = [p for p in parts if p.heading == ("Keys",)]
     for budget in (100, 300, 600, 2_000):
         for part in parts:
-            whole = passages.whole(connection, [part], budget)[0]
+            whole = passages.with_neighbours(connection, [part], budget)[0]
             assert whole.content == TEXT[whole.char_start : whole.char_end], "citations are checked against the text"
             assert part.content in whole.content
             assert len(whole.content) <= max(budget, len(part.content))
-    assert passages.whole(connection, [keys[-1]], 2_000)[0].char_end < TEXT.index("# Boats")
-    assert passages.whole(connection, [boats], 2_000)[0].char_start == TEXT.index("# Boats")
-    assert passages.whole(connection, [keys[2]], 2_000)[0].char_start < keys[2].char_start
+    assert passages.with_neighbours(connection, [keys[-1]], 2_000)[0].char_end < TEXT.index("# Boats")
+    assert passages.with_neighbours(connection, [boats], 2_000)[0].char_start == TEXT.index("# Boats")
+    assert passages.with_neighbours(connection, [keys[2]], 2_000)[0].char_start < keys[2].char_start
 
 
 def test_passages_that_meet_become_one_where_the_better_stood(
@@ -114,7 +119,7 @@ def test_passages_that_meet_become_one_where_the_better_stood(
 ) -> None:
     connection, _, parts = stored
     far = next(p for p in parts if p.heading == ("Boats",))
-    together = passages.whole(connection, [parts[1], far, parts[2]], 600)
+    together = passages.with_neighbours(connection, [parts[1], far, parts[2]], 600)
     assert len(together) == 2
     assert together[0].chunk_id == parts[1].chunk_id
     assert parts[2].content in together[0].content
@@ -124,6 +129,8 @@ def test_passages_that_meet_become_one_where_the_better_stood(
 def test_a_text_that_moved_on_is_not_cut(stored: tuple[Connection, Generation, list[Passage]]) -> None:
     connection, _, parts = stored
     connection.execute("UPDATE document_text SET text_version = text_version + 1, content = upper(content)")
-    assert passages.whole(connection, [parts[1]], 2_000) == [parts[1]], "another generation holds the newer one"
+    assert passages.with_neighbours(connection, [parts[1]], 2_000) == [parts[1]], (
+        "another generation holds the newer one"
+    )
     connection.execute("DELETE FROM document_text")
-    assert passages.whole(connection, [parts[1]], 2_000) == [parts[1]]
+    assert passages.with_neighbours(connection, [parts[1]], 2_000) == [parts[1]]

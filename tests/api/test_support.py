@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.verification.support import leads, rate
+from api.verification.support import is_lead_in, rate
 
 TOWER = "The Harbour Tower is 54 m high. It was built in 1887 by Ada Frost."
 BUILT = "It was built in 1887 by Ada Frost."
@@ -120,4 +120,4 @@ def test_nothing_supports_without_a_quote() -> None:
     ],
 )
 def test_what_only_leads_over(line: str, only: bool) -> None:
-    assert leads(line, [GIFT], GIFT, "", "", "") == only
+    assert is_lead_in(line, [GIFT], GIFT, "", "", "") == only

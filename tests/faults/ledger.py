@@ -110,8 +110,8 @@ class Walk:
                     index.rename(self.connection, [self.generation], twin.id)
                 del missing[twin.id]
             elif key not in known or known[key].state == "deleted" or known[key].wanted_revision != revision:
-                documents.want(self.connection, self.source, [(key, revision, len(text_of(written)))])
-        documents.gone(self.connection, list(missing))
+                documents.enqueue(self.connection, self.source, [(key, revision, len(text_of(written)))])
+        documents.delete(self.connection, list(missing))
 
     def publish(self) -> None:
         documents.published(self.connection, [row.id for row in documents.due(self.connection, [self.source], 2)])
@@ -167,12 +167,12 @@ class Walk:
     def wait(self) -> None:
         for turn in self._some():
             self.turns.remove(turn)
-            claims.wait(self.connection, turn.claim, "The embedder is away.", 0)
+            claims.postpone(self.connection, turn.claim, "The embedder is away.", 0)
 
     def stumble(self) -> None:
         for turn in self._some():
             self.turns.remove(turn)
-            claims.stumbled(self.connection, turn.claim, "An unforeseen error.")
+            claims.record_crash(self.connection, turn.claim, "An unforeseen error.")
 
     def _some(self) -> list[Work]:
         return [self.random.choice(self.turns)] if self.turns else []
@@ -194,7 +194,7 @@ class Walk:
         vectors = np.ones((len(chunks), DIMENSIONS), np.float32)
         index.cache(self.connection, self.generation, claim.collection_id, hashes, vectors)
         with self.connection.transaction():
-            claims.hold(self.connection, claim)
+            claims.lock(self.connection, claim)
             digest = hashlib.sha256(text.encode()).digest()
             version = claims.set_text(self.connection, claim, Parsed(text, "text", "text"), _revision(written), digest)
             inputs = list(zip(chunks, hashes, strict=True))

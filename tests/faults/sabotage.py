@@ -26,7 +26,7 @@ def _unfenced(function: Any) -> Any:
 
 
 if os.environ.get("FAULTS_SABOTAGE") == "fence":
-    claims.hold = _hold
+    claims.lock = _hold
     claims.progress = _unfenced(claims.progress)
 
 __all__ = ["app"]

@@ -76,7 +76,7 @@ def test_ledger_in_any_order(connection: Connection, seed: int) -> None:
 
 
 def test_ledger_without_its_fence_is_damaged(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "hold", lambda *_: None)
+    monkeypatch.setattr(claims, "lock", lambda *_: None)
     with pytest.raises(AssertionError, match="came after"):
         walk_all(connection, 60)
 

@@ -44,7 +44,7 @@ def ingest_due(connection: Connection, generation: Generation, folder: Path) -> 
             np.eye(len(inputs), DIMENSIONS, dtype=np.float32),
         )
         with connection.transaction():
-            claims.hold(connection, claim)
+            claims.lock(connection, claim)
             version = claims.set_text(connection, claim, parsed, claim.wanted_revision, b"x")
             index.replace(connection, generation, claim.id, inputs, version, "english")
             claims.ready(connection, claim)
@@ -55,7 +55,7 @@ def folder(connection: Connection, generation: Generation, tmp_path: Path) -> Pa
     for name in ("a.md", "b.md"):
         (tmp_path / name).write_text("\n\n".join(f"Paragraph {n} of {name} has these words in it." for n in range(6)))
     source_id = sources.source(connection, "folder", str(tmp_path))
-    documents.want(
+    documents.enqueue(
         connection, source_id, [(name, "1-1", os.path.getsize(tmp_path / name)) for name in ("a.md", "b.md")]
     )
     ingest_due(connection, generation, tmp_path)

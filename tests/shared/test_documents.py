@@ -23,7 +23,7 @@ def only(connection: Connection) -> dict[str, object]:
 
 
 def taken(connection: Connection, source: int, key: str = "a.txt", revision: str = "1-5") -> Claim:
-    documents.want(connection, source, [(key, revision, 5)])
+    documents.enqueue(connection, source, [(key, revision, 5)])
     row = connection.execute("SELECT id FROM document WHERE key = %s", [key]).fetchone()
     assert row is not None
     claim = claims.claim(connection, row[0])
@@ -33,7 +33,7 @@ def taken(connection: Connection, source: int, key: str = "a.txt", revision: str
 
 def finish(connection: Connection, claim: Claim, sha256: bytes = b"x") -> None:
     with connection.transaction():
-        claims.hold(connection, claim)
+        claims.lock(connection, claim)
         claims.set_text(connection, claim, PARSED, claim.wanted_revision, sha256)
         claims.ready(connection, claim)
 
@@ -56,8 +56,8 @@ def test_newer_revision_wins_over_the_worker_that_has_the_older(connection: Conn
     with pytest.raises(LostClaim):
         claims.progress(connection, old, "embedding", 1, 2)
     assert not claims.heartbeat(connection, old)
-    claims.wait(connection, old, "too late", 60)
-    claims.stumbled(connection, old, "too late")
+    claims.postpone(connection, old, "too late", 60)
+    claims.record_crash(connection, old, "too late")
     with pytest.raises(LostClaim):
         claims.failed(connection, old, "too late")
     finish(connection, new)
@@ -66,7 +66,7 @@ def test_newer_revision_wins_over_the_worker_that_has_the_older(connection: Conn
 
 def test_deleted_while_it_is_worked_on(connection: Connection, source: int) -> None:
     claim = taken(connection, source)
-    documents.gone(connection, [claim.id])
+    documents.delete(connection, [claim.id])
     with pytest.raises(LostClaim):
         finish(connection, claim)
     assert listing.listed(connection, 10) == []
@@ -95,7 +95,7 @@ def test_worker_that_died_three_times_quarantines(connection: Connection, source
 def test_passing_failures_never_use_up_the_attempts(connection: Connection, source: int) -> None:
     claim = taken(connection, source)
     for _ in range(10):
-        claims.wait(connection, claim, "The provider is away.", 30)
+        claims.postpone(connection, claim, "The provider is away.", 30)
         assert documents.due(connection, [source], 10) == [], "not before its time"
         connection.execute("UPDATE document SET not_before = now()")
         again = claims.claim(connection, claim.id)
@@ -108,16 +108,16 @@ def test_passing_failures_never_use_up_the_attempts(connection: Connection, sour
 def test_unforeseen_failures_do(connection: Connection, source: int) -> None:
     claim = taken(connection, source)
     for _ in range(2):
-        claims.stumbled(connection, claim, "An error.")
+        claims.record_crash(connection, claim, "An error.")
         again = claims.claim(connection, claim.id)
         assert again is not None
         claim = again
-    claims.stumbled(connection, claim, "An error.")
+    claims.record_crash(connection, claim, "An error.")
     assert only(connection)["state"] == "quarantined"
 
 
 def test_lost_task_is_published_again(connection: Connection, source: int) -> None:
-    documents.want(connection, source, [("a.txt", "1-5", 5)])
+    documents.enqueue(connection, source, [("a.txt", "1-5", 5)])
     (due,) = documents.due(connection, [source], 10)
     documents.published(connection, [due.id])
     documents.sweep(connection)
@@ -132,11 +132,11 @@ def test_lost_task_is_published_again(connection: Connection, source: int) -> No
 def test_changed_and_small_documents_first_and_only_of_these_sources(connection: Connection, source: int) -> None:
     claim = taken(connection, source, "changed.txt")
     finish(connection, claim)
-    documents.want(
+    documents.enqueue(
         connection, source, [("big.txt", "1-900", 900), ("small.txt", "1-1", 1), ("changed.txt", "2-800", 800)]
     )
     other = sources.source(connection, "folder", "/elsewhere")
-    documents.want(connection, other, [("foreign.txt", "1-1", 1)])
+    documents.enqueue(connection, other, [("foreign.txt", "1-1", 1)])
     assert [d.key for d in documents.due(connection, [source], 10)] == ["changed.txt", "small.txt", "big.txt"]
 
 
@@ -144,8 +144,8 @@ def test_small_document_is_due_beside_any_number_of_large_ones(connection: Conne
     keys = [f"large{n}.txt" for n in range(40)]
     for key in keys:
         finish(connection, taken(connection, source, key))
-    documents.want(connection, source, [(key, "2-99999", 99_999) for key in keys])  # changed ones, which come first
-    documents.want(connection, source, [("note.txt", "1-5", 5)], bulk=True)
+    documents.enqueue(connection, source, [(key, "2-99999", 99_999) for key in keys])  # changed ones, which come first
+    documents.enqueue(connection, source, [("note.txt", "1-5", 5)], bulk=True)
     assert [d.key for d in documents.due(connection, [source], 10)] == ["note.txt"]
     assert len(documents.due(connection, [source], 10, large=True)) == 10
 
@@ -162,15 +162,15 @@ def test_permanent_failure_withdraws(connection: Connection, source: int) -> Non
 def test_file_that_comes_back_as_it_was_is_ready_at_once(connection: Connection, source: int) -> None:
     claim = taken(connection, source)
     finish(connection, claim)
-    documents.gone(connection, [claim.id])
-    documents.want(connection, source, [("a.txt", "1-5", 5)])
+    documents.delete(connection, [claim.id])
+    documents.enqueue(connection, source, [("a.txt", "1-5", 5)])
     assert only(connection)["state"] == "ready"
 
 
 def test_purge_waits(connection: Connection, source: int) -> None:
     claim = taken(connection, source)
     finish(connection, claim)
-    documents.gone(connection, [claim.id])
+    documents.delete(connection, [claim.id])
     assert documents.purge(connection) == 0
     connection.execute("UPDATE document SET deleted_at = now() - %s", [timedelta(seconds=documents.PURGE_SECONDS + 1)])
     assert documents.purge(connection) == 1
@@ -192,7 +192,7 @@ def test_purge_takes_the_vectors_that_nothing_else_uses(connection: Connection, 
                 "INSERT INTO vector_cache VALUES (%s, 'model', 3, %s, '[1,0,0]') ON CONFLICT DO NOTHING",
                 [claim.collection_id, digest],
             )
-    documents.gone(connection, [claim.id])
+    documents.delete(connection, [claim.id])
     connection.execute("UPDATE document SET deleted_at = deleted_at - interval '1 day'")
     assert documents.purge(connection) == 1
     left = {bytes(row[0]) for row in connection.execute("SELECT input_hash FROM vector_cache")}

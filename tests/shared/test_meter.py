@@ -31,7 +31,7 @@ from tests.standins import spending
 from tests.standins.providers import AnthropicStandin, OpenAIStandin, Standin, VoyageStandin, text_block, write_contexts
 from tests.standins.spending import CAP, PROCESSES, THREADS, WORDS
 from tests.worker.test_contexts import document
-from worker.indexing.contexts import AT_ONCE, Writer
+from worker.indexing.contexts import AT_ONCE, ContextWriter
 
 KEY = "key-of-the-tests"
 REQUEST: dict[str, Any] = {
@@ -330,7 +330,7 @@ def test_reranking_counts_and_is_held_back(
 def test_contexts_count_and_are_held_back(pool: ConnectionPool[Connection], connection: Connection) -> None:
     parsed, chunks = document(AT_ONCE * 2 + 1)
     with AnthropicStandin(reply=write_contexts) as claude:
-        for _ in Writer("claude-haiku-5-5", KEY, claude.url, Meter(pool, {"embedding": 1.0})).write(
+        for _ in ContextWriter("claude-haiku-5-5", KEY, claude.url, Meter(pool, {"embedding": 1.0})).write(
             "a.txt", parsed, chunks
         ):
             pass
@@ -339,7 +339,7 @@ def test_contexts_count_and_are_held_back(pool: ConnectionPool[Connection], conn
         assert all(tokens > 0 for tokens in row[3:7]), "what was written to the cache, and read from it, apart"
         with pytest.raises(BudgetError):
             next(
-                Writer("claude-haiku-5-5", KEY, claude.url, Meter(pool, {"embedding": 0.001})).write(
+                ContextWriter("claude-haiku-5-5", KEY, claude.url, Meter(pool, {"embedding": 0.001})).write(
                     "a.txt", parsed, chunks
                 )
             )

@@ -26,7 +26,7 @@ from shared.system.servers import Servers
 from tests.conftest import KEY, System, free_port
 from tests.standins.providers import AnthropicStandin, Standin, VoyageStandin, text_block, write_contexts
 from tests.worker.test_contexts import document
-from worker.indexing.contexts import Writer
+from worker.indexing.contexts import ContextWriter
 
 URL = "https://user:password@api.example.com/v1"
 MODEL = "claude-haiku-5-5"
@@ -301,7 +301,7 @@ def test_an_answer_keeps_the_pause_and_not_the_distance_that_contexts_keep(
     parsed, chunks = document(1)
     with pytest.raises(TransientError, match=r"Claude asked to slow down; it is left alone for \d\d s"):
         complete(anthropic, redis_url, urgent=False)
-    writer = Writer(MODEL, KEY, anthropic.url, Meter(redis_url=redis_url))
+    writer = ContextWriter(MODEL, KEY, anthropic.url, Meter(redis_url=redis_url))
     monkeypatch.setattr("worker.indexing.contexts.SECONDS", 5.0)
     with pytest.raises(TransientError, match="left alone"):
         list(writer.write("a.txt", parsed, chunks))

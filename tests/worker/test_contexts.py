@@ -18,7 +18,7 @@ from shared.settings import Settings
 from shared.text.tokens import estimate_tokens
 from tests.standins.providers import AnthropicStandin, context_word, numbered_chunks, text_block, write_contexts
 from worker.indexing import contexts, inputs
-from worker.indexing.contexts import AT_ONCE, LONGEST, WINDOW_TOKENS, Writer, plan, read_contexts
+from worker.indexing.contexts import AT_ONCE, LONGEST, WINDOW_TOKENS, ContextWriter, plan, read_contexts
 
 KEY = "sk-ant-the-secret-key"
 MODEL = "claude-haiku-5-5"
@@ -43,7 +43,7 @@ def document(count: int, length: int = 60) -> tuple[Parsed, list[Chunk]]:
 
 def write(claude: AnthropicStandin, parsed: Parsed, chunks: list[Chunk]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for written in Writer(MODEL, KEY, claude.url).write("a.txt", parsed, chunks):
+    for written in ContextWriter(MODEL, KEY, claude.url).write("a.txt", parsed, chunks):
         assert not found.keys() & written.keys()
         found |= written
     return found
@@ -198,7 +198,7 @@ def test_a_wrong_key_or_model_is_said(claude: AnthropicStandin, fault: str, word
     with pytest.raises(PermanentError, match=words) as caught:
         write(claude, *document(2))
     assert KEY not in str(caught.value)
-    assert KEY not in repr(Writer(MODEL, KEY, ""))
+    assert KEY not in repr(ContextWriter(MODEL, KEY, ""))
 
 
 def test_the_estimate_is_that_of_the_requests(claude: AnthropicStandin) -> None:
@@ -226,7 +226,7 @@ def claim_of(connection: Connection, key: str) -> claims.Claim:
         "ON CONFLICT (kind, root) DO UPDATE SET root = excluded.root RETURNING id"
     ).fetchone()
     assert source
-    documents.want(connection, source[0], [(key, "1-1", 1)])
+    documents.enqueue(connection, source[0], [(key, "1-1", 1)])
     row = connection.execute("SELECT id FROM document WHERE key = %s", [key]).fetchone()
     assert row
     claim = claims.claim(connection, row[0])
@@ -245,7 +245,7 @@ def test_contexts_are_kept_and_leave_with_their_document(connection: Connection)
         "not of the text that it is a copy of now"
     )
     assert contexts.cached(connection, copy, MODEL, "an edited text", chunks) == written
-    documents.gone(connection, [first.id])
+    documents.delete(connection, [first.id])
     connection.execute("UPDATE document SET deleted_at = now() - interval '1 day' WHERE deleted_at IS NOT NULL")
     assert documents.purge(connection) == 1
     assert connection.execute("SELECT DISTINCT document_id FROM context_cache").fetchall() == [(copy.id,)]

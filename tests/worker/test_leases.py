@@ -37,7 +37,7 @@ def test_blame(error: BaseException, out_of_memory: bool, said: str | None) -> N
 
 def leased(connection: Connection, worker: str, attempts: int) -> int:
     source = sources.source(connection, "folder", "/somewhere")
-    documents.want(connection, source, [("a.txt", "1-5", 5)])
+    documents.enqueue(connection, source, [("a.txt", "1-5", 5)])
     (due,) = documents.due(connection, [source], 1)
     connection.execute("UPDATE document SET attempts = %s WHERE id = %s", [attempts - 1, due.id])
     assert claims.claim(connection, due.id, worker)

@@ -45,7 +45,7 @@ def ingest_all(connection: Connection, scanner: Scanner) -> None:
         claim = claims.claim(connection, due.id)
         assert claim
         with scanner.source.fetch(claim.key) as file, connection.transaction():
-            claims.hold(connection, claim)
+            claims.lock(connection, claim)
             parsed = Parsed(file.path.read_text(), "text", "text")
             claims.set_text(connection, claim, parsed, file.revision, file.sha256)
             claims.ready(connection, claim)

@@ -140,7 +140,7 @@ def tokens(name: str, parsed: Parsed, chunks: Sequence[Chunk]) -> Counter[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Writer:
+class ContextWriter:
     """Claude, or a model of another server with the same interface. `base_url`: empty for Anthropic's own."""
 
     model: str
@@ -210,11 +210,11 @@ class Writer:
         return found
 
 
-def writer_of(settings: Settings, meter: Meter = UNMETERED) -> Writer | None:
+def writer_of(settings: Settings, meter: Meter = UNMETERED) -> ContextWriter | None:
     """Who writes contexts, where the settings ask for some."""
     if settings.context == "off" or settings.anthropic_api_key is None:
         return None
-    return Writer(
+    return ContextWriter(
         settings.context_model, settings.anthropic_api_key.get_secret_value(), settings.anthropic_base_url, meter
     )
 

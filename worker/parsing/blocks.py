@@ -15,7 +15,7 @@ def refuse_pages(count: int, name: str) -> None:
         raise UnreadableError(f"{name} has {count:,} pages, the limit is {MAX_PAGES:,}; split it.")
 
 
-class Writer:
+class Blocks:
     """Collects blocks separated by blank lines; neighbouring list items stand on neighbouring lines."""
 
     def __init__(self) -> None:

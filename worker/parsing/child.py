@@ -14,7 +14,7 @@ from shared.models import Parsed
 from worker.parsing.blocks import refuse_pages
 from worker.parsing.detect import detect, later, refuse_broken
 from worker.parsing.limits import allow, die_with, set_limits
-from worker.parsing.metadata import dated, front_matter
+from worker.parsing.metadata import document_date, front_matter
 from worker.parsing.text import parse_text
 
 MAX_HEADINGS = 100_000  # with MAX_PAGES it bounds what the parent has to hold, however small they are
@@ -52,7 +52,7 @@ def parse_file(path: str, name: str, max_text_chars: int) -> Parsed:
         raise UnreadableError(
             f"{name} has no text in it, only blank space; write something into it and it is read again."
         )
-    return bounded(replace(parsed, dated=dated(parsed.metadata)) if parsed.metadata else parsed, name)
+    return bounded(replace(parsed, dated=document_date(parsed.metadata)) if parsed.metadata else parsed, name)
 
 
 def bounded(parsed: Parsed, name: str) -> Parsed:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from worker.parsing.blocks import Writer, cell_text
+from worker.parsing.blocks import Blocks, cell_text
 from worker.parsing.ooxml import WRAPPERS, Archive, attribute, child, count, inside, local, value_of
 
 SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -12,13 +12,13 @@ HEADING_NAME = re.compile(r"(?i)heading (\d)$")
 UNSEEN = {"del", "moveFrom", "delText", "instrText", "Fallback", "rPr", "pPr", "rt"}
 
 
-def read_docx(archive: Archive, writer: Writer, main: str, max_text_chars: int) -> str | None:
+def read_docx(archive: Archive, writer: Blocks, main: str, max_text_chars: int) -> str | None:
     """Write a document's blocks; the text in the style "Title", if there is one."""
     return Document(archive, writer, main).read()
 
 
 class Document:
-    def __init__(self, archive: Archive, writer: Writer, main: str) -> None:
+    def __init__(self, archive: Archive, writer: Blocks, main: str) -> None:
         self.archive = archive
         self.writer = writer
         self.main = main
@@ -131,7 +131,7 @@ class Document:
             self.writer.table(rows)
 
     def cell(self, cell: Any) -> str:
-        inner = Writer()
+        inner = Blocks()
         outer, self.writer = self.writer, inner
         try:
             for element in cell:

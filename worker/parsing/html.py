@@ -14,7 +14,7 @@ from lxml import etree  # type: ignore[import-untyped]
 
 from shared.errors import UnreadableError
 from shared.models import Parsed
-from worker.parsing.blocks import Writer, pipe_row
+from worker.parsing.blocks import Blocks, pipe_row
 from worker.parsing.metadata import described
 from worker.parsing.text import clean_title, decode, first_title, storable
 
@@ -133,7 +133,7 @@ def parse_html(data: bytes, name: str) -> Parsed:
     text = decode(data, name, declared_encoding(data))
     root = tree(text, name)
     for skip in (is_chrome, is_hidden):
-        writer = Writer()
+        writer = Blocks()
         if root is not None:
             page = Page(writer, skip)
             page.menus = skip is is_chrome and any(root.find(f".//{tag}") is not None for tag in ("h1", "h2"))
@@ -218,7 +218,7 @@ def is_chrome(element: Any) -> bool:
 class Page:
     """Walks a page's tree and writes its blocks."""
 
-    def __init__(self, writer: Writer, skip: Callable[[Any], bool]) -> None:
+    def __init__(self, writer: Blocks, skip: Callable[[Any], bool]) -> None:
         self.writer = writer
         self.skip = skip
         self.menus = False  # whether lists of links before the first heading are left out
@@ -351,7 +351,7 @@ class Page:
 
     def plain(self, element: Any) -> str:
         """All words of an element on one line."""
-        inner = Page(Writer(), self.skip)
+        inner = Page(Blocks(), self.skip)
         inner.depth = self.depth
         inner.children(element)
         inner.flush()

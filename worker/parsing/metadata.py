@@ -99,7 +99,7 @@ def described(found: Iterable[tuple[object, object]]) -> dict[str, Any]:
     usual = {}
     for name, others in NAMES.items():
         if value := next((given[other] for other in others.split() if other in given), None):
-            usual[name] = put_right(name, value)
+            usual[name] = normalise(name, value)
     kept: dict[str, Any] = {}
     left = MAX_BYTES
     for name, value in {**usual, **{name: value for name, value in given.items() if name not in usual}}.items():
@@ -110,7 +110,7 @@ def described(found: Iterable[tuple[object, object]]) -> dict[str, Any]:
     return kept
 
 
-def put_right(name: str, value: Any) -> Any:
+def normalise(name: str, value: Any) -> Any:
     if name == "keywords":
         words = re.split("[,;]", value) if isinstance(value, str) else listed(value)
         return [word.strip() if isinstance(word, str) else word for word in words if word not in ("", " ")]
@@ -146,7 +146,7 @@ def plain(value: object, depth: int = 1) -> Any:
     return None
 
 
-def dated(metadata: Mapping[str, Any]) -> datetime | None:
+def document_date(metadata: Mapping[str, Any]) -> datetime | None:
     """The document's own date, in UTC: the first of DATES that can be understood. Days and months begin at midnight in UTC."""
     return next((moment for name in DATES if (moment := read_date(metadata.get(name)))), None)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from shared.errors import UnreadableError
 from shared.models import Parsed
-from worker.parsing.blocks import Writer
+from worker.parsing.blocks import Blocks
 from worker.parsing.metadata import stamps
 from worker.parsing.ooxml import Archive
 from worker.parsing.text import clean_title, first_title
@@ -21,8 +21,8 @@ def parse_office(data: bytes, name: str, format: str, max_text_chars: int) -> Pa
     from worker.parsing.xlsx import read_xlsx
 
     archive = Archive(data, name, format)
-    writer = Writer()
-    readers: dict[str, Callable[[Archive, Writer, str, int], str | None]] = {
+    writer = Blocks()
+    readers: dict[str, Callable[[Archive, Blocks, str, int], str | None]] = {
         "docx": read_docx,
         "pptx": read_pptx,
         "xlsx": read_xlsx,

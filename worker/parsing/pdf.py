@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.errors import UnreadableError
 from shared.models import Parsed
-from worker.parsing.blocks import MAX_PAGES, Writer, refuse_pages
+from worker.parsing.blocks import MAX_PAGES, Blocks, refuse_pages
 from worker.parsing.metadata import stamps
 from worker.parsing.text import clean_title, first_title
 
@@ -123,7 +123,7 @@ def parse_pdf(data: bytes, name: str, max_text_chars: int) -> Parsed:
             f"{name} is a PDF that is damaged or cut off; copy it again, or print it to a new PDF and drop that."
         ) from error
     refuse_pages(result.total_pages, name)
-    writer = write(tame([block for page in result.pages for block in page_blocks(page)]))
+    writer = write(correct_headings([block for page in result.pages for block in page_blocks(page)]))
     text = writer.text()
     if not any(character.isalnum() for character in text):
         pages = f"{result.total_pages} page{'s' if result.total_pages != 1 else ''} of pictures"
@@ -195,7 +195,7 @@ def plain_math(tex: str) -> str:
     return re.sub(r"([_^])\{([^{}]*)\}", r"\1\2", tex).replace("\\", "").lstrip("_^").strip()
 
 
-def tame(blocks: list[Block]) -> list[Block]:
+def correct_headings(blocks: list[Block]) -> list[Block]:
     """Put headings right: liteparse finds too many, splits long ones, and guesses their levels by size alone."""
     shapes = Counter(re.sub(r"\d+", "0", block.text.strip()) for block in blocks if block.kind == "heading")
     tamed: list[Block] = []
@@ -270,8 +270,8 @@ def is_heading(title: str, shapes: Counter[str]) -> bool:
     return shapes[re.sub(r"\d+", "0", title)] < 4 or bool(NUMBERED.match(title))
 
 
-def write(blocks: list[Block]) -> Writer:
-    writer = Writer()
+def write(blocks: list[Block]) -> Blocks:
+    writer = Blocks()
     page = 0
     for block in blocks:
         if block.page != page:

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from worker.parsing.blocks import Writer, cell_text
+from worker.parsing.blocks import Blocks, cell_text
 from worker.parsing.ooxml import WRAPPERS, Archive, attribute, child, count, inside, local, relation_id
 
 CHROME = {"sldNum", "dt", "ftr", "hdr", "sldImg"}
 TITLES = {"title", "ctrTitle"}
 
 
-def read_pptx(archive: Archive, writer: Writer, main: str, max_text_chars: int) -> str | None:
+def read_pptx(archive: Archive, writer: Blocks, main: str, max_text_chars: int) -> str | None:
     """Write the slides in their order; the text of the first slide's title."""
     relations = archive.relations(main)
     slides = child(archive.xml(main), "sldIdLst")
@@ -24,7 +24,7 @@ def read_pptx(archive: Archive, writer: Writer, main: str, max_text_chars: int) 
     return title
 
 
-def read_slide(archive: Archive, writer: Writer, part: str) -> str | None:
+def read_slide(archive: Archive, writer: Blocks, part: str) -> str | None:
     tree = child(archive.xml(part), "cSld", "spTree")
     relations = archive.relations(part)
     shapes = list(shapes_in(tree)) if tree is not None else []
@@ -81,7 +81,7 @@ def paragraph_text(paragraph: Any) -> str:
     return "".join(parts).replace("\v", "\n")
 
 
-def write_body(writer: Writer, shape: Any) -> None:
+def write_body(writer: Blocks, shape: Any) -> None:
     found = paragraphs(shape)
     listed = placeholder(shape) in ("body", "obj") and len(found) > 1
     numbers: dict[int, int] = {}
@@ -111,7 +111,7 @@ def automatic(number: int, scheme: str) -> str:
     return f"{text})" if scheme.endswith("ParenR") else f"{text}."
 
 
-def write_frame(archive: Archive, writer: Writer, frame: Any, relations: dict[str, tuple[str, str]]) -> None:
+def write_frame(archive: Archive, writer: Blocks, frame: Any, relations: dict[str, tuple[str, str]]) -> None:
     """Write a table, or the words of a diagram."""
     for table in inside(frame, "tbl"):
         rows = []
@@ -129,7 +129,7 @@ def write_frame(archive: Archive, writer: Writer, frame: Any, relations: dict[st
                     writer.block(f"- {text}", "item")
 
 
-def write_notes(archive: Archive, writer: Writer, part: str) -> None:
+def write_notes(archive: Archive, writer: Blocks, part: str) -> None:
     tree = child(archive.xml(part), "cSld", "spTree")
     for shape in shapes_in(tree) if tree is not None else ():
         if placeholder(shape) == "body":

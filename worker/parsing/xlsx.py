@@ -7,7 +7,7 @@ from typing import Any
 from lxml import etree  # type: ignore[import-untyped]
 
 from shared.errors import UnreadableError
-from worker.parsing.blocks import Writer, cell_text
+from worker.parsing.blocks import Blocks, cell_text
 from worker.parsing.ooxml import XML_LIMITS, Archive, attribute, inside, local, relation_id
 
 DATE_FORMATS = {*range(14, 23), *range(27, 37), *range(45, 48), *range(50, 59)}
@@ -16,7 +16,7 @@ PERCENT_FORMATS = {9: 0, 10: 2}
 Row = dict[int, str]
 
 
-def read_xlsx(archive: Archive, writer: Writer, main: str, max_text_chars: int) -> str | None:
+def read_xlsx(archive: Archive, writer: Blocks, main: str, max_text_chars: int) -> str | None:
     """Write every sheet that has cells with text. A workbook's title is only in its properties."""
     book = archive.xml(main)
     relations = archive.relations(main)
@@ -37,7 +37,7 @@ def read_xlsx(archive: Archive, writer: Writer, main: str, max_text_chars: int) 
     return None
 
 
-def write_sheet(archive: Archive, writer: Writer, name: str, part: str, values: "Values", max_text_chars: int) -> None:
+def write_sheet(archive: Archive, writer: Blocks, name: str, part: str, values: "Values", max_text_chars: int) -> None:
     rows: list[Row] = []
     last, titled = 0, False
     for number, row in read_rows(archive, part, values, 2 * max_text_chars):
@@ -52,7 +52,7 @@ def write_sheet(archive: Archive, writer: Writer, name: str, part: str, values: 
     write_rows(writer, rows)
 
 
-def write_rows(writer: Writer, rows: list[Row]) -> None:
+def write_rows(writer: Blocks, rows: list[Row]) -> None:
     while len(rows) > 1 and len(rows[0]) == 1 and any(len(row) > 1 for row in rows):  # a caption over the table
         writer.block(*rows.pop(0).values())
     columns = sorted({column for row in rows for column in row})

@@ -18,11 +18,11 @@ import gitmatch
 from shared.errors import PermanentError, TransientError, UnreadableError
 from shared.log import log
 from worker.source.file_system import file_system, is_remote
-from worker.source.ignore import _RULES_BYTES, RULES, _Chain, _ignored, _Rules, _text
+from worker.source.ignore import RULES, RULES_BYTES, Chain, Rules, is_ignored, rules_text
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundFile:
     """A file of a source. `revision`: "maybe changed"; `modified`: seconds since the epoch."""
 
     key: str
@@ -35,7 +35,7 @@ class Found:
 class Listing:
     """What a look found. `closed`: keys of files and folders that could not be looked into; `folders`: seen, the root included."""
 
-    found: list[Found]
+    found: list[FoundFile]
     closed: list[str]
     folders: int
 
@@ -54,7 +54,7 @@ class FolderSource:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._rules_read: dict[str, tuple[tuple[int, ...], _Chain]] = {}
+        self._rules_read: dict[str, tuple[tuple[int, ...], Chain]] = {}
         self._said: set[str] = set()
         self._remote: dict[int, bool] = {}
 
@@ -66,9 +66,9 @@ class FolderSource:
         Raises PermanentError when the root is missing, closed or another folder at the end: nothing may be concluded from that.
         """
         before = self.identity()
-        found: list[Found] = []
+        found: list[FoundFile] = []
         closed: list[str] = []
-        stack: list[tuple[str, str, _Chain]] = []
+        stack: list[tuple[str, str, Chain]] = []
         folders = 0
         for key in _topmost({""} if below is None else set(below)):
             try:
@@ -99,7 +99,7 @@ class FolderSource:
                 child, child_key = _join(names, entry.name), _join(key, encode(entry.name))
                 try:
                     is_dir = entry.is_dir(follow_symlinks=False)
-                    if _ignored(child, entry.name, is_dir, chain):
+                    if is_ignored(child, entry.name, is_dir, chain):
                         continue
                     if is_dir:
                         stack.append((child, child_key, chain))
@@ -208,24 +208,24 @@ class FolderSource:
             with os.scandir(self._full(names)) as scan:
                 for entry in scan:
                     is_dir = entry.is_dir(follow_symlinks=False)
-                    if entry.name == RULES or not _ignored(_join(names, entry.name), entry.name, is_dir, chain):
+                    if entry.name == RULES or not is_ignored(_join(names, entry.name), entry.name, is_dir, chain):
                         yield entry
 
-    def _chain(self, key: str) -> _Chain | None:
+    def _chain(self, key: str) -> Chain | None:
         """The rules that hold in the folder of this key; None when it is ignored. Raises OSError when rules cannot be read."""
-        chain: _Chain = ()
+        chain: Chain = ()
         above = ""
         names = self._names(key)
         for name in names.split("/") if names else ():
             chain = self._rules(above) + chain
             here = _join(above, name)
             is_dir = here != names or (bool(chain) and self._is_dir(here))
-            if _ignored(here, name, is_dir, chain):
+            if is_ignored(here, name, is_dir, chain):
                 return None
             above = here
         return chain
 
-    def _rules(self, folder: str) -> _Chain:
+    def _rules(self, folder: str) -> Chain:
         """What the folder's own file says, read again when it changed. Raises OSError when there is one that cannot be read."""
         path = os.path.join(self._full(folder), RULES)
         try:
@@ -239,9 +239,9 @@ class FolderSource:
         if known and known[0] == stamp:
             return known[1]
         try:
-            if status.st_size > _RULES_BYTES:
-                raise OSError(errno.EFBIG, f"it is larger than {_RULES_BYTES:,} bytes")
-            lines = _text(Path(path).read_bytes()).split("\n")
+            if status.st_size > RULES_BYTES:
+                raise OSError(errno.EFBIG, f"it is larger than {RULES_BYTES:,} bytes")
+            lines = rules_text(Path(path).read_bytes()).split("\n")
         except OSError as error:
             self._say(f"{path} cannot be read ({error.strerror}): its folder is left as it is until it can be.")
             raise
@@ -259,7 +259,7 @@ class FolderSource:
                 self._say(
                     f"{path}, line {number}: the pattern {line!r} is not understood and left out; the others hold."
                 )
-        chain = (_Rules(len(folder) + 1 if folder else 0, tuple(reversed(patterns))),) if patterns else ()
+        chain = (Rules(len(folder) + 1 if folder else 0, tuple(reversed(patterns))),) if patterns else ()
         self._rules_read[folder] = stamp, chain
         return chain
 
@@ -341,8 +341,8 @@ def revision(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns}-{status.st_size}"
 
 
-def _found(key: str, status: os.stat_result) -> Found:
-    return Found(key, revision(status), status.st_size, status.st_mtime)
+def _found(key: str, status: os.stat_result) -> FoundFile:
+    return FoundFile(key, revision(status), status.st_size, status.st_mtime)
 
 
 def _join(above: str, name: str) -> str:

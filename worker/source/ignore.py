@@ -49,21 +49,21 @@ _IGNORED = re.compile("|".join(fnmatch.translate(pattern) for pattern in IGNORED
 
 _NEVER = (".git", RULES)  # whatever a rule says: one is no document, in the other none is readable
 
-_RULES_BYTES = 1_000_000
+RULES_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Rules:
+class Rules:
     """The rules of one folder, last line first. `start`: where a path relative to the root becomes relative to that folder."""
 
     start: int
     patterns: tuple[gitmatch.Pattern[str], ...]
 
 
-_Chain = tuple[_Rules, ...]  # what holds in a folder: its own rules, then its parent's, …
+Chain = tuple[Rules, ...]  # what holds in a folder: its own rules, then its parent's, …
 
 
-def _ignored(names: str, name: str, is_dir: bool, chain: _Chain) -> bool:
+def is_ignored(names: str, name: str, is_dir: bool, chain: Chain) -> bool:
     """Whether this entry is ignored, its parents not considered: the last matching line of the deepest file decides, as in git."""
     if name in _NEVER:
         return True
@@ -76,7 +76,7 @@ def _ignored(names: str, name: str, is_dir: bool, chain: _Chain) -> bool:
     return _IGNORED.match(name) is not None
 
 
-def _text(raw: bytes) -> str:
+def rules_text(raw: bytes) -> str:
     """A file of rules: UTF-8 (other bytes stand for themselves, as they do in names) or what Windows calls Unicode."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = raw.decode("utf-16", "replace")

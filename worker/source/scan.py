@@ -7,12 +7,12 @@ from collections.abc import Callable
 from shared.db import Connection
 from shared.errors import AskfolderError, PermanentError
 from shared.ledger import documents, generations, sources
-from shared.ledger.documents import Known
+from shared.ledger.documents import LedgerRow
 from shared.log import log
 from shared.settings import Settings
 from worker.indexing import index
-from worker.source.folder import FolderSource, Found
-from worker.source.guard import GUARDED_FILES, SECOND_LOOK_SECONDS, STILL_SECONDS, Held
+from worker.source.folder import FolderSource, FoundFile
+from worker.source.guard import GUARDED_FILES, SECOND_LOOK_SECONDS, STILL_SECONDS, NeedsConfirmation
 
 SETTLE_SECONDS = 0.4  # a file is taken when size and mtime have stood still for so long …
 UNSURE_SECONDS = 1.5  # … or for so long, where it cannot be told whether somebody has it open for writing
@@ -82,7 +82,7 @@ class Scanner:
                 return
             try:
                 self._guard(gone, len(found), identity, below is None)
-            except Held as held:
+            except NeedsConfirmation as held:
                 self._stop(str(held))
                 return
         active = generations.active(self.connection) if renamed else []
@@ -93,11 +93,11 @@ class Scanner:
         taken = {file.key for file in renamed.values()}
         new = sorted((f for f in changed if f.key not in taken and self._settled(f)), key=lambda f: -f.modified)
         rows = [(file.key, file.revision, file.size) for file in new]
-        documents.want(self.connection, self.source_id, rows[:CROWD])
+        documents.enqueue(self.connection, self.source_id, rows[:CROWD])
         for start in range(CROWD, len(rows), BATCH):
             self.meanwhile()
-            documents.want(self.connection, self.source_id, rows[start : start + BATCH], bulk=True)
-        documents.gone(self.connection, [row.id for row in gone])
+            documents.enqueue(self.connection, self.source_id, rows[start : start + BATCH], bulk=True)
+        documents.delete(self.connection, [row.id for row in gone])
         if rehash:
             documents.rebuild(
                 self.connection, [row.id for key, row in ledger.items() if self._altered(found.get(key), row)]
@@ -110,7 +110,7 @@ class Scanner:
                 f"{len(new)} new or changed, {len(renamed)} renamed, {len(gone)} gone", action="scan.done", **counts
             )
 
-    def _settled(self, file: Found) -> bool:
+    def _settled(self, file: FoundFile) -> bool:
         """Whether a new or changed file is whole, as far as can be told."""
         now = time.monotonic()
         was, since = self.unsettled.get(file.key, ("", now))
@@ -124,7 +124,7 @@ class Scanner:
         self.unsettled[file.key] = (file.revision, since)
         return False
 
-    def _altered(self, file: Found | None, row: Known) -> bool:
+    def _altered(self, file: FoundFile | None, row: LedgerRow) -> bool:
         """Whether a file that looks as it did (size and time) holds other bytes, or was read before metadata was looked for."""
         with contextlib.suppress(AskfolderError):
             return (
@@ -135,11 +135,13 @@ class Scanner:
             )
         return False
 
-    def _renamed(self, new: list[Found], missing: list[Known], found: dict[str, Found]) -> dict[int, Found]:
+    def _renamed(
+        self, new: list[FoundFile], missing: list[LedgerRow], found: dict[str, FoundFile]
+    ) -> dict[int, FoundFile]:
         """Document id → the new file that has the bytes of a document that is gone."""
-        renamed: dict[int, Found] = {}
+        renamed: dict[int, FoundFile] = {}
         gone = {row.id for row in missing}
-        twins = documents.twins(self.connection, self.source_id, {file.size for file in new}) if new else {}
+        twins = documents.same_size(self.connection, self.source_id, {file.size for file in new}) if new else {}
         for file in new:
             candidates = [
                 twin
@@ -154,7 +156,7 @@ class Scanner:
 
     # --- the delete guard ---
 
-    def _guard(self, gone: list[Known], files: int, identity: str, whole: bool) -> None:
+    def _guard(self, gone: list[LedgerRow], files: int, identity: str, whole: bool) -> None:
         """Raises Held when so much would be removed that something else than a person's tidying may be behind it."""
         lost = [row for row in gone if not self.source.ignores(row.key)]  # an ignore rule is a person's will
         if not lost:
@@ -163,17 +165,17 @@ class Scanner:
         go_on = "Nothing was changed. If that is right, run: askfolder reconcile --confirm"
         known = sources.identity(self.connection, self.source_id)
         if whole and len(lost) == total and known not in (None, identity):
-            raise Held(
+            raise NeedsConfirmation(
                 f"The folder {self.source.root} is another one than before (unmounted, or replaced), and none of its {total} documents "
                 f"is in it. {go_on}"
             )
         if len(lost) >= GUARDED_FILES and len(lost) * 100 > total * self.settings.guard_percent:
-            raise Held(
+            raise NeedsConfirmation(
                 f"{len(lost)} of the {total} documents of {self.source.root} are gone, more than {self.settings.guard_percent} % "
                 f"(ASKFOLDER_GUARD_PERCENT); {files} files are there. {go_on}"
             )
 
-    def _looks_again(self, gone: list[Known]) -> bool:
+    def _looks_again(self, gone: list[LedgerRow]) -> bool:
         """Removals are carried out only when they stand still: they may be the beginning of more. But not for ever."""
         now, (count, since, first) = time.monotonic(), self.removals
         if not gone:
