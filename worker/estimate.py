@@ -77,7 +77,7 @@ def estimate(settings: Settings, folder: Path, say: Callable[[int, int], None]) 
         raise SettingsError(f"There is no folder {folder}: name one that is there, or none for the inbox.")
     source = FolderSource(folder)
     listing = source.discover()
-    result = Estimate(str(folder), len(listing.found), sum(file.size for file in listing.found))
+    result = Estimate(str(folder), len(listing.files), sum(file.size for file in listing.files))
     closed = "It cannot be looked into: give this user the right to read it."
     result.unreadable.update(dict.fromkeys(listing.closed, closed))
     with (
@@ -90,7 +90,7 @@ def estimate(settings: Settings, folder: Path, say: Callable[[int, int], None]) 
         ) as parser,
     ):
         counting = _Counting(settings, embedder, result)
-        for done, file in enumerate(sorted(listing.found, key=lambda file: file.key)):
+        for done, file in enumerate(sorted(listing.files, key=lambda file: file.key)):
             say(done, result.files)
             name = file.key.rpartition("/")[2]
             try:

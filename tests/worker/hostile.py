@@ -96,7 +96,7 @@ def office_bombs() -> dict[str, tuple[bytes, str]]:
             again(workbook("", {"xl/a.xml": spaces}), "xl/a.xml", 40),
             far_more,
         ),
-        "nested-bomb.docx": (nested(5), "zip archive without a word document"),
+        "nested-bomb.docx": (nested(5), "zip archive without a word file"),
         "unnamed-bomb.docx": (
             claim(
                 package(
@@ -170,14 +170,14 @@ def office_broken() -> dict[str, tuple[bytes, str]]:
     return {
         "deep.docx": (document(deep), "nested too deeply"),
         "deep.xlsx": (workbook("<row>" + "<c>" * 200_000), "nested too deeply"),
-        "cut.docx": (whole[:-40], "damaged or cut off"),
+        "cut.docx": (whole[:-40], "damaged or incomplete"),
         "cut-inside.docx": (package({"word/document.xml": f"<w:document {WORD}><w:body><w:p>"}), "damaged inside"),
-        "absurd-directory.docx": (absurd, "damaged or cut off"),
+        "absurd-directory.docx": (absurd, "damaged or incomplete"),
         "absurd-size.docx": (claim(whole, "word/document.xml", 100, 0xFFFFFFFE), "unpacks to far more"),
         "flipped-bits.docx": (bytes(flipped), "damaged"),
         "locked-part.docx": (bytes(locked), "password"),
         "locked.docx": (ole, "password"),
-        "no-document.docx": (package({"[Content_Types].xml": "<Types/>"}), "zip archive without a word document"),
+        "no-document.docx": (package({"[Content_Types].xml": "<Types/>"}), "zip archive without a word file"),
         "no-main-part.docx": (package({"word/documentation.xml": "<x/>"}), "damaged inside"),
         "own-slide.pptx": (
             presentation(
@@ -185,8 +185,8 @@ def office_broken() -> dict[str, tuple[bytes, str]]:
             ),
             "no text in it",
         ),
-        "junk.docx": (junk(20_000), "no word file inside"),
-        "junk-in-zip.xlsx": (b"PK\x03\x04" + junk(20_000), "damaged or cut off"),
+        "junk.docx": (junk(20_000), "is not a valid word file"),
+        "junk-in-zip.xlsx": (b"PK\x03\x04" + junk(20_000), "damaged or incomplete"),
         "empty.docx": (b"", "is empty"),
     }
 
@@ -281,7 +281,7 @@ def claim(data: bytes, part: str, packed: int, unpacked: int) -> bytes:
 
 def pdfs() -> dict[str, tuple[bytes, str]]:
     catalog = "<</Type/Catalog/Pages 2 0 R>>"
-    damaged = "damaged or cut off"
+    damaged = "damaged or incomplete"
     encrypt = f"/Encrypt 5 0 R/ID[({'a' * 16})({'a' * 16})]"
     standard = f"<</Filter/Standard/V 1/R 2/P -4/O({'A' * 32})/U({'B' * 32})>>"
     whole = pdf(one_page())
@@ -302,7 +302,7 @@ def pdfs() -> dict[str, tuple[bytes, str]]:
         ),
         "cut.pdf": (whole[:100], damaged),
         "locked.pdf": (pdf([*one_page(), standard], encrypt), "password"),
-        "junk.pdf": (junk(20_000), "no pdf file inside"),
+        "junk.pdf": (junk(20_000), "is not a valid pdf"),
         "junk-inside.pdf": (b"%PDF-1.7\n" + junk(200_000), damaged),
     }
 

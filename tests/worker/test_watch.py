@@ -216,9 +216,9 @@ def test_root_is_a_link(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_dead_watcher_is_started_again(root: Path, watch: Watch) -> None:
-    assert watch._observer
-    watch._observer.stop()
-    watch._observer.join()
+    assert watch.observer
+    watch.observer.stop()
+    watch.observer.join()
     assert not watch.alive()
     until(lambda: lost(watch), 4)
     (root / "a.md").write_text("x")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shared.errors import PermanentError, TransientError, UnreadableError
 from worker.source.ignore import RULES, Chain, IgnoreRules, is_ignored
-from worker.source.paths import ancestors, decode, encode, full_path, join
+from worker.source.paths import ancestors, decode, encode, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class FolderSource:
         """Add a folder's files to the listing and return its subfolders."""
         try:
             chain = self.rules.rules(folder.path) + folder.chain
-            with os.scandir(full_path(self.root, folder.path)) as scan:
+            with os.scandir(os.path.join(self.root, folder.path)) as scan:
                 entries = list(scan)
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -171,11 +171,6 @@ class FolderSource:
 
     # --- keys and paths ---
 
-    def key(self, path: Path) -> str:
-        """Return the key of a path below the root."""
-        relative = os.path.relpath(path, self.root)
-        return encode(relative) if relative != "." else ""
-
     def path(self, key: str) -> Path:
         return self.root / decode(self.root, key)
 
@@ -184,18 +179,18 @@ class FolderSource:
         try:
             if not path:
                 return os.stat(self.root)
-            return None if self._behind_link(path) else os.lstat(full_path(self.root, path))
+            return None if self._behind_link(path) else os.lstat(os.path.join(self.root, path))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def _behind_link(self, path: str) -> bool:
-        return any(os.path.islink(full_path(self.root, folder)) for folder in ancestors(path))
+        return any(os.path.islink(os.path.join(self.root, folder)) for folder in ancestors(path))
 
     def _regular_file(self, key: str) -> os.stat_result:
         """Return a file's status. Raises TransientError if it is missing, UnreadableError if it is not regular."""
         path = decode(self.root, key)
         try:
-            status = os.lstat(full_path(self.root, path))
+            status = os.lstat(os.path.join(self.root, path))
         except OSError as error:
             raise TransientError(f"{key} no longer exists ({error.strerror}).", retry_after=2) from None
         if not stat.S_ISREG(status.st_mode) or self._behind_link(path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import gitmatch
 
 from shared.log import log
-from worker.source.paths import ancestors, decode, full_path, join
+from worker.source.paths import ancestors, decode, join
 
 RULES = ".askfolderignore"  # in any folder; a later line or a deeper file overrides, the defaults come first
 RULES_BYTES = 1_000_000
@@ -57,7 +57,7 @@ class IgnoreRules:
         chain = self.chain(folder)
         if chain is not None:
             chain = self.rules(folder) + chain
-            with os.scandir(full_path(self.root, folder)) as scan:
+            with os.scandir(os.path.join(self.root, folder)) as scan:
                 for entry in scan:
                     is_dir = entry.is_dir(follow_symlinks=False)
                     if entry.name == RULES or not is_ignored(join(folder, entry.name), is_dir, chain):
@@ -77,7 +77,7 @@ class IgnoreRules:
 
     def rules(self, folder: str) -> Chain:
         """Return the rules of the folder's own file, () if it has none. Raises OSError if the file cannot be read."""
-        path = os.path.join(full_path(self.root, folder), RULES)
+        path = os.path.join(self.root, folder, RULES)
         try:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -116,7 +116,7 @@ class IgnoreRules:
 
     def _is_dir(self, path: str) -> bool:
         try:
-            return stat.S_ISDIR(os.lstat(full_path(self.root, path)).st_mode)
+            return stat.S_ISDIR(os.lstat(os.path.join(self.root, path)).st_mode)
         except OSError:
             return False
 

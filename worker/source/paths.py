@@ -23,10 +23,6 @@ def decode(root: Path, key: str) -> str:
     return os.fsdecode(decoded.encode("utf-8", "surrogateescape"))
 
 
-def full_path(root: Path, relative: str) -> str:
-    return os.path.join(root, relative) if relative else os.fspath(root)
-
-
 def join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
