@@ -148,12 +148,10 @@ def want_generation(settings: Settings, connection: Connection) -> None:
 
 def wait_for_turn(settings: Settings, connection: Connection) -> None:
     """Return once this process is the only producer of the folder."""
-    standing_by = False
-    while not sources.serve(connection, "folder", str(settings.inbox)):
-        if not standing_by:
-            log.info(f"Another producer serves {settings.inbox}; this one stands by", action="producer.stands_by")
-        standing_by = True
-        time.sleep(1)
+    if not sources.serve(connection, "folder", str(settings.inbox)):
+        log.info(f"Another producer serves {settings.inbox}; this one stands by", action="producer.stands_by")
+        while not sources.serve(connection, "folder", str(settings.inbox)):
+            time.sleep(1)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import stat
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import import_module
 from typing import Any, BinaryIO
 
@@ -77,16 +77,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         parsed = parse_file(request["path"], name, request["max_text_chars"])
         # asdict would copy each value, which takes longer than parsing a small file.
-        return {
-            "text": parsed.text,
-            "format": parsed.format,
-            "kind": parsed.kind,
-            "title": parsed.title,
-            "headings": [(heading.start, heading.level, heading.title) for heading in parsed.headings],
-            "pages": parsed.pages,
-            "metadata": parsed.metadata,
-            "dated": parsed.dated.isoformat() if parsed.dated else None,
-        }
+        values = {field.name: getattr(parsed, field.name) for field in fields(parsed)}
+        headings = [(heading.start, heading.level, heading.title) for heading in parsed.headings]
+        return values | {"headings": headings, "dated": parsed.dated.isoformat() if parsed.dated else None}
     except UnreadableError as error:
         return {"error": "unreadable", "message": str(error)}
     except PermissionError:

@@ -195,16 +195,14 @@ class Numbering:
                 continue
             identity = attribute(number, "numId") or ""
             list_id = value_of(number, "abstractNumId") or ""
-            levels = read_levels(abstract.get(list_id))
-            restarts: dict[int, int] = {}
+            self.levels[identity] = read_levels(abstract.get(list_id))
+            self.list_of[identity] = list_id
+            self.restarts[identity] = {}
             for override in number:
                 start = value_of(override, "startOverride")
                 depth = attribute(override, "ilvl") or "0"
                 if local(override) == "lvlOverride" and start and start.isdigit() and depth.isdigit():
-                    restarts[int(depth)] = int(start)
-            self.levels[identity] = levels
-            self.list_of[identity] = list_id
-            self.restarts[identity] = restarts
+                    self.restarts[identity][int(depth)] = int(start)
 
     def marker(self, number_id: str, depth: int) -> str:
         """Return the marker of the next item: "-" for bullets, "" if the list is unknown."""

@@ -1,5 +1,6 @@
 """Metadata of documents: front matter and properties as bounded JSON, with normalised names."""
 
+import contextlib
 import json
 import math
 import re
@@ -160,10 +161,8 @@ def read_date(value: object) -> datetime | None:
 def written_date(text: str) -> datetime:
     """Parse "3 March 2024" and the like, or the date of a mail. Raises ValueError."""
     for form in WRITTEN:
-        try:
+        with contextlib.suppress(ValueError):
             return datetime.strptime(text, form)
-        except ValueError:
-            continue
     return parsedate_to_datetime(text)
 
 

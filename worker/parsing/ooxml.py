@@ -131,10 +131,7 @@ def local(element: Any) -> str:
 
 
 def attribute(element: Any, name: str) -> str | None:
-    for key, value in element.attrib.items():
-        if key.rpartition("}")[2] == name:
-            return str(value)
-    return None
+    return next((str(value) for key, value in element.attrib.items() if key.rpartition("}")[2] == name), None)
 
 
 def relation_id(element: Any) -> str:
@@ -145,15 +142,14 @@ def relation_id(element: Any) -> str:
 def child(element: Any, *path: str) -> Any | None:
     """Return the first child of a name, then its child, and so on; None if one is missing."""
     for name in path:
-        element = next((inner for inner in element if local(inner) == name), None)
-        if element is None:
-            return None
+        if element is not None:
+            element = next((inner for inner in element if local(inner) == name), None)
     return element
 
 
 def value_of(element: Any | None, *path: str) -> str | None:
     """Return the val attribute of a descendant."""
-    element = child(element, *path) if element is not None else None
+    element = child(element, *path)
     return attribute(element, "val") if element is not None else None
 
 

@@ -14,7 +14,7 @@ import threading
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import psutil
 
@@ -32,15 +32,16 @@ CHILD_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PAT
 OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+_NO_PERMISSION = "{} may not be opened by the user that askfolder runs as; give that user read permission (chmod +r)."
+_VANISHED = "{} could not be opened or disappeared while it was read ({}); it is tried again later."
+_CRASHED = "{} crashed the parser ({}); open it in the program that made it, save it again and drop it again."
+
+
 class _Died(Exception):
     """The child ended before its reply was complete, or the reply is invalid."""
 
 
-class _TooLong(Exception):
-    """The child announced a longer reply than a document within the limits can have."""
-
-
-class Parser:
+class Parser(contextlib.AbstractContextManager["Parser"]):
     """Parses one document at a time in a long-lived child process, which is replaced after a crash or a timeout.
 
     `memory_bytes`: resident memory of the child. `seconds`: wall time for one document. `child`: the process, if any.
@@ -64,9 +65,6 @@ class Parser:
         self._owner = 0
         self._lock = threading.Lock()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -85,14 +83,44 @@ class Parser:
         }
         with self._lock:
             try:
-                reply = self._ask(request, name)
+                reply = self._ask(request)
             except BaseException:
                 # A late reply would be taken for the next document's.
                 self._stop()
                 raise
             if reply.get("error") == "memory" or self._resident() > self.memory_bytes // 2:
                 self._stop()
-        return _result(reply, name, self.memory_bytes)
+        return self._result(reply, name)
+
+    def _result(self, reply: dict[str, Any], name: str) -> Parsed:
+        if detail := reply.get("detail"):
+            log.info(f"Parsing {name} failed: {detail}", action="parse.failed")
+        match reply.get("error"):
+            case None:
+                try:
+                    headings = tuple(Heading(*heading) for heading in reply["headings"])
+                    pages = tuple((start, number) for start, number in reply["pages"])
+                    dated = datetime.fromisoformat(reply["dated"]) if reply["dated"] else None
+                    return Parsed(
+                        **reply
+                        | {"headings": headings, "pages": pages, "metadata": dict(reply["metadata"]), "dated": dated}
+                    )
+                except (KeyError, TypeError, ValueError) as error:
+                    raise UnreadableError(_CRASHED.format(name, INVALID)) from error
+            case "unreadable":
+                raise UnreadableError(reply["message"])
+            case "permission":
+                raise UnreadableError(_NO_PERMISSION.format(name))
+            case "memory":
+                raise self._too_much_memory(name)
+            case _:
+                raise TransientError(_VANISHED.format(name, reply.get("message")))
+
+    def _too_much_memory(self, name: str) -> UnreadableError:
+        return UnreadableError(
+            f"{name} needs more than {self.memory_bytes / (1 << 20):,.0f} MB of memory to read; it was given up. "
+            "Split it, or raise ASKFOLDER_PARSE_MEMORY_MB."
+        )
 
     def close(self) -> None:
         """End the child; the next `parse` starts a new one."""
@@ -103,17 +131,17 @@ class Parser:
         try:
             size = path.stat().st_size
         except PermissionError as error:
-            raise UnreadableError(_no_permission(name)) from error
+            raise UnreadableError(_NO_PERMISSION.format(name)) from error
         except OSError as error:
-            raise TransientError(_vanished(name, error)) from error
+            raise TransientError(_VANISHED.format(name, error)) from error
         if size > self.max_file_bytes:
             raise UnreadableError(
                 f"{name} is {size / (1 << 20):,.1f} MB large, the limit is {self.max_file_bytes / (1 << 20):,.1f} MB; "
                 "split it, or raise ASKFOLDER_MAX_FILE_MB."
             )
 
-    def _ask(self, request: dict[str, Any], name: str) -> dict[str, Any]:
-        deadline = time.monotonic() + self.seconds
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        name, deadline = request["name"], time.monotonic() + self.seconds
         try:
             # The first child may have been ended from outside, even before this document.
             if reply := self._exchange(request, deadline) or self._exchange(request, deadline):
@@ -125,14 +153,9 @@ class Parser:
                 "Split it, or raise ASKFOLDER_PARSE_SECONDS."
             ) from error
         except MemoryError as error:
-            raise UnreadableError(_too_much_memory(name, self.memory_bytes)) from error
-        except _TooLong as error:
-            raise UnreadableError(
-                f"{name} made the parser answer with {error}, far more than its text may take; it was given up. "
-                "Split it, or raise ASKFOLDER_MAX_TEXT_MB."
-            ) from error
+            raise self._too_much_memory(name) from error
         except _Died as error:
-            raise UnreadableError(_crashed(name, str(error))) from error
+            raise UnreadableError(_CRASHED.format(name, error)) from error
 
     def _exchange(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
         """Send a request and return the reply, None if the child was ended from outside."""
@@ -142,7 +165,7 @@ class Parser:
             assert child.stdin is not None
             message = json.dumps(request).encode("ascii")
             child.stdin.write(len(message).to_bytes(8, "big") + message)
-            received = self._receive(child, deadline)
+            received = self._receive(child, request["name"], deadline)
         except (_Died, BrokenPipeError) as error:
             try:
                 code = child.wait(POLL_SECONDS * 20)
@@ -156,19 +179,19 @@ class Parser:
             if -code == signal.SIGABRT and self.peak_bytes > self.memory_bytes // 2:
                 raise MemoryError from error  # libraries abort when they get no memory
             raise _Died(_exit_reason(code)) from error
-        try:
-            reply = json.loads(received)
-        except (ValueError, RecursionError) as error:
-            raise _Died(INVALID) from error
-        if not isinstance(reply, dict):
-            raise _Died(INVALID)
-        return reply
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(reply := json.loads(received), dict):
+                return reply
+        raise _Died(INVALID)
 
-    def _receive(self, child: subprocess.Popen[bytes], deadline: float) -> bytearray:
+    def _receive(self, child: subprocess.Popen[bytes], name: str, deadline: float) -> bytearray:
         length = int.from_bytes(self._read_exactly(child, 8, deadline), "big")
         # In JSON a character takes up to six bytes, and it may stand in the text and in a heading.
         if length > 12 * self.max_text_chars + REPLY_SPARE:
-            raise _TooLong(f"{length / 1e6:,.0f} MB")
+            raise UnreadableError(
+                f"{name} made the parser answer with {length / 1e6:,.0f} MB, far more than its text may take; "
+                "it was given up. Split it, or raise ASKFOLDER_MAX_TEXT_MB."
+            )
         return self._read_exactly(child, length, deadline)
 
     def _read_exactly(self, child: subprocess.Popen[bytes], count: int, deadline: float) -> bytearray:
@@ -218,10 +241,8 @@ class Parser:
         child, self.child = self.child, None
         if child is None:
             return
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.close()
-        child.stdout.close()
+        for pipe in filter(None, (child.stdin, child.stdout)):
+            pipe.close()
         if self._owner != os.getpid():  # inherited by a fork: only the parent may kill it and wait for it
             child.returncode = 0
             return
@@ -237,57 +258,10 @@ class Parser:
         return 0
 
 
-def _result(reply: dict[str, Any], name: str, memory_bytes: int) -> Parsed:
-    if reply.get("detail"):
-        log.info(f"Parsing {name} failed: {reply['detail']}", action="parse.failed")
-    match reply.get("error"):
-        case None:
-            try:
-                return Parsed(
-                    text=reply["text"],
-                    format=reply["format"],
-                    kind=reply["kind"],
-                    title=reply["title"],
-                    headings=tuple(Heading(*heading) for heading in reply["headings"]),
-                    pages=tuple((start, number) for start, number in reply["pages"]),
-                    metadata=dict(reply["metadata"]),
-                    dated=datetime.fromisoformat(reply["dated"]) if reply["dated"] else None,
-                )
-            except (KeyError, TypeError, ValueError) as error:
-                raise UnreadableError(_crashed(name, INVALID)) from error
-        case "unreadable":
-            raise UnreadableError(reply["message"])
-        case "permission":
-            raise UnreadableError(_no_permission(name))
-        case "memory":
-            raise UnreadableError(_too_much_memory(name, memory_bytes))
-        case _:
-            raise TransientError(_vanished(name, reply.get("message")))
-
-
 def _printable(name: str) -> str:
     """Return a name on one line, without characters that PostgreSQL refuses."""
     name = name.encode("utf-8", "replace").decode("utf-8")
     return "".join(character if character.isprintable() else "\ufffd" for character in name)
-
-
-def _no_permission(name: str) -> str:
-    return f"{name} may not be opened by the user that askfolder runs as; give that user read permission (chmod +r)."
-
-
-def _vanished(name: str, reason: object) -> str:
-    return f"{name} could not be opened or disappeared while it was read ({reason}); it is tried again later."
-
-
-def _crashed(name: str, how: str) -> str:
-    return f"{name} crashed the parser ({how}); open it in the program that made it, save it again and drop it again."
-
-
-def _too_much_memory(name: str, memory_bytes: int) -> str:
-    return (
-        f"{name} needs more than {memory_bytes / (1 << 20):,.0f} MB of memory to read; it was given up. "
-        "Split it, or raise ASKFOLDER_PARSE_MEMORY_MB."
-    )
 
 
 def _exit_reason(code: int) -> str:

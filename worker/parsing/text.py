@@ -1,6 +1,7 @@
 """Text formats, kept verbatim (Markdown, reStructuredText, text, CSV, code), and their encodings."""
 
 import codecs
+import contextlib
 import re
 from collections.abc import Iterator
 
@@ -53,10 +54,8 @@ def decode(data: bytes, name: str, declared: str | None = None) -> str:
     if len(sample.translate(None, CONTROLS)) < 0.95 * len(sample):
         raise not_text(name)
     if declared:
-        try:
+        with contextlib.suppress(UnicodeDecodeError, LookupError):
             return storable(data.decode(declared))
-        except (UnicodeDecodeError, LookupError):
-            pass
     try:
         return storable(data.decode("utf-8"))
     except UnicodeDecodeError:
@@ -73,10 +72,8 @@ def decode_legacy(data: bytes, name: str) -> str:
     letters = sum(byte in b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" for byte in data[:SAMPLE])
     high = sum(byte > 127 for byte in data[:SAMPLE])
     if high < letters + 8:
-        try:
+        with contextlib.suppress(UnicodeDecodeError):
             return data.decode("cp1252")
-        except UnicodeDecodeError:
-            pass
     from charset_normalizer import from_bytes
 
     best = from_bytes(data[:SAMPLE]).best()

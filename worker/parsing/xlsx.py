@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,7 +23,8 @@ def read_xlsx(archive: Archive, writer: Blocks) -> None:
     book = archive.xml(archive.main)
     relations = archive.relations(archive.main)
     parts = dict(relations.values())
-    strings = read_strings(archive, parts.get("sharedStrings", "xl/sharedStrings.xml"))
+    part = parts.get("sharedStrings", "xl/sharedStrings.xml")
+    strings = [rich_text(item) for item in archive.optional(part) if local(item) == "si"]
     styles = read_styles(archive.optional(parts.get("styles", "xl/styles.xml")))
     is_1904 = any(attribute(element, "date1904") in ("1", "true") for element in inside(book, "workbookPr"))
     epoch = datetime(1904, 1, 1) if is_1904 else datetime(1899, 12, 30)
@@ -62,14 +64,14 @@ def write_rows(writer: Blocks, rows: list[Row]) -> None:
             writer.block("| " + " | ".join(cell_text(row[column]) for column in sorted(row)) + " |", "item")
 
 
+@dataclass
 class Values:
-    """Converts a cell's stored value into its displayed text."""
+    """Converts a cell's stored value into its displayed text. `chars`: characters converted so far."""
 
-    def __init__(self, strings: list[str], styles: list[tuple[str, int]], epoch: datetime) -> None:
-        self.strings = strings
-        self.styles = styles
-        self.epoch = epoch
-        self.chars = 0
+    strings: list[str]
+    styles: list[tuple[str, int]]
+    epoch: datetime
+    chars: int = 0
 
     def text(self, cell: Any) -> str:
         kind = cell.get("t") or "n"
@@ -98,10 +100,6 @@ class Values:
         if form == "percent":
             return f"{value * 100:.{digits}f}%"
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.15g}"
-
-
-def read_strings(archive: Archive, part: str) -> list[str]:
-    return [rich_text(item) for item in archive.optional(part) if local(item) == "si"]
 
 
 def rich_text(element: Any) -> str:

@@ -1,6 +1,7 @@
 """Guard against removals that the user did not intend: an unmounted disk, a wrong folder, a deletion in progress."""
 
 import time
+from dataclasses import dataclass
 
 from shared.db import Connection
 from shared.ledger import documents, sources
@@ -16,16 +17,17 @@ class NeedsConfirmation(Exception):
     """The scan must not be applied until a person confirms it; the message gives the reason."""
 
 
+@dataclass
 class Guard:
     """Decides when the removals of a scan may be applied. `percent`: share of documents that may go unconfirmed."""
 
-    def __init__(self, connection: Connection, source: FolderSource, source_id: int, percent: float) -> None:
-        self.connection = connection
-        self.source = source
-        self.source_id = source_id
-        self.percent = percent
-        self._count = 0  # removals pending
-        self._since = self._first = 0.0  # since when as many, since when any
+    connection: Connection
+    source: FolderSource
+    source_id: int
+    percent: int
+    _count: int = 0  # removals pending
+    _since: float = 0.0  # since when as many
+    _first: float = 0.0  # since when any
 
     def is_pending(self, gone: list[LedgerRow]) -> bool:
         """Return True while more removals may follow: the number of missing documents changed a moment ago."""

@@ -69,7 +69,7 @@ class IgnoreRules:
         folder = ""
         for current in (*ancestors(path), path) if path else ():
             chain = self.rules(folder) + chain
-            is_dir = current != path or (bool(chain) and self._is_dir(current))
+            is_dir = current != path or (bool(chain) and _is_dir(os.path.join(self.root, current)))
             if is_ignored(current, is_dir, chain):
                 return None
             folder = current
@@ -114,16 +114,14 @@ class IgnoreRules:
                 self._warn(f"{path}, line {number}: the pattern {line!r} is invalid and skipped; the others apply.")
         return patterns
 
-    def _is_dir(self, path: str) -> bool:
-        try:
-            return stat.S_ISDIR(os.lstat(os.path.join(self.root, path)).st_mode)
-        except OSError:
-            return False
-
     def _warn(self, message: str) -> None:
         if message not in self._warnings:
             self._warnings.add(message)
             log.warning(message, action="rules.wrong")
+
+
+def _is_dir(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
 
 
 def is_ignored(path: str, is_dir: bool, chain: Chain) -> bool:

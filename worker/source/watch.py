@@ -47,13 +47,14 @@ EVENTS: list[type[FileSystemEvent]] = [
 class Watch:
     """Collects the keys that change below a source's root. Call `start`, scan, then `changed` again and again.
 
-    `observer`: watchdog's threads, None while the folder cannot be watched.
+    `observer`: watchdog's threads, None if the folder cannot be watched. `lost`: events may be lost, a full scan is due.
     """
 
     def __init__(self, source: FolderSource, mode: Literal["auto", "poll"]) -> None:
         self.source = source
         self.mode = mode
         self.observer: BaseObserver | None = None
+        self.lost = False
         self._root = ""  # resolved: a link itself has no events, and FSEvents reports real paths
         self._identity: tuple[int, int] | None = None
         self._error: OSError | None = None
@@ -62,7 +63,7 @@ class Watch:
         self._refused: set[str] = set()  # folders beyond the limit of watches
         self._left: dict[int, float] = {}  # number of a move out of a watched folder → when
         self._keys: set[str] = set()
-        self._lost = self._rules_changed = False
+        self._rules_changed = False
         self._news = threading.Condition()
 
     def start(self) -> None:
@@ -97,7 +98,7 @@ class Watch:
         if not self.alive() and time.monotonic() >= self._next_attempt:
             self._restart()
         with self._news:
-            self._news.wait_for(lambda: self._keys or self._lost or self._rules_changed, wait)
+            self._news.wait_for(lambda: self._keys or self.lost or self._rules_changed, wait)
             keys, self._keys = self._keys, set()
         # A folder that left the root stays watched, and watchdog fails when it comes back or another takes its name.
         moved_out = any(time.monotonic() - since > MOVE_SECONDS for since in self._left.copy().values())
@@ -105,15 +106,10 @@ class Watch:
             self._restart()
         return keys
 
-    @property
-    def lost(self) -> bool:
-        """True if events were lost, or may have been: a full scan is due."""
-        return self._lost
-
     def take_lost(self) -> bool:
         """Return `lost` and reset it."""
         with self._news:
-            lost, self._lost = self._lost, False
+            lost, self.lost = self.lost, False
         return lost
 
     def alive(self) -> bool:
@@ -204,7 +200,7 @@ class Watch:
 
     def _lose(self) -> None:
         with self._news:
-            self._lost = True
+            self.lost = True
             self._news.notify()
 
 
