@@ -213,7 +213,9 @@ def presentation(slides: int, parts: Parts, shown: int = 0) -> bytes:
     entries = "".join(f'<p:sldId r:id="s{number}"/>' for number in numbers)
     return package(
         {
-            "ppt/presentation.xml": f"<p:presentation {SLIDE} {RELATED}><p:sldIdLst>{entries}</p:sldIdLst></p:presentation>",
+            "ppt/presentation.xml": (
+                f"<p:presentation {SLIDE} {RELATED}><p:sldIdLst>{entries}</p:sldIdLst></p:presentation>"
+            ),
             "ppt/_rels/presentation.xml.rels": relations(
                 *((f"s{number}", "slide", f"slides/slide{number + 1}.xml") for number in range(slides))
             ),
@@ -314,7 +316,8 @@ def pdf(objects: Sequence[str | bytes], trailer: str = "") -> bytes:
         offsets.append(len(out))
         out += b"%d 0 obj" % number + (content if isinstance(content, bytes) else content.encode()) + b"endobj\n"
     table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
-    end = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer<</Size {len(objects) + 1}/Root 1 0 R{trailer}>>\n"
+    size = len(objects) + 1
+    end = f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer<</Size {size}/Root 1 0 R{trailer}>>\n"
     return out + f"{end}startxref\n{len(out)}\n%%EOF".encode()
 
 

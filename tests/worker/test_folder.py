@@ -1,4 +1,4 @@
-"""The folder as a source: keys, what is ignored, what is never followed, what cannot be concluded, who is still writing."""
+"""The folder as a source: keys, ignore rules, links, a missing root, files that are being written."""
 
 import hashlib
 import os
@@ -77,9 +77,10 @@ def test_names_stay_as_the_file_system_has_them(tmp_path: Path) -> None:
 # --- what is ignored ---
 
 DEFAULTS = """
-.hidden .git/y.md .DS_Store ._a.md .~lock.a.odt# .a.md.swp a.swp .#a.md #a.md# a.md~ ~$open.docx a.tmp ~WRL0001.tmp a.md.tmp.123.456 4913
-a.md.sb-1a2b3c4d-AbCdEf a.md___jb_tmp___ c.part c.crdownload c.pdf.download/c.pdf node_modules/x.md __MACOSX/x.md Thumbs.db THUMBS.DB
-$RECYCLE.BIN/x.md @eaDir/x.md .Trash-1000/files/x.md sub/node_modules/deep/x.md
+.hidden .git/y.md .DS_Store ._a.md .~lock.a.odt# .a.md.swp a.swp .#a.md #a.md# a.md~ ~$open.docx a.tmp ~WRL0001.tmp
+a.md.tmp.123.456 4913 a.md.sb-1a2b3c4d-AbCdEf a.md___jb_tmp___ c.part c.crdownload c.pdf.download/c.pdf
+node_modules/x.md __MACOSX/x.md Thumbs.db THUMBS.DB $RECYCLE.BIN/x.md @eaDir/x.md .Trash-1000/files/x.md
+sub/node_modules/deep/x.md
 """.split()
 
 
@@ -106,9 +107,10 @@ def test_ignored_by_default_and_links(tmp_path: Path) -> None:
 
 
 NAMES = """
-a.md b.txt A.MD foo doc/a.md doc/foo/b.md doc/foo/x/y/z.md doc/frotz/a.md build/o.md src/build/o.md src/build/keep.md #hash.md
-!bang.md a[1].md a1.md ab.md a-b.md a]b.md ü.md 日本/語.md x/y/z/w.md x/z.md x/yy/z.md back\\slash.md log/1.log log/debug/2.log
-log/keep.log deep/a/b/c/d.md deep/a/d.md a/b a/x/b a/x/y/b q?.md st*r.md {a,b}.md abc/def/ghi.md dir.d/in.md keep/foo/bar.md
+a.md b.txt A.MD foo doc/a.md doc/foo/b.md doc/foo/x/y/z.md doc/frotz/a.md build/o.md src/build/o.md src/build/keep.md
+#hash.md !bang.md a[1].md a1.md ab.md a-b.md a]b.md ü.md 日本/語.md x/y/z/w.md x/z.md x/yy/z.md back\\slash.md log/1.log
+log/debug/2.log log/keep.log deep/a/b/c/d.md deep/a/d.md a/b a/x/b a/x/y/b q?.md st*r.md {a,b}.md abc/def/ghi.md
+dir.d/in.md keep/foo/bar.md
 """.split()
 
 CASES: list[dict[str, str]] = [
@@ -368,11 +370,13 @@ def test_root_may_be_a_link(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (LINUX and ROOT and shutil.which("unshare")), reason="mounting needs root and `unshare`")
 def test_mounts(tmp_path: Path) -> None:
     code = f"""
-import subprocess; from pathlib import Path; from worker.source.file_system import file_system; from worker.source.folder import FolderSource
+import subprocess; from pathlib import Path; from worker.source.file_system import file_system
+from worker.source.folder import FolderSource
 root = Path({str(tmp_path)!r}); below = root / "disk"; below.mkdir(); (root / "link").symlink_to(below)
 before = FolderSource(below).identity()
 subprocess.run(["mount", "-t", "tmpfs", "tmpfs", below], check=True); (below / "a.md").write_text("x")
-print(FolderSource(below).identity() != before, FolderSource(root / "link").identity() != before, file_system(below / "a.md"))
+after, link = FolderSource(below).identity(), FolderSource(root / "link").identity()
+print(after != before, link != before, file_system(below / "a.md"))
 print([file.key for file in FolderSource(root).discover().files])
 """
     done = subprocess.run(["unshare", "-m", sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -446,7 +450,8 @@ from pathlib import Path
 from worker.source.file_system import being_written
 from worker.source.folder import FolderSource
 source, end, seen = FolderSource(Path(sys.argv[1])), time.monotonic() + 1.0, set()
-threading.Thread(target=lambda: [None for _ in iter(lambda: time.monotonic() < end, False)], daemon=True).start()  # the GIL is busy
+# keep the GIL busy
+threading.Thread(target=lambda: [None for _ in iter(lambda: time.monotonic() < end, False)], daemon=True).start()
 while time.monotonic() < end: seen.add(being_written(source.path("a.md")))
 print(sorted(seen))
 """

@@ -824,7 +824,8 @@ def test_the_child_ends_when_its_parent_is_killed_in_a_document(obeying: Obeying
     path = obeying.folder / "endless.txt"
     path.write_text(OBEY + "import signal; signal.alarm(0)\nwhile True: pass")
     script = (
-        "import sys, threading, time; from pathlib import Path; from worker.parsing.parser import Parser; p = Parser()\n"
+        "i"
+        "mport sys, threading, time; from pathlib import Path; from worker.parsing.parser import Parser; p = Parser()\n"
         "threading.Timer(0.5, lambda: print(p.child.pid, flush=True)).start()\n"
         "p.parse(Path(sys.argv[1]), 'endless.txt')"
     )
@@ -951,8 +952,10 @@ def metadata(parser: Parser, folder: Path, front: str, name: str = "a.md") -> di
 
 def test_front_matter(parser: Parser, tmp_path: Path) -> None:
     front = (
-        "Title: On herons\nauthors: [Anna, Béla]\nupdated: 2024-05-02 10:00:00 +0200\nDate: 2024-05-01\nlang: no\ntags:\n  - x\n  - y\n"
-        "keywords: fish; frogs, eels\nlevel: 3\nratio: 0.5\nbig: 12345678901234567890\ncode: 007\nat: 12:30\nflag: yes\ndraft: true\nnone: ~\n"
+        "Title: On herons\nauthors: [Anna, Béla]\nupdated: 2024-05-02 10:00:00 +0200\n"
+        "Date: 2024-05-01\nlang: no\ntags:\n  - x\n  - y\n"
+        "keywords: fish; frogs, eels\nlevel: 3\nratio: 0.5\nbig: 12345678901234567890\ncode: 007\n"
+        "at: 12:30\nflag: yes\ndraft: true\nnone: ~\n"
         "empty:\nnested:\n  deep: {er: [1, two]}\nsummary: |\n  Two\n  lines\n2024: a year\n? [a, b]\n: odd"
     )
     found = metadata(parser, tmp_path, front.partition("\n?")[0])
@@ -1020,7 +1023,8 @@ def test_front_matter_that_is_text_only(parser: Parser, tmp_path: Path, front: s
 
 def test_odd_values(parser: Parser, tmp_path: Path) -> None:
     front = (
-        "picture: !!binary R0lGODlhDAAMAIQAAPAA\nset: !!set {x, y}\nday: !!timestamp 2024-05-01\nnan: .nan\ninf: !!float .inf\nbig: !!int 0xffffffffffffffffffff\n"
+        "picture: !!binary R0lGODlhDAAMAIQAAPAA\nset: !!set {x, y}\nday: !!timestamp 2024-05-01\n"
+        "nan: .nan\ninf: !!float .inf\nbig: !!int 0xffffffffffffffffffff\n"
         f'long: {"x" * 2001}\nfits: {"x" * 2000}\nnul: "a\\0b"\nhalf: "\\ud800"\n{"n" * 101}: name\nTags: a\ntags: b\n'
         "deep: {a: {b: {c: {d: {e: {}, f: 1}}}}}"
     )
@@ -1089,10 +1093,14 @@ def test_which_date_is_the_documents_own(parser: Parser, tmp_path: Path) -> None
 
 def test_metadata_of_html(parser: Parser, tmp_path: Path) -> None:
     page = (
-        '<html lang="de"><head><title>Vom Reiher</title><meta charset="utf-8"><meta name="Author" content="Anna"><meta name="keywords" content="fish, frogs,">'
-        '<meta name="viewport" content="width=1"><meta name="csrf-token" content="secret"><meta property="og:image" content="x.png">'
-        '<meta property="article:published_time" content="2024-05-01T10:00:00+02:00"><meta property="og:description" content="A bird">'
-        '<meta name="citation_author" content="Béla"><meta name="citation_author" content="Cleo"><meta http-equiv="refresh" content="1">'
+        '<html lang="de"><head><title>Vom Reiher</title><meta charset="utf-8">'
+        '<meta name="Author" content="Anna"><meta name="keywords" content="fish, frogs,">'
+        '<meta name="viewport" content="width=1"><meta name="csrf-token" content="secret">'
+        '<meta property="og:image" content="x.png">'
+        '<meta property="article:published_time" content="2024-05-01T10:00:00+02:00">'
+        '<meta property="og:description" content="A bird">'
+        '<meta name="citation_author" content="Béla"><meta name="citation_author" content="Cleo">'
+        '<meta http-equiv="refresh" content="1">'
         '<meta name="empty" content=""><meta name="none"></head><body><p>The heron.</p></body></html>'
     )
     parsed = parse(parser, tmp_path, "a.html", page.encode())
@@ -1114,7 +1122,8 @@ def test_metadata_of_html(parser: Parser, tmp_path: Path) -> None:
 
 def test_metadata_of_pdf(parser: Parser, tmp_path: Path) -> None:
     info = (
-        "/Author(Anna)/Title(On herons)/Subject<FEFF00520065006900680065007200FC>/Keywords(fish, frogs)/Creator(TeX)/Producer(x)"
+        "/Author(Anna)/Title(On herons)/Subject<FEFF00520065006900680065007200FC>"
+        "/Keywords(fish, frogs)/Creator(TeX)/Producer(x)"
         "/CreationDate(D:20240501100000+02'00')/ModDate(D:20240502)"
     )
     parsed = parse(parser, tmp_path, "a.pdf", pdf("The heron stands.", info=info))
@@ -1139,22 +1148,29 @@ def test_metadata_of_pdf(parser: Parser, tmp_path: Path) -> None:
 
 CORE = (
     '<cp:coreProperties xmlns:cp="http://schemas.openxmlformats.org/package/2006/metadata/core-properties" '
-    'xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:dcterms="http://purl.org/dc/terms/" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">'
-    "<dc:title>On herons</dc:title><dc:creator>Anna</dc:creator><cp:lastModifiedBy>Béla</cp:lastModifiedBy><cp:keywords>fish; frogs</cp:keywords>"
-    '<dc:subject>Birds</dc:subject><dc:description/><dc:language>de</dc:language><dcterms:created xsi:type="dcterms:W3CDTF">{}</dcterms:created>'
+    "x"
+    'mlns:dc="http://purl.org/dc/elements/1.1/" xmlns:dcterms="http://purl.org/dc/terms/" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">'
+    "<dc:title>On herons</dc:title><dc:creator>Anna</dc:creator>"
+    "<cp:lastModifiedBy>Béla</cp:lastModifiedBy><cp:keywords>fish; frogs</cp:keywords>"
+    "<dc:subject>Birds</dc:subject><dc:description/><dc:language>de</dc:language>"
+    '<dcterms:created xsi:type="dcterms:W3CDTF">{}</dcterms:created>'
     '<dcterms:modified xsi:type="dcterms:W3CDTF">2024-05-02T08:00:00Z</dcterms:modified></cp:coreProperties>'
 )
 
 
 def test_metadata_of_office(parser: Parser, tmp_path: Path) -> None:
     core = {"docProps/core.xml": CORE.format("2024-05-01T08:00:00Z")}
-    slide = '<p:sld xmlns:p="p" xmlns:a="a"><p:cSld><p:spTree><p:sp><p:txBody><a:p><a:r><a:t>The heron.</a:t></a:r></a:p></p:txBody></p:sp></p:spTree></p:cSld></p:sld>'
+    slide = (
+        '<p:sld xmlns:p="p" xmlns:a="a"><p:cSld><p:spTree><p:sp><p:txBody><a:p><a:r><a:t>The heron.</a:t></a:r></a:p>'
+        "</p:txBody></p:sp></p:spTree></p:cSld></p:sld>"
+    )
+    slides = f'<p:presentation xmlns:p="p" {R}><p:sldIdLst><p:sldId id="1" r:id="r1"/></p:sldIdLst></p:presentation>'
     files = {
         "a.docx": docx(word_paragraph("The heron."), **core),
         "a.xlsx": xlsx('<row r="1"><c r="A1" t="inlineStr"><is><t>The heron.</t></is></c></row>', **core),
         "a.pptx": archive(
             {
-                "ppt/presentation.xml": f'<p:presentation xmlns:p="p" {R}><p:sldIdLst><p:sldId id="1" r:id="r1"/></p:sldIdLst></p:presentation>',
+                "ppt/presentation.xml": slides,
                 "ppt/_rels/presentation.xml.rels": relations({"r1": ("slide", "slides/slide1.xml")}),
                 "ppt/slides/slide1.xml": slide,
                 **core,

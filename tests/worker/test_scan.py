@@ -1,4 +1,4 @@
-"""The scan against the ledger: what is taken, what is moved, what is held back; one producer at a time. Without Celery."""
+"""The scan against the ledger, without Celery: new, renamed and removed files; one producer at a time."""
 
 import os
 import shutil

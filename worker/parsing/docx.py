@@ -9,8 +9,8 @@ from worker.parsing.ooxml import WRAPPERS, Archive, attribute, child, count, ins
 
 SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 HEADING_NAME = re.compile(r"(?i)heading (\d)$")
-# Invisible to the reader: deleted text, field codes, the copy of a drawing for old programs.
 CHARACTERS = {"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+# Invisible to the reader: deleted text, field codes, the copy of a drawing for old programs.
 UNSEEN = {"del", "moveFrom", "delText", "instrText", "Fallback", "rPr", "pPr", "rt"}
 
 

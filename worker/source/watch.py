@@ -47,7 +47,7 @@ EVENTS: list[type[FileSystemEvent]] = [
 class Watch:
     """Collects the keys that change below a source's root. Call `start`, scan, then `changed` again and again.
 
-    `observer`: watchdog's threads, None if the folder cannot be watched. `lost`: events may be lost, a full scan is due.
+    `observer`: watchdog's threads, None if the folder cannot be watched. `lost`: events may be lost, full scan due.
     """
 
     def __init__(self, source: FolderSource, mode: Literal["auto", "poll"]) -> None:
