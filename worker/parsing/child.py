@@ -87,10 +87,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except MemoryError:
         return {"error": "memory"}
     except RecursionError:
-        return {
-            "error": "unreadable",
-            "message": f"{name} is nested too deeply to be read; save it again in a simpler form.",
-        }
+        message = f"{name} is nested too deeply to be read; save it again in a simpler form."
+        return {"error": "unreadable", "message": message}
     except OSError as error:
         if error.errno == errno.ENOMEM:
             return {"error": "memory"}
@@ -105,9 +103,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def receive(pipe: BinaryIO) -> dict[str, Any] | None:
     header = pipe.read(8)
-    if len(header) < 8:
-        return None
-    request: dict[str, Any] = json.loads(pipe.read(int.from_bytes(header, "big")))
+    size = int.from_bytes(header, "big")
+    request: dict[str, Any] | None = json.loads(pipe.read(size)) if len(header) == 8 else None
     return request
 
 

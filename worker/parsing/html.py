@@ -20,15 +20,10 @@ from worker.parsing.tables import read_table
 from worker.parsing.text import clean_title, decode, first_title, storable
 
 META_CHARSET = re.compile(rb"(?:<meta[^>]+charset|<\?xml[^>]+encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
-# <meta> for browsers, robots and networks, or with a secret; nothing about the content of the page.
-FOR_PROGRAMS = re.compile(
-    r"(?:viewport|robots|\w*bot|referrer|generator|progid|originator|rating|theme-color|color-scheme|format-detection|next-head-count"
-    r"|handheldfriendly|mobile|apple-|application-|msapplication|msvalidate|ms\.|x-|fb:|twitter:|og:(?!description$)"
-    r"|.*(?:csrf|token|nonce|verif|param)|$)",
-    re.I,
-)
 MAX_META = 500
 _NAMES = {kind: frozenset(names.split()) for kind, names in read_table("html_names.txt").items()}
+# <meta> for browsers, robots and networks, or with a secret; nothing about the content of the page.
+FOR_PROGRAMS = re.compile("|".join(_NAMES["meta_for_programs"]), re.I)
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 ENCLOSED = {"q": ("“", "”"), "rt": ("(", ")")}
 BREAK = "\v"  # a <br>, until white space is collapsed
@@ -127,9 +122,10 @@ class Page:
         self.marker = ""
         self.depth = 0
 
-    def read(self, root: Any) -> None:
-        self.children(root)
-        self.flush()
+    def read(self, element: Any, kind: str = "") -> None:
+        """Write an element's content and end its last block."""
+        self.children(element)
+        self.flush(kind)
 
     def flush(self, kind: str = "") -> None:
         text = collapse("".join(self.words))
@@ -193,8 +189,7 @@ class Page:
         elif tag == "li":
             self.item(element, "- ")
         elif tag != "hr":
-            self.children(element)
-            self.flush("term" if tag == "dt" else "")
+            self.read(element, "term" if tag == "dt" else "")
 
     def items(self, element: Any, ordered: bool) -> None:
         if self.menus and not self.writer.headings and is_menu(element):
@@ -220,8 +215,7 @@ class Page:
         outer = self.indent
         if len(outer) < 24:
             self.indent, self.marker = outer + " " * len(marker), marker
-        self.children(element)
-        self.flush()
+        self.read(element)
         self.indent, self.marker = outer, ""
 
     def code(self, element: Any) -> None:
@@ -247,8 +241,7 @@ class Page:
         """Return the words of an element on one line."""
         inner = Page(Blocks(), self.skip)
         inner.depth = self.depth
-        inner.children(element)
-        inner.flush()
+        inner.read(element)
         return " ".join(part for part in inner.writer.text().replace("\n", " ").split(" ") if part)
 
     def table(self, element: Any) -> None:
@@ -262,12 +255,10 @@ class Page:
         ):
             for row in element.iter("tr", "caption"):
                 if nearest_table(row) is element:
-                    self.children(row)
-                    self.flush()
+                    self.read(row)
             return
         for caption in element.iterchildren("caption"):
-            self.children(caption)
-            self.flush()
+            self.read(caption)
         texts = [[text for cell in row for text in self.cell(cell)] for row in cells]
         if texts := [row for row in texts if any(row)]:
             self.block(pipe_table(texts, max(map(len, texts))), "table")

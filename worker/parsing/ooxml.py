@@ -4,6 +4,7 @@ python-docx, python-pptx and openpyxl are slow, and a crafted file can crash the
 namespace, so that strict and transitional files are read alike.
 """
 
+import contextlib
 import io
 import posixpath
 import zipfile
@@ -115,13 +116,11 @@ class Archive:
         part = next(
             (part for kind, part in self.relations("").values() if kind == "core-properties"), "docProps/core.xml"
         )
-        if part not in self.names or self.zip.getinfo(part).file_size > MAX_PROPERTIES:
-            return []
-        try:
-            root = self.xml(part)
-        except UnreadableError:
-            return []
-        return [("author" if local(e) == "creator" else local(e), e.text) for e in root if local(e)]
+        if part in self.names and self.zip.getinfo(part).file_size <= MAX_PROPERTIES:
+            with contextlib.suppress(UnreadableError):
+                root = self.xml(part)
+                return [("author" if local(e) == "creator" else local(e), e.text) for e in root if local(e)]
+        return []
 
 
 def local(element: Any) -> str:

@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -44,7 +43,7 @@ EVENTS: list[type[FileSystemEvent]] = [
 ]
 
 
-class Watch:
+class Watch(FileSystemEventHandler):
     """Collects the keys that change below a source's root. Call `start`, scan, then `changed` again and again.
 
     `observer`: watchdog's threads, None if the folder cannot be watched. `lost`: events may be lost, full scan due.
@@ -79,7 +78,7 @@ class Watch:
             self._root = os.path.realpath(self.source.root)
             self._identity = _identity(self._root)
             observer = self._new_observer()
-            observer.schedule(_Handler(self._note), self._root, recursive=True, event_filter=EVENTS)
+            observer.schedule(self, self._root, recursive=True, event_filter=EVENTS)
             observer.start()
             self.observer = observer
         except OSError as error:
@@ -183,7 +182,8 @@ class Watch:
         key = self._key(path)
         return key is not None and self.source.rules.ignores(key)
 
-    def _note(self, paths: set[str]) -> None:
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        paths = {os.fsdecode(path) for path in (event.src_path, event.dest_path) if path}
         rules = any(os.path.basename(path) == RULES and not self._ignores(os.path.dirname(path)) for path in paths)
         keys = {key for path in paths if (key := self._key(path)) and not self.source.rules.ignores(key)}
         if rules or not keys <= self._keys:
@@ -202,14 +202,6 @@ class Watch:
         with self._news:
             self.lost = True
             self._news.notify()
-
-
-class _Handler(FileSystemEventHandler):
-    def __init__(self, note: Callable[[set[str]], None]) -> None:
-        self.note = note
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        self.note({os.fsdecode(path) for path in (event.src_path, event.dest_path) if path})
 
 
 def _identity(folder: str) -> tuple[int, int]:
