@@ -22,8 +22,8 @@ def draft(
 ) -> Generator[Statement | Step | Draft | Waiting]:
     """Yield statements, and last a Draft without statements: its warnings, its usage, and the answerer.
 
-    `search`: lets the model search by itself; its passages come in Steps. Beyond the day's cap the answer is quoted from
-    the passages without a model, and a warning explains it.
+    `search`: lets the model search by itself; its passages come in Steps. Beyond the day's cap the answer is quoted
+    from the passages without a model, and a warning explains it.
     """
     answerer = "claude" if resources.claude else "extractive"
     passages, usage = list(found.passages), dict[str, int]()

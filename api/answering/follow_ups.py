@@ -61,7 +61,7 @@ def stands_alone(question: str, least: int) -> bool:
 
 
 def joined(question: str, history: Sequence[Turn]) -> str:
-    """Join a question to those before it, from the last one that stands alone: the way without a model."""
+    """Join a question to those before it, from the last one that stands alone."""
     if stands_alone(question, 2):
         return question
     before: list[str] = []
@@ -73,7 +73,7 @@ def joined(question: str, history: Sequence[Turn]) -> str:
 
 
 def stand_alone(resources: Resources, question: str, turns: Sequence[Turn]) -> str:
-    """Complete a follow-up question: rewritten by a small model if there is one, else joined to the questions before."""
+    """Complete a follow-up question: a small model rewrites it, or else it is joined to the questions before it."""
     if not turns or stands_alone(question, 4):
         return question
     if resources.claude is None:

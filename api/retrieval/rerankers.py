@@ -240,7 +240,7 @@ class ClaudeReranker:
         self._claude, self._model, self._seconds = claude, model, seconds
 
     def rerank(self, question: str, texts: Sequence[str]) -> Scores:
-        """Score by place alone: 1 for the first, then 1/n less each. Passages that the model left out keep their order, last."""
+        """Score by place alone: 1 for the first, then 1/n less each. Passages that the model left out come last."""
         if not texts:
             return np.zeros(0)
         # As JSON, a passage cannot end before its end: quotes in it are escaped.

@@ -1,12 +1,13 @@
 """Usage of paid models: counted by day, purpose and model, and kept within the caps of a day (UTC).
 
-A call is reserved before it is made, with the most that it may cost, and settled after it with its real cost: see `Meter`.
+A call is reserved before it is made, with the most that it may cost, and settled after it with its real cost.
 """
 
 import contextlib
 import datetime
+import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, Literal
 from uuid import UUID
 
@@ -57,33 +58,24 @@ class Tokens:
     cache_read: int = 0
 
     def __add__(self, other: "Tokens") -> "Tokens":
-        return Tokens(
-            self.input + other.input,
-            self.output + other.output,
-            self.cache_write + other.cache_write,
-            self.cache_read + other.cache_read,
-        )
+        return Tokens(*map(operator.add, astuple(self), astuple(other)))
 
     def __sub__(self, other: "Tokens") -> "Tokens":
-        return Tokens(
-            self.input - other.input,
-            self.output - other.output,
-            self.cache_write - other.cache_write,
-            self.cache_read - other.cache_read,
-        )
+        return Tokens(*map(operator.sub, astuple(self), astuple(other)))
 
     @property
     def total(self) -> int:
-        return self.input + self.output + self.cache_write + self.cache_read
+        return sum(astuple(self))
 
     @classmethod
-    def of(cls, usage: object) -> "Tokens":
-        """Read the `usage` of a message of Anthropic's."""
-        return cls(*(getattr(usage, name, None) or 0 for name in USAGE_NAMES))
+    def of(cls, usage: Any) -> "Tokens":
+        """Read the `usage` of a message of Anthropic's, or counts by Anthropic's names."""
+        counts = usage if isinstance(usage, Mapping) else vars(usage)
+        return cls(*(counts.get(name) or 0 for name in USAGE_NAMES))
 
     def by_name(self) -> dict[str, int]:
         """The counts by Anthropic's names."""
-        return dict(zip(USAGE_NAMES, (self.input, self.output, self.cache_write, self.cache_read), strict=True))
+        return dict(zip(USAGE_NAMES, astuple(self), strict=True))
 
 
 NOTHING = Tokens()

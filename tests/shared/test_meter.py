@@ -424,7 +424,7 @@ def test_what_takes_more_than_was_thought_exceeds_by_the_calls_in_flight(
 def test_prices_of_ones_own(pool: ConnectionPool[Connection], connection: Connection) -> None:
     assert prices.read(" my-model=0.5, org/other:7b = 1/5 ,") == {"my-model": Price(0.5), "org/other:7b": Price(1, 5)}
     for wrong in ("my-model", "my-model=", "=1", "m=1/2/3", "m=-1", "m=nan", "m=inf"):
-        with pytest.raises(SettingsError, match=r"ASKFOLDER_PRICES: .* is no price; write"):
+        with pytest.raises(SettingsError, match=r"ASKFOLDER_PRICES: .* is not a price; write"):
             prices.read(wrong)
     meter = Meter(pool, {"embedding": 0.1}, {"my-model": Price(0.5)})
     with meter.call("documents", "my-model", Tokens(100_000), 9) as call:
