@@ -3,9 +3,7 @@
 import contextlib
 import json
 import random
-import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
@@ -91,8 +89,6 @@ class Claude:
         self._messages, self._refuses_effort = Messages(api_key, self.url), refuses_effort
         self._paces: dict[str, Pace] = {}
         self._without_effort: set[str] = set()  # models that refused the parameter
-        self._spent: dict[Purpose, Tokens] = defaultdict(Tokens)
-        self._lock = threading.Lock()
 
     @classmethod
     def of(cls, settings: Settings, meter: Meter = UNMETERED) -> "Claude | None":
@@ -104,10 +100,6 @@ class Claude:
         """True if answers cite search results. None if that is not known of the server's model yet."""
         host = urlsplit(self.url).hostname or ""
         return True if f".{host}".endswith(".anthropic.com") else self.citing.get(model)
-
-    def spent(self, purpose: Purpose) -> Tokens:
-        """The tokens of all calls for a purpose, failed ones included, since this object was made."""
-        return self._spent[purpose]
 
     def complete(
         self,
@@ -143,7 +135,7 @@ class Claude:
         """
         use, pace = USES[purpose], self._pace(model)
         request = {"model": model, **request}
-        with self._reserved(purpose, request, deadline) as call:
+        with self.meter.call(purpose, model, reservation(request), max(deadline.left(), 0.0)) as call:
             for attempt in count(1):
                 slowed = yield from _wait_for_turn(pace, deadline, use.urgent)
                 effort = {} if model in self._without_effort else {"output_config": {"effort": "low"}}
@@ -168,15 +160,6 @@ class Claude:
                     raise problem
                 yield from _pause(attempt, problem, deadline)
         yield call.took
-
-    @contextlib.contextmanager
-    def _reserved(self, purpose: Purpose, request: dict[str, Any], deadline: Deadline) -> Iterator[Call]:
-        with self.meter.call(purpose, request["model"], reservation(request), max(deadline.left(), 0.0)) as call:
-            try:
-                yield call
-            finally:
-                with self._lock:
-                    self._spent[purpose] += call.took
 
     def _billed(self, call: Call, request: dict[str, Any], deadline: Deadline) -> Generator[Any]:
         """Yield the events of one attempt. Its tokens are billed when it ends, breaks off or is closed.

@@ -271,7 +271,7 @@ def test_each_attempt_of_claude_is_billed(
     assert billed() == (2, twice)
     assert twice.input == 2 * took.input
     assert took.output + 1 < twice.output <= 2 * took.output
-    assert claude.spent("answers") == took + took + twice
+    assert claude.meter.spent("answers") == took + took + twice
     anthropic.misbehave("hang", seconds=3)
     with pytest.raises(TransientError):
         complete(claude, seconds=0.3)
@@ -290,7 +290,7 @@ def test_a_stream_that_is_left_is_billed(
     events.close()
     ((_, _, calls, tokens, *_),) = rows(connection)
     assert (calls, tokens > 0) == (1, True)
-    assert claude.spent("answers").input == tokens
+    assert claude.meter.spent("answers").input == tokens
 
 
 def test_what_a_request_reserves() -> None:
