@@ -24,6 +24,8 @@ LONGEST_PAUSE = 8.0
 BEAT = 0.5  # seconds between two Waiting events during a pause
 
 T = TypeVar("T")
+Content = str | list[dict[str, Any]]  # of a message: text, or blocks
+Read = Callable[[Iterator[Any]], Iterator[T]]  # events of the SDK, with Waiting among them → items
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +104,7 @@ class Claude:
         return True if f".{host}".endswith(".anthropic.com") else self.citing.get(model)
 
     def complete(
-        self,
-        purpose: Purpose,
-        model: str,
-        system: str,
-        content: str | list[dict[str, Any]],
-        max_tokens: int,
-        seconds: float,
+        self, purpose: Purpose, model: str, system: str, content: Content, max_tokens: int, seconds: float
     ) -> Reply:
         """Wait for the complete answer to one message. Raises as `stream` does."""
         request = {"max_tokens": max_tokens, "system": system, "messages": [{"role": "user", "content": content}]}
@@ -118,20 +114,14 @@ class Claude:
         return Reply(text, tokens, message.stop_reason)
 
     def stream(
-        self,
-        purpose: Purpose,
-        model: str,
-        request: Mapping[str, Any],
-        read: Callable[[Iterator[Any]], Iterator[T]],
-        deadline: Deadline,
+        self, purpose: Purpose, model: str, request: Mapping[str, Any], read: Read[T], deadline: Deadline
     ) -> Generator[T | Waiting | Tokens]:
         """Send a request. Yields the items of `read`, Waiting while nothing comes, and last the tokens of all attempts.
 
-        The request is reserved with the meter first, and each attempt is billed. `read`: turns the SDK's events, with
-        Waiting among them, into items. A failed attempt is repeated only if no other item than Waiting was yielded.
-        Closing the generator ends the call. BudgetError: the day's cap does not allow the request. TransientError: no
-        answer came before the deadline, or the server asks for a longer pause. RefusedError: the server refuses this
-        request. Other PermanentErrors: it refuses the key or the model.
+        The request is reserved with the meter first, and each attempt is billed. A failed attempt is repeated only if
+        no item but Waiting was yielded. Closing the generator ends the call. BudgetError: the day's cap does not allow
+        the request. TransientError: no answer came before the deadline, or the server asks for a longer pause.
+        RefusedError: the server refuses this request. Other PermanentErrors: it refuses the key or the model.
         """
         use, pace = USES[purpose], self._pace(model)
         request = {"model": model, **request}

@@ -108,7 +108,7 @@ def test_a_cap_holds_back_what_may_exceed_it(pool: ConnectionPool[Connection], c
     assert embedding_budget(connection) == {"spent": 0.048, "reserved": 0.0, "cap": 1.0}
     with (
         pytest.raises(
-            BudgetError, match=r"used up \(\$0\.0480 of \$0\.1\); it goes on at 00:00 UTC, in .* min, or"
+            BudgetError, match=r"used up \(\$0\.0480 of \$0\.1\)\. Calls go on at 00:00 UTC, in .* min, or"
         ) as caught,
         meter.call("documents", "voyage-4", most, 9),
     ):
@@ -189,7 +189,7 @@ def test_nobody_waits_for_the_writing(
     until(lambda: [row[2:4] for row in rows(connection)] == [(20, 100)], 5)
 
 
-# --- what providers say ------------------------------------------------------------------------------------------------
+# --- what providers report
 
 
 def test_embedding_counts_what_was_paid_for(
@@ -294,7 +294,7 @@ def test_a_stream_that_is_left_is_billed(
 
 
 def test_what_a_request_reserves() -> None:
-    """Each text once, from above; what is marked for the cache as written to it; the whole body where there are tools."""
+    """Texts are estimated from above. Marked texts count as written to the cache. With tools the whole body counts."""
     texts = ["one two", "three", "Where is it?"]
     system = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
     result = {"type": "search_result", "source": "a.md", "title": "A", "content": [{"type": "text", "text": texts[0]}]}
@@ -375,7 +375,7 @@ def test_a_reranker_without_money_is_not_called_sick(pool: ConnectionPool[Connec
         assert "ASKFOLDER_BUDGET_ANSWERS" in warnings[0]
 
 
-# --- under load --------------------------------------------------------------------------------------------------------
+# --- under load
 
 
 def run_processes(database_url: str, url: str) -> list[tuple[int, int]]:
@@ -418,7 +418,7 @@ def test_what_takes_more_than_was_thought_exceeds_by_the_calls_in_flight(
     assert CAP < spent <= CAP + PROCESSES * THREADS * one
 
 
-# --- prices ------------------------------------------------------------------------------------------------------------
+# --- prices
 
 
 def test_prices_of_ones_own(pool: ConnectionPool[Connection], connection: Connection) -> None:

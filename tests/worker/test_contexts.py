@@ -1,4 +1,4 @@
-"""Contexts of chunks: what is asked, what is read, what it costs; against a server that speaks Anthropic's wire format."""
+"""Contexts of chunks: requests, replies and cost, against a stand-in for Anthropic's API."""
 
 import json
 from collections.abc import Iterator
