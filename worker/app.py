@@ -1,4 +1,4 @@
-"""The Celery app. The queue is a hint, PostgreSQL the record: a lost task costs only time, a repeated one does nothing."""
+"""The Celery app. The queue is a hint, PostgreSQL the record: a lost task costs time, a repeated one does nothing."""
 
 import hashlib
 import logging
@@ -14,7 +14,7 @@ VISIBILITY_SECONDS = 7200  # above the longest task; kombu takes the shortest of
 
 
 def __getattr__(name: str) -> Celery:
-    """Make `app`, for `celery --app worker.app`, on first use: importing another name of this module needs no settings."""
+    """Make `app`, for `celery --app worker.app`, on first use: importing any other name needs no settings."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()["app"] = app = celery_app(load())

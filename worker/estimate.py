@@ -103,7 +103,7 @@ def estimate(settings: Settings, folder: Path, report: Callable[[int, int], None
 
 
 def _bill(settings: Settings, model: str, provider: str, address: str, tokens: dict[str, int]) -> Bill:
-    """Make the bill of a provider, or of another server at an address: its only known prices are those in the settings."""
+    """Make the bill of a provider, or of another server at an address, whose only known prices are in the settings."""
     known = {**({} if address else prices.PRICES), **prices.read(settings.prices)}
     return Bill(model, address or provider, tokens, prices.cost(model, known=known, **{"input": 0, **tokens}))
 

@@ -4,8 +4,8 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -40,29 +40,31 @@ FIRST_WAIT, LONGEST_WAIT = 2.0, 600.0  # seconds before a retry
 class Work:
     """The resources of a worker process. Open them after the fork: a connection pool does not survive one.
 
-    `name`: the process's, written into its leases. `contexts`: None where the settings ask for no contexts.
+    `name`: the process's, written into its leases. `contexts`: None if the settings ask for no contexts.
     """
 
     name: str
-    settings: Settings
+    inbox: Path
     pool: ConnectionPool[Connection]
-    meter: Meter
     parser: Parser
     contexts: ContextWriter | None
-    _embedders: dict[tuple[str, str, str, int], Embedder] = field(default_factory=dict)
+    embedder_of: Callable[[Generation], Embedder]
 
     @classmethod
     def open(cls, settings: Settings, name: str) -> "Work":
         pool = db.pool(settings.database_url, 4)
         meter = Meter.of(settings, pool)
-        return cls(name, settings, pool, meter, Parser.of(settings), writer_of(settings, meter))
-
-    def embedder_of(self, generation: Generation) -> Embedder:
-        """Return the embedder of a generation; generations of the same model share one."""
-        key = (generation.embedder, generation.model, generation.model_path, generation.dimensions)
-        if key not in self._embedders:
-            self._embedders[key] = embedder_for(self.settings, *key, meter=self.meter)
-        return self._embedders[key]
+        embedder = cache(partial(embedder_for, settings, meter=meter))  # generations of the same model share one
+        return cls(
+            name,
+            settings.inbox,
+            pool,
+            Parser.of(settings),
+            writer_of(settings, meter),
+            lambda generation: embedder(
+                generation.embedder, generation.model, generation.model_path, generation.dimensions
+            ),
+        )
 
     def generations(self) -> list[Generation]:
         """Return the generations to write: the live one first, because it answers."""
@@ -96,7 +98,7 @@ class NewText:
 
 
 def ingest(work: Work, document_id: int) -> str:
-    """Ingest one document. Return the outcome ("ready", "failed", "waits" …). Retryable errors are recorded, not raised."""
+    """Ingest one document. Return the outcome ("ready", "failed", "waits" …). Errors are recorded, not raised."""
     try:
         with work.pool.connection() as connection:
             claim = claims.claim(connection, document_id, work.name)

@@ -1,4 +1,4 @@
-"""A worker's main process hands back the leases of lost processes, and consumes the queue of its source while it is readable."""
+"""A worker's main process hands back the leases of lost processes, and consumes only queues of readable sources."""
 
 import contextlib
 import os
@@ -41,18 +41,20 @@ def blame(error: BaseException, out_of_memory: bool) -> str | None:
     """Return how a worker process died if its document may be the cause, None if the process was ended from outside."""
     if isinstance(error, TimeLimitExceeded):
         return "it exceeded the time limit"
-    match = re.search(r"signal (\d+)", str(error))
-    if match is None or isinstance(error, Terminated):
-        return None if isinstance(error, (Terminated, SystemExit)) else "the process exited without a reason"
-    number = int(match[1])
-    if number == signal.SIGKILL and out_of_memory:
-        return "out of memory"
-    return None if number in OUTSIDE else f"a crash, signal {number}"
+    if isinstance(error, (Terminated, SystemExit)):
+        return None
+    if (match := re.search(r"signal (\d+)", str(error))) is None:
+        return "the process exited without a reason"
+    if (number := int(match[1])) in OUTSIDE:
+        return "out of memory" if number == signal.SIGKILL and out_of_memory else None
+    return f"a crash, signal {number}"
 
 
 def hand_back_dead(connection: Connection) -> None:
     """Hand back leases of this machine's processes that died together with their worker."""
-    dead = [name for name, main, pid in _holders(connection) if not psutil.pid_exists(main) and not psutil.pid_exists(pid)]
+    dead = [
+        name for name, main, pid in _holders(connection) if not psutil.pid_exists(main) and not psutil.pid_exists(pid)
+    ]
     if dead and documents.hand_back(connection, dead, "it ended with its worker"):
         log.warning(f"Processes died with their worker: {', '.join(dead)}", action="lease.handed_back")
 
@@ -75,24 +77,14 @@ def is_readable(root: Path) -> bool:
     return True
 
 
-class OutOfMemory:
-    """The kernel's count of processes killed because memory ran out."""
-
-    def __init__(self) -> None:
-        self.kills = self._count()
-
-    def happened(self) -> bool:
-        """True if the kernel killed a process since the last call."""
-        before, self.kills = self.kills, self._count()
-        return self.kills > before
-
-    def _count(self) -> int:
-        total = 0
-        for path in OUT_OF_MEMORY:
-            with contextlib.suppress(OSError):
-                lines = path.read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-        return total
+def out_of_memory_kills() -> int:
+    """Return the kernel's count of processes killed because memory ran out."""
+    kills = 0
+    for path in OUT_OF_MEMORY:
+        with contextlib.suppress(OSError):
+            lines = path.read_text().splitlines()
+            kills += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return kills
 
 
 class Leases:
@@ -100,7 +92,12 @@ class Leases:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.out_of_memory = OutOfMemory()
+        self.kills = out_of_memory_kills()
+
+    def ran_out_of_memory(self) -> bool:
+        """True if the kernel killed a process since the last call."""
+        before, self.kills = self.kills, out_of_memory_kills()
+        return self.kills > before
 
     def connect(self) -> Connection:
         return db.connect(self.settings.database_url, 2)
@@ -118,7 +115,9 @@ class Leases:
     def end(self) -> None:
         """Hand back unfinished documents, uncounted, at the worker's end, when its processes have ended."""
         with contextlib.suppress(psycopg.Error, AskfolderError), self.connect() as connection:
-            ours = [name for name, main, pid in _holders(connection) if main == os.getpid() and not psutil.pid_exists(pid)]
+            ours = [
+                name for name, main, pid in _holders(connection) if main == os.getpid() and not psutil.pid_exists(pid)
+            ]
             documents.hand_back(connection, ours)
             sources.worker_left(connection, worker_name())
 
@@ -130,7 +129,7 @@ class IngestRequest(Request):  # type: ignore[misc]
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, (WorkerLostError, Terminated, SystemExit)):
             leases: Leases = self.app.leases
-            leases.hand_back(self.worker_pid, blame(error, leases.out_of_memory.happened()))
+            leases.hand_back(self.worker_pid, blame(error, leases.ran_out_of_memory()))
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:

@@ -16,7 +16,7 @@ from worker.leases import Housekeeping, IngestRequest, Leases, is_readable, name
 @shared_task(name="ingest", bind=True, Request=IngestRequest)
 def ingest_document(self: Any, document_id: int) -> str:
     work: Work = self.app.work
-    if not is_readable(work.settings.inbox):
+    if not is_readable(work.inbox):
         return "its source is away"  # the worker stops consuming its queue, and the producer publishes the task again
     return ingest(work, document_id)
 

@@ -126,15 +126,11 @@ def write(connection: Connection, generation: Generation, document_id: int, chan
     """Write the changes of a document's rows. Raises TransientError if a new input has no vector in the cache."""
     if changes.gone:
         connection.execute("DELETE FROM chunk WHERE id = ANY(%s)", [changes.gone])
-    if changes.shifted:
-        with connection.cursor() as cursor:
-            cursor.executemany(
-                """
-                UPDATE chunk SET ordinal = %s, heading_path = %s, page = %s, char_start = %s, char_end = %s
-                WHERE id = %s
-                """,
-                [(*_place(chunk), number) for number, chunk in changes.shifted],
-            )
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "UPDATE chunk SET ordinal = %s, heading_path = %s, page = %s, char_start = %s, char_end = %s WHERE id = %s",
+            [(*_place(chunk), number) for number, chunk in changes.shifted],
+        )
     inserted = connection.execute(
         """
         INSERT INTO chunk (generation_id, document_id, ordinal, content, context, heading_path, page,
