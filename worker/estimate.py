@@ -77,8 +77,7 @@ def estimate(settings: Settings, folder: Path, report: Callable[[int, int], None
     source = FolderSource(folder)
     listing = source.discover()
     result = Estimate(str(folder), len(listing.found), sum(file.size for file in listing.found))
-    closed = "It cannot be looked into: give this user the right to read it."
-    result.unreadable.update(dict.fromkeys(listing.closed, closed))
+    result.unreadable |= dict.fromkeys(listing.closed, "It cannot be opened: give this user the right to read it.")
     with contextlib.closing(wanted_embedder(settings)) as embedder, Parser.of(settings) as parser:
         counting = _Counting(settings, embedder, result)
         for done, file in enumerate(sorted(listing.found, key=lambda file: file.key)):
@@ -90,12 +89,11 @@ def estimate(settings: Settings, folder: Path, report: Callable[[int, int], None
                 result.unreadable[file.key] = str(error)
         report(result.files, result.files)
     tokens = {"input": counting.embedded}
-    if embedder.name == "local":
-        result.embedding = Bill(embedder.model, "", tokens, 0.0)
-    elif embedder.name == "openai":
-        result.embedding = _bill(settings, embedder.model, "OpenAI", settings.openai_base_url, tokens)
+    providers = {"openai": ("OpenAI", settings.openai_base_url), "voyage": ("Voyage", settings.voyage_base_url)}
+    if embedder.name in providers:
+        result.embedding = _bill(settings, embedder.model, *providers[embedder.name], tokens)
     else:
-        result.embedding = _bill(settings, embedder.model, "Voyage", settings.voyage_base_url, tokens)
+        result.embedding = Bill(embedder.model, "", tokens, 0.0)
     if settings.context == "claude":
         address, tokens = settings.anthropic_base_url, dict(counting.written)
         result.contexts = _bill(settings, settings.context_model, "Anthropic", address, tokens)
@@ -131,8 +129,8 @@ class _Counting:
         self._texts.add(text)
         # With contexts, equal chunks of two documents are embedded twice: each has a context of its own.
         scope = text if self.contexts else b""
-        new = {scope + hash_of(made): made for made in inputs(self.embedder, parsed.title, chunks)}
-        new = {key: made for key, made in new.items() if key not in self._inputs}
+        keys = {scope + hash_of(made): made for made in inputs(self.embedder, parsed.title, chunks)}
+        new = {key: made for key, made in keys.items() if key not in self._inputs}
         self._inputs.update(new)
         self.embedded += sum(self.embedder.count(list(new.values())))
         if self.contexts:

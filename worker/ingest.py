@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import psycopg
@@ -34,6 +35,8 @@ from worker.parsing.parser import Parser
 from worker.source.folder import FolderSource
 
 FIRST_WAIT, LONGEST_WAIT = 2.0, 600.0  # seconds before a retry
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +69,10 @@ class Work:
             ),
         )
 
-    def generations(self) -> list[Generation]:
-        """Return the generations to write: the live one first, because it answers."""
+    def call(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function with a connection from the pool."""
         with self.pool.connection() as connection:
-            return generations.active(connection)
-
-    def progress(self, claim: Claim, stage: str, done: int | None = None, total: int | None = None) -> None:
-        with self.pool.connection() as connection:
-            claims.progress(connection, claim, stage, done, total)
+            return function(connection, *args, **kwargs)
 
     def close(self) -> None:
         self.parser.close()
@@ -100,8 +99,7 @@ class NewText:
 def ingest(work: Work, document_id: int) -> str:
     """Ingest one document. Return the outcome ("ready", "failed", "waits" …). Errors are recorded, not raised."""
     try:
-        with work.pool.connection() as connection:
-            claim = claims.claim(connection, document_id, work.name)
+        claim = work.call(claims.claim, document_id, work.name)
     except (psycopg.OperationalError, PoolTimeout) as error:
         log.warning(f"Database unavailable: {error}", action="ingest.no_database", document=document_id)
         return "no database"  # in the ledger the document is still published: the producer publishes it again later
@@ -124,16 +122,14 @@ def ingest(work: Work, document_id: int) -> str:
         return _end(work, claim, "waits", reason, partial(claims.postpone, seconds=1))
     except Exception:
         log.exception("A document could not be ingested", action="ingest.error", document=claim.id, source=claim.key)
-        reason = (
-            f"{claim.key} met an error in askfolder itself (document {claim.id}, see worker.log); "
-            "it is tried up to three times."
-        )
+        defect = f"an error in askfolder itself (document {claim.id}, see worker.log)"
+        reason = f"{claim.key} met {defect}; it is tried up to three times."
         return _end(work, claim, "stumbled", reason, claims.record_crash)
 
 
 def _ingest(work: Work, claim: Claim) -> str:
     text = read(work, claim)
-    active = work.generations()
+    active = work.call(generations.active)  # the live one first, because it answers
     for generation in active:
         chunks = situate(work, claim, generation, text.parsed, split(work, claim, generation, text.parsed))
         embedded = embed(work, claim, generation, text.parsed.title, chunks)
@@ -143,14 +139,12 @@ def _ingest(work: Work, claim: Claim) -> str:
 
 def read(work: Work, claim: Claim) -> Text | NewText:
     """Fetch and parse the file; return the stored text if it was made from the same bytes."""
-    with work.pool.connection() as connection:
-        stored = claims.text(connection, claim.id)
+    stored = work.call(claims.text, claim.id)
     if claim.state == "ready" and stored:
         return Text(*stored)  # only another generation lacks the document
     with FolderSource(Path(claim.root)).fetch(claim.key) as file:
         if file.sha256 == claim.live_sha256 and claim.described and stored:
-            with work.pool.connection() as connection:
-                claims.touch(connection, claim, file.revision)
+            work.call(claims.touch, claim, file.revision)
             return Text(*stored)
         parsed = work.parser.parse(file.path, claim.key.rpartition("/")[2])
     return NewText(parsed, file.revision, file.sha256)
@@ -159,7 +153,7 @@ def read(work: Work, claim: Claim) -> Text | NewText:
 def split(work: Work, claim: Claim, generation: Generation, parsed: Parsed) -> list[Chunk]:
     """Split the text into the generation's chunks."""
     embedder = work.embedder_of(generation)
-    work.progress(claim, "chunking")
+    work.call(claims.progress, claim, "chunking")
     return chunk(parsed, embedder.count, *generation.chunk_sizes)
 
 
@@ -171,11 +165,10 @@ def situate(work: Work, claim: Claim, generation: Generation, parsed: Parsed, ch
     """
     if not (model := contexts.model_of(generation)):
         return chunks
-    with work.pool.connection() as connection:
-        known = contexts.cached(connection, claim, model, parsed.text, chunks)
+    known = work.call(contexts.cached, claim, model, parsed.text, chunks)
     missing = [c for c in chunks if c.content not in known]
     if work.contexts is not None and work.contexts.model == model and missing:
-        work.progress(claim, "contexts", len(chunks) - len(missing), len(chunks))
+        work.call(claims.progress, claim, "contexts", len(chunks) - len(missing), len(chunks))
         for written in work.contexts.write(claim.key.rpartition("/")[2], parsed, missing):
             known |= written
             done = sum(c.content in known for c in chunks)
@@ -208,7 +201,7 @@ def embed(
             index.cache(connection, generation, claim.collection_id, [new[i] for i in batch], vectors)
             claims.progress(connection, claim, "embedding", done, len(chunks), further=True)
 
-    work.progress(claim, "embedding", done, len(chunks))
+    work.call(claims.progress, claim, "embedding", done, len(chunks))
     embed_all(embedder, list(missing.values()), commit)
     return list(zip(chunks, hashes, strict=True))
 
@@ -218,7 +211,7 @@ def upsert(
 ) -> Text:
     """Store the document in a generation in one transaction, a new text with it. `last`: the document is ready then."""
     language = words.configuration(text.parsed.text)
-    work.progress(claim, "storing")
+    work.call(claims.progress, claim, "storing")
     with work.pool.connection() as connection, connection.transaction():
         claims.lock(connection, claim)
         if isinstance(text, NewText):
@@ -236,8 +229,8 @@ def _heartbeat(work: Work, claim: Claim) -> Iterator[None]:
 
     def beat() -> None:
         while not ended.wait(documents.HEARTBEAT_SECONDS):
-            with contextlib.suppress(psycopg.Error, PoolTimeout), work.pool.connection() as connection:
-                claims.heartbeat(connection, claim)
+            with contextlib.suppress(psycopg.Error, PoolTimeout):
+                work.call(claims.heartbeat, claim)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -259,8 +252,7 @@ def _end(work: Work, claim: Claim, outcome: str, reason: str, record: Callable[[
     log.warning(reason, action=f"ingest.{outcome}", document=claim.id, source=claim.key)
     for pause in (0.5, 1, 2, 4, 8, 16, 16, 16):
         try:
-            with work.pool.connection() as connection:
-                record(connection, claim, reason)
+            work.call(record, claim, reason)
             return outcome
         except LostClaim:
             return "superseded"

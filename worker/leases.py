@@ -106,19 +106,14 @@ class Leases:
         """Hand back the lease of a lost process. `reason`: None if it was ended from outside."""
         with contextlib.suppress(psycopg.Error, AskfolderError), self.connect() as connection:
             if documents.hand_back(connection, [name_of(pid)], reason):
-                log.warning(
-                    f"Lost a worker process ({reason or 'ended from outside'}); its document is handed back",
-                    action="lease.handed_back",
-                    pids=[pid],
-                )
+                sentence = f"Lost a worker process ({reason or 'ended from outside'}); its document is handed back"
+                log.warning(sentence, action="lease.handed_back", pids=[pid])
 
     def end(self) -> None:
         """Hand back unfinished documents, uncounted, at the worker's end, when its processes have ended."""
         with contextlib.suppress(psycopg.Error, AskfolderError), self.connect() as connection:
-            ours = [
-                name for name, main, pid in _holders(connection) if main == os.getpid() and not psutil.pid_exists(pid)
-            ]
-            documents.hand_back(connection, ours)
+            ours = [(name, pid) for name, main, pid in _holders(connection) if main == os.getpid()]
+            documents.hand_back(connection, [name for name, pid in ours if not psutil.pid_exists(pid)])
             sources.worker_left(connection, worker_name())
 
 

@@ -77,9 +77,8 @@ def count(connection: Connection, generation: Generation) -> None:
         per_collection = sql.SQL("SELECT collection_id, count(*) FROM {} GROUP BY 1").format(generation.lexical)
         collections = connection.execute(per_collection).fetchall()
         for collection_id, chunks in collections:
-            terms = sql.SQL("SELECT bm25_terms(bm25) FROM {lexical} WHERE collection_id = {collection}").format(
-                lexical=generation.lexical, collection=sql.Literal(collection_id)
-            )
+            query = sql.SQL("SELECT bm25_terms(bm25) FROM {} WHERE collection_id = {}")
+            terms = query.format(generation.lexical, sql.Literal(collection_id)).as_string(connection)
             connection.execute(
                 """
                 INSERT INTO lexeme_stats (generation_id, collection_id, place, chunks, strong, stronger)
@@ -91,12 +90,7 @@ def count(connection: Connection, generation: Generation) -> None:
                        coalesce(sum(ndoc) FILTER (WHERE word LIKE 'b%%'), 0)
                 FROM ts_stat(%(terms)s) GROUP BY place HAVING sum(ndoc) FILTER (WHERE word !~ '^[ab]') > 1
                 """,
-                {
-                    "generation": generation.id,
-                    "collection": collection_id,
-                    "chunks": chunks,
-                    "terms": terms.as_string(connection),
-                },
+                {"generation": generation.id, "collection": collection_id, "chunks": chunks, "terms": terms},
             )
         connection.execute(
             "UPDATE generation SET counted_changes = %s WHERE id = %s", [row[0] if row else 0, generation.id]
