@@ -11,7 +11,6 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from itertools import accumulate, pairwise
 from math import ceil
@@ -162,18 +161,12 @@ def _code_rank(text: str, before: _Piece | None, piece: _Piece) -> int:
 
 
 def _measured(text: str, pieces: list[_Piece], measure: Measure, limit: int) -> list[_Piece]:
-    """Set the sizes of the pieces, and divide those over `limit` at spaces, else between letters."""
+    """Set the sizes of the pieces, and divide pieces over `limit` at spaces, else between letters."""
     _weigh(pieces, measure, limit)
-    for divide in _DIVIDERS:
-        parts = {
-            index: [_Piece(start, end, rank) for start, end, rank in divide(text, piece.start, piece.end)]
-            for index, piece in enumerate(pieces)
-            if piece.size > limit
-        }
+    for longest in (None, 24, 4, 1):
+        parts = {i: _parts(text, piece, longest) for i, piece in enumerate(pieces) if piece.size > limit}
         if not parts:
             break
-        for index, divided in parts.items():
-            divided[0].rank, divided[0].heading = pieces[index].rank, pieces[index].heading
         _weigh([part for divided in parts.values() for part in divided], measure, limit)
         pieces = [part for index, piece in enumerate(pieces) for part in parts.get(index, (piece,))]
     return pieces
@@ -185,6 +178,14 @@ def _weigh(pieces: list[_Piece], measure: Measure, limit: int) -> None:
         piece.size = limit + 1
     for piece, tokens in zip(small, measure([(piece.start, piece.end) for piece in small]), strict=True):
         piece.size = max(tokens, -(-(piece.end - piece.start) // WIDEST))
+
+
+def _parts(text: str, piece: _Piece, longest: int | None) -> list[_Piece]:
+    """Divide a piece into words, or into parts of at most `longest` letters."""
+    divided = _at_letters(text, piece.start, piece.end, longest) if longest else _at_words(text, piece.start, piece.end)
+    parts = [_Piece(*part) for part in divided]
+    parts[0].rank, parts[0].heading = piece.rank, piece.heading
+    return parts
 
 
 def _at_words(text: str, start: int, end: int) -> list[tuple[int, int, int]]:
@@ -214,13 +215,6 @@ def _at_letters(text: str, start: int, end: int, longest: int) -> list[tuple[int
 def _joined(text: str, cut: int) -> bool:
     """True if a cut would separate an accent, a vowel sign or an emoji's modifier from its letter."""
     return category(text[cut]) in ("Mn", "Mc", "Me", "Sk") or "\u200d" in text[cut - 1 : cut + 1]
-
-
-# In the order in which they are tried.
-_DIVIDERS: tuple[Callable[[str, int, int], list[tuple[int, int, int]]], ...] = (
-    _at_words,
-    *(partial(_at_letters, longest=longest) for longest in (24, 4, 1)),
-)
 
 
 def _ranges(text: str, pieces: list[_Piece], measure: Measure, limit: int) -> list[Range]:
