@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shared import prices
@@ -41,7 +41,7 @@ class Bill:
     dollars: float | None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """`files`, `bytes`: of all files. `formats`: readable files by type. `unreadable`: the other files, with reasons.
 
@@ -50,15 +50,15 @@ class Estimate:
     """
 
     folder: str
-    files: int = 0
-    bytes: int = 0
-    formats: dict[str, int] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)
-    characters: int = 0
-    chunks: int = 0
-    tokens: int = 0
-    embedding: Bill | None = None
-    contexts: Bill | None = None
+    files: int
+    bytes: int
+    formats: dict[str, int]
+    unreadable: dict[str, str]
+    characters: int
+    chunks: int
+    tokens: int
+    embedding: Bill
+    contexts: Bill | None
 
     @property
     def dollars(self) -> float | None:
@@ -76,61 +76,62 @@ def estimate(settings: Settings, folder: Path, report: Callable[[int, int], None
         raise SettingsError(f"There is no folder {folder}: name an existing folder, or none for the inbox.")
     source = FolderSource(folder)
     listing = source.discover()
-    result = Estimate(str(folder), len(listing.found), sum(file.size for file in listing.found))
-    result.unreadable |= dict.fromkeys(listing.closed, "It cannot be opened: give this user the right to read it.")
+    files = sorted(listing.found, key=lambda file: file.key)
+    unreadable = dict.fromkeys(listing.closed, "It cannot be opened: give this user the right to read it.")
     with contextlib.closing(wanted_embedder(settings)) as embedder, Parser.of(settings) as parser:
-        counting = _Counting(settings, embedder, result)
-        for done, file in enumerate(sorted(listing.found, key=lambda file: file.key)):
-            report(done, result.files)
+        counts = _Counts(settings, embedder)
+        for done, file in enumerate(files):
+            report(done, len(files))
             name = file.key.rpartition("/")[2]
             try:
-                counting.add(name, parser.parse(source.path(file.key), name))
+                counts.add(name, parser.parse(source.path(file.key), name))
             except AskfolderError as error:
-                result.unreadable[file.key] = str(error)
-        report(result.files, result.files)
-    tokens = {"input": counting.embedded}
-    providers = {"openai": ("OpenAI", settings.openai_base_url), "voyage": ("Voyage", settings.voyage_base_url)}
-    if embedder.name in providers:
-        result.embedding = _bill(settings, embedder.model, *providers[embedder.name], tokens)
-    else:
-        result.embedding = Bill(embedder.model, "", tokens, 0.0)
-    if settings.context == "claude":
-        address, tokens = settings.anthropic_base_url, dict(counting.written)
-        result.contexts = _bill(settings, settings.context_model, "Anthropic", address, tokens)
-    return result
+                unreadable[file.key] = str(error)
+        report(len(files), len(files))
+    size, sums = sum(file.size for file in files), (counts.characters, counts.chunks, counts.tokens)
+    embedding = _bill(settings, embedder.name, embedder.model, {"input": counts.embedded})
+    written = _bill(settings, "claude", settings.context_model, dict(counts.written)) if counts.contexts else None
+    return Estimate(str(folder), len(files), size, dict(counts.formats), unreadable, *sums, embedding, written)
 
 
-def _bill(settings: Settings, model: str, provider: str, address: str, tokens: dict[str, int]) -> Bill:
-    """Make the bill of a provider, or of another server at an address, whose only known prices are in the settings."""
+def _bill(settings: Settings, provider: str, model: str, tokens: dict[str, int]) -> Bill:
+    """Make the bill of a provider. The prices of another server, at an address, are known only from the settings."""
+    if provider == "local":
+        return Bill(model, "", tokens, 0.0)
+    name, address = {
+        "openai": ("OpenAI", settings.openai_base_url),
+        "voyage": ("Voyage", settings.voyage_base_url),
+        "claude": ("Anthropic", settings.anthropic_base_url),
+    }[provider]
     known = {**({} if address else prices.PRICES), **prices.read(settings.prices)}
-    return Bill(model, address or provider, tokens, prices.cost(model, known=known, **{"input": 0, **tokens}))
+    return Bill(model, address or name, tokens, prices.cost(model, known=known, **{"input": 0, **tokens}))
 
 
-class _Counting:
-    """Adds up documents. `embedded`: tokens to embed; `written`: tokens that contexts take."""
+class _Counts:
+    """The sums of documents. `embedded`: tokens to embed; `written`: tokens that contexts take."""
 
-    def __init__(self, settings: Settings, embedder: Embedder, result: Estimate) -> None:
+    def __init__(self, settings: Settings, embedder: Embedder) -> None:
         self.contexts = settings.context == "claude"
         self.sizes = chunk_sizes(embedder, settings.chunk_tokens, self.contexts)
-        self.embedder, self.result = embedder, result
-        self.embedded, self.written = 0, Counter[str]()
-        self._texts: set[bytes] = set()
-        self._inputs: set[bytes] = set()
+        self.embedder = embedder
+        self.characters = self.chunks = self.tokens = self.embedded = 0
+        self.formats, self.written = Counter[str](), Counter[str]()
+        self._texts, self._inputs = set[bytes](), set[bytes]()
 
     def add(self, name: str, parsed: Parsed) -> None:
         chunks = chunk(parsed, self.embedder.count, *self.sizes)
-        self.result.formats[parsed.format] = self.result.formats.get(parsed.format, 0) + 1
-        self.result.characters += len(parsed.text)
-        self.result.chunks += len(chunks)
-        self.result.tokens += sum(self.embedder.count([c.content for c in chunks]))
+        self.formats[parsed.format] += 1
+        self.characters += len(parsed.text)
+        self.chunks += len(chunks)
+        self.tokens += sum(self.embedder.count([c.content for c in chunks]))
         text = hash_of(parsed.text)
         if text in self._texts:
             return
         self._texts.add(text)
         # With contexts, equal chunks of two documents are embedded twice: each has a context of its own.
         scope = text if self.contexts else b""
-        keys = {scope + hash_of(made): made for made in inputs(self.embedder, parsed.title, chunks)}
-        new = {key: made for key, made in keys.items() if key not in self._inputs}
+        by_hash = {scope + hash_of(made): made for made in inputs(self.embedder, parsed.title, chunks)}
+        new = {key: made for key, made in by_hash.items() if key not in self._inputs}
         self._inputs.update(new)
         self.embedded += sum(self.embedder.count(list(new.values())))
         if self.contexts:
@@ -151,8 +152,7 @@ def describe(result: Estimate) -> str:
         if (more := len(result.unreadable) - SHOWN) > 0:
             lines.append(f"    … and {more:,} more; --json lists all")
     lines.append(f"  chunks           {result.chunks:,}, {result.tokens:,} tokens")
-    if result.embedding:
-        lines.append(f"  embedding        {_describe_bill(result.embedding)}")
+    lines.append(f"  embedding        {_describe_bill(result.embedding)}")
     off = "off; ASKFOLDER_CONTEXT=claude turns them on"
     lines.append(f"  contexts         {_describe_bill(result.contexts) if result.contexts else off}")
     if any(bill and bill.to for bill in (result.embedding, result.contexts)):
