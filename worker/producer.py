@@ -17,6 +17,7 @@ from shared.ledger import documents, generations, sources
 from shared.log import log
 from shared.providers.choice import wanted_embedder
 from shared.settings import Settings, load
+from worker.app import celery_app
 from worker.indexing import contexts, index
 from worker.indexing.chunking import CHUNKER_VERSION
 from worker.indexing.inputs import chunk_sizes
@@ -157,6 +158,7 @@ def wait_for_turn(settings: Settings, connection: Connection) -> None:
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = load()
+    celery_app(settings)
     after_outage, first = False, True
     while True:
         try:

@@ -4,6 +4,7 @@ import contextlib
 import time
 
 import redis
+from celery import current_app
 from kombu.exceptions import OperationalError as BrokerError
 
 from shared.db import Connection
@@ -11,7 +12,7 @@ from shared.ledger import documents, sources
 from shared.ledger.documents import Due
 from shared.log import log
 from shared.settings import Settings
-from worker.app import app, queue_of
+from worker.app import queue_of
 from worker.tasks import ingest_document
 
 NO_REDIS_SECONDS = 2.0  # between attempts
@@ -73,7 +74,7 @@ class Publisher:
 
     def queue_is_empty(self) -> bool:
         """Return True if the queue has no waiting task, as after a flush; False if Redis cannot be asked."""
-        with contextlib.suppress(*_UNAVAILABLE), app.connection_for_write() as connection:
+        with contextlib.suppress(*_UNAVAILABLE), current_app.connection_for_write() as connection:
             channel = connection.default_channel
             try:
                 return bool(channel.queue_declare(self.queue, passive=True).message_count == 0)

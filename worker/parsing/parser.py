@@ -14,13 +14,14 @@ import threading
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
 from shared.errors import TransientError, UnreadableError
 from shared.log import log
 from shared.models import Heading, Parsed
+from shared.settings import Settings
 
 POLL_SECONDS = 0.05
 REPLY_SPARE = 16 << 20  # bytes of a reply besides its text: 100,000 headings and 20,000 pages
@@ -41,7 +42,7 @@ class _Died(Exception):
     """The child ended before its reply was complete, or the reply is invalid."""
 
 
-class Parser(contextlib.AbstractContextManager["Parser"]):
+class Parser:
     """Parses one document at a time in a long-lived child process, which is replaced after a crash or a timeout.
 
     `memory_bytes`: resident memory of the child. `seconds`: wall time for one document. `child`: the process, if any.
@@ -64,6 +65,18 @@ class Parser(contextlib.AbstractContextManager["Parser"]):
         self.peak_bytes = 0
         self._owner = 0
         self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(
+            memory_bytes=settings.parse_memory_mb << 20,
+            seconds=settings.parse_seconds,
+            max_text_chars=settings.max_text_mb * 1_000_000,
+            max_file_bytes=settings.max_file_mb << 20,
+        )
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
