@@ -20,6 +20,7 @@ from shared.models import Parsed
 from shared.providers.choice import wanted_embedder
 from shared.providers.embedder import Embedder
 from shared.settings import Settings, load
+from shared.text.printable import dollars, printable
 from worker.indexing import contexts
 from worker.indexing.chunking import chunk
 from worker.indexing.inputs import chunk_sizes, hash_of, inputs
@@ -183,9 +184,7 @@ def described(result: Estimate) -> str:
         f"  contexts         {_bill(result.contexts) if result.contexts else 'off; ASKFOLDER_CONTEXT=claude turns them on'}"
     )
     if any(bill and bill.to for bill in (result.embedding, result.contexts)):
-        total = (
-            "no price is known for all of it" if result.dollars is None else f"at most about {_dollars(result.dollars)}"
-        )
+        total = "no price is known for all of it" if result.dollars is None else _at_most(result.dollars)
         lines.append(f"  together         {total}; what is indexed already is not paid for again")
     lines.append("Nothing was sent.")
     return "\n".join(lines)
@@ -196,22 +195,18 @@ def _bill(bill: Bill) -> str:
         return f"{bill.model}, on this machine: nothing leaves it, and nobody is paid"
     names = {"input": "in", "output": "out", "cache_write": "written to the cache", "cache_read": "read from it"}
     tokens = ", ".join(f"{bill.tokens[key]:,} {word}" for key, word in names.items() if bill.tokens.get(key))
-    price = f"no price is known for {bill.model}" if bill.dollars is None else f"at most about {_dollars(bill.dollars)}"
+    price = f"no price is known for {bill.model}" if bill.dollars is None else _at_most(bill.dollars)
     return f"{bill.model}, all texts go to {bill.to}: {price} (tokens: {tokens or 'none'})"
 
 
-def _dollars(amount: float) -> str:
-    return f"${amount:,.2f}" if amount >= 1 else f"${amount:.4f}"
+def _at_most(amount: float) -> str:
+    return f"at most about {dollars(amount, 2 if amount >= 1 else 4)}"
 
 
 def _reason(key: str, reason: str) -> str:
     """Why a file cannot be read, with its path where the reason begins with its name alone."""
-    key, name = _printable(key), _printable(key.rpartition("/")[2])
+    key, name = printable(key), printable(key.rpartition("/")[2])
     return key.removesuffix(name) + reason if reason.startswith(name) else f"{key}: {reason}"
-
-
-def _printable(name: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 class _Progress:

@@ -13,10 +13,11 @@ from typing import Any
 import click
 
 from shared import client
-from shared.cli.terminal import dollars, place_of, printable, progress_of, scores_of, state_line, streamed
+from shared.cli.terminal import place_of, progress_of, scores_of, state_line, streamed
 from shared.client import Client, NotRunningError
 from shared.errors import AskfolderError
 from shared.settings import ROOT, load
+from shared.text.printable import dollars, printable
 
 NO_ANSWER_EXIT = 3
 NOT_RUNNING_EXIT = 4

@@ -7,6 +7,7 @@ import click
 from shared.client import Client
 from shared.errors import AskfolderError
 from shared.settings import load
+from shared.text.printable import printable
 
 
 def progress_of(load: dict[str, Any]) -> str:
@@ -45,15 +46,6 @@ def scores_of(result: dict[str, Any]) -> str:
     """What the passage is ordered by comes first."""
     reranked = result["rerank_score"]
     return f"{result['score']:.3f}" if reranked is None else f"reranked {reranked:.3f}, found {result['score']:.3f}"
-
-
-def dollars(amount: float | None) -> str:
-    return "unknown" if amount is None else f"${amount:.4f}"
-
-
-def printable(name: str) -> str:
-    """A document's words, that can do nothing to a terminal; joiners that scripts and emoji need stay."""
-    return "".join(c if c.isprintable() or c in "\u200c\u200d" else repr(c)[1:-1] for c in name)
 
 
 def streamed(body: dict[str, Any], as_it_comes: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, Self
 
 from shared.errors import TransientError, UnreadableError
 from shared.models import Heading, Parsed
+from shared.text.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Parser:
 
         Raises UnreadableError when the file can never be read, TransientError when it may be later.
         """
-        name = _printable(name)
+        name = printable(name, keep="")  # one line, and text that PostgreSQL accepts
         self._check_size(path, name)
         request = {
             "path": str(path.absolute()),
@@ -275,12 +276,6 @@ def _result(reply: dict[str, Any], name: str, memory_bytes: int) -> Parsed:
             raise UnreadableError(_too_much_memory(name, memory_bytes))
         case _:
             raise TransientError(_vanished(name, reply.get("message")))
-
-
-def _printable(name: str) -> str:
-    """A name that stands on one line and that PostgreSQL accepts."""
-    name = name.encode("utf-8", "replace").decode("utf-8")
-    return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
 def _no_permission(name: str) -> str:
