@@ -27,6 +27,7 @@ from shared.evaluation.temporary import data_folder, gather, temporary, workplac
 from shared.providers.meter import Meter
 from shared.settings import Settings, load
 from shared.system.servers import Servers
+from shared.text.printable import printable
 
 WORST = 10  # questions that the terminal shows
 
@@ -380,14 +381,14 @@ def _lines(outcome: Outcome) -> Iterator[str]:
         judge = "the judge's word; " if last.judged else ""
         yield f"Worst questions{of} (a right citation, or a right refusal; F1; {judge}verdict; what was cited first)"
         for answer in sorted(last.results, key=_badness)[:WORST]:
-            top = report.printable(answer.cited[0][0]) if answer.cited else "nothing"
+            top = printable(answer.cited[0][0]) if answer.cited else "nothing"
             f1 = "" if answer.f1 is None else report.figure("", answer.f1)
             grade = f"{'–' if answer.judged == '' else answer.judged or '':<8} " if last.judged else ""
             yield f"{'right' if answer.score else 'wrong':>6} {f1:>5} {grade}{answer.answer['verdict']:<9}  {_named(answer.question)}  ({top})"
     else:
         yield f"Worst questions{of} ({last.measure}; rank of the first relevant document; what came first)"
         for result in sorted(last.results, key=lambda r: (r.score, r.question.id))[:WORST]:
-            top = report.printable(result.ranking[0]) if result.ranking else "nothing"
+            top = printable(result.ranking[0]) if result.ranking else "nothing"
             yield f"{report.figure(result.measure, result.score):>6} {result.first or '–':>4}  {_named(result.question)}  ({top})"
     yield ""
 
@@ -399,5 +400,5 @@ def _badness(answer: Answered) -> tuple[float, float, float, str]:
 
 
 def _named(question: Question) -> str:
-    text = report.printable(" ".join(question.text.split()))
-    return f"{report.printable(question.id)}  {text[:90]}{'…' if len(text) > 90 else ''}"
+    text = printable(" ".join(question.text.split()))
+    return f"{printable(question.id)}  {text[:90]}{'…' if len(text) > 90 else ''}"
