@@ -1,4 +1,4 @@
-"""Writes docs/settings.md, docs/commands.md and .env.example from the code: python -m scripts.docs [--check]"""
+"""Write docs/settings.md, docs/commands.md and .env.example from the code: python -m scripts.docs [--check]"""
 
 import sys
 import typing
@@ -35,8 +35,8 @@ COMMANDS = f"""\
 `./askfolder` works in the checkout without activating anything; in a container the command is `askfolder`. All but `up`
 and `estimate` talk to a running system: that of this checkout, or the one that `ASKFOLDER_URL` and `ASKFOLDER_KEY` name.
 
-Exit codes: 0 done; 1 it failed, and a sentence says why; 2 the command was typed wrong; {NO_ANSWER_EXIT} nothing was
-found; {NOT_RUNNING_EXIT} askfolder does not answer; {HELD_EXIT} the scan was not carried out; {FINDINGS_EXIT} the doctor found something.
+Exit codes: 0 done; 1 it failed, and a sentence says why; 2 the command line is wrong; {NO_ANSWER_EXIT} nothing was
+found; {NOT_RUNNING_EXIT} askfolder cannot be reached; {HELD_EXIT} the scan was not carried out; {FINDINGS_EXIT} the index is inconsistent.
 """
 
 EXAMPLE = """\
@@ -110,7 +110,7 @@ def pages() -> dict[Path, str]:
 
 
 def stale() -> list[str]:
-    """The generated files that do not say what the code says."""
+    """The generated files that are out of date."""
     return [
         str(path.relative_to(ROOT)) for path, text in pages().items() if not path.exists() or path.read_text() != text
     ]
@@ -119,7 +119,7 @@ def stale() -> list[str]:
 def main() -> None:
     if "--check" in sys.argv[1:]:
         if found := stale():
-            sys.exit(f"{', '.join(found)} is not what the code says: run `python -m scripts.docs`.")
+            sys.exit(f"{', '.join(found)} is out of date: run `python -m scripts.docs`.")
         return
     for path, text in pages().items():
         path.write_text(text)

@@ -1,9 +1,8 @@
-"""Calls of a running system's API, as the command line makes them."""
+"""A client of a running system's API, for the command line and evaluation."""
 
 import json
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 from urllib.parse import urlsplit
 
 import httpx2
@@ -14,11 +13,11 @@ from shared.settings import Settings
 
 
 class NotRunningError(AskfolderError):
-    """Nobody answers at the address."""
+    """No system can be reached at the address."""
 
 
 class Client:
-    """One system. Raises NotRunningError, or AskfolderError with what the system says is wrong."""
+    """Calls one system. Raises NotRunningError, or AskfolderError with the reason that the system gives."""
 
     def __init__(self, url: str, key: str, seconds: float) -> None:
         local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
@@ -31,16 +30,14 @@ class Client:
     def of(cls, settings: Settings) -> "Client":
         return cls(address(settings), key(settings), settings.ask_seconds + 10)
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.http.close()
 
     def call(self, method: str, path: str, body: object = None, query: dict[str, Any] | None = None) -> Any:
-        """The answer as JSON."""
+        """Return the answer, which is JSON."""
         try:
             response = self.http.request(method, path, json=body, params=query)
         except httpx2.HTTPError as error:
@@ -53,7 +50,7 @@ class Client:
             return {"detail": response.text[:300]}
 
     def events(self, path: str, body: object) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The name and content of each event of an answer that is streamed, up to `done`. Without one there is no answer."""
+        """Yield name and content of each event of a streamed answer, up to `done`; raise an error if it ends earlier."""
         name, data = "", ""
         try:
             with self.http.stream("POST", path, json=body, headers={"Accept": "text/event-stream"}) as response:
@@ -76,15 +73,14 @@ class Client:
                         name = ""
         except httpx2.TransportError as error:
             if name:
-                raise AskfolderError(
-                    f"The connection to {self.url} broke in the middle of the answer ({error})."
-                ) from None
+                reason = f"The connection to {self.url} broke in the middle of the answer ({error})."
+                raise AskfolderError(reason) from None
             raise self._absent(error) from None
-        raise AskfolderError(f"The answer of {self.url} broke off before its end. Ask again.")
+        raise AskfolderError(f"The answer of {self.url} ended too early. Ask again.")
 
     def _absent(self, error: Exception) -> NotRunningError:
         return NotRunningError(
-            f"askfolder does not answer at {self.url} ({error}). Start it with `make up`, or set ASKFOLDER_URL."
+            f"Can't reach askfolder at {self.url} ({error}). Start it with `make up`, or set ASKFOLDER_URL."
         )
 
     def _refuse(self, response: httpx2.Response) -> NoReturn:
