@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from shared.evaluation.answers import Answered, Answers
 from shared.evaluation.measures import CUT
-from shared.evaluation.question_sets import ROUNDS, Result, Run
-from shared.evaluation.significance import Difference
+from shared.evaluation.question_sets import Result, Run
+from shared.evaluation.significance import ROUNDS, Difference
 from shared.text.printable import JOINERS, printable
 
 PASSAGES = 10  # of each question
