@@ -50,7 +50,7 @@ class Client:
             return {"detail": response.text[:300]}
 
     def events(self, path: str, body: object) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield name and content of each event of a streamed answer, up to `done`; raise an error if it ends earlier."""
+        """Yield name and content of each event of a streamed answer up to `done`. Without one, raise an error."""
         name, data = "", ""
         try:
             with self.http.stream("POST", path, json=body, headers={"Accept": "text/event-stream"}) as response:
@@ -100,8 +100,12 @@ class Client:
 
 
 def address(settings: Settings) -> str:
-    if settings.url:
-        return settings.url.rstrip("/")
+    """The address of the system to talk to."""
+    return settings.url.rstrip("/") or local_address(settings)
+
+
+def local_address(settings: Settings) -> str:
+    """The address of the system that these settings start."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 

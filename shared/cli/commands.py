@@ -78,7 +78,7 @@ def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _filters(metadata: tuple[str, ...], types: tuple[str, ...], **options: str | None) -> dict[str, Any]:
-    """The filter options as /search and /ask take them. A metadata value may be JSON (3, true, '"3"'), else it is text."""
+    """Return the filters of /search and /ask. A metadata value is parsed as JSON (3, true, '"3"') or else is text."""
     values: dict[str, Any] = {}
     for pair in metadata:
         name, equals, value = pair.partition("=")

@@ -45,7 +45,7 @@ class Answered:
 
     @property
     def warnings(self) -> Sequence[str]:
-        return self.answer.get("warnings", ())
+        return self.answer["warnings"]  # type: ignore[no-any-return]
 
     @property
     def refused(self) -> bool:
@@ -79,7 +79,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The cost of judging. `dollars`: None if no price is known. `reason`: a sentence if some answers are not judged."""
+    """The cost of judging. `dollars`: None if no price is known. `reason`: why some answers were not judged."""
 
     model: str
     tokens: Tokens
@@ -107,7 +107,7 @@ class Answers:
         return [result.score for result in self.results if result.question.answerable is wanted]
 
     def summary(self) -> dict[str, float | None]:
-        """Shares, then counts, milliseconds, tokens and dollars. None if there is nothing to divide by or no price is known."""
+        """Return shares, counts, milliseconds, tokens, dollars. None: nothing to divide by, or no price is known."""
         results = self.results
         answerable = [result for result in results if result.question.answerable]
         others = [result for result in results if not result.question.answerable]

@@ -1,4 +1,4 @@
-"""The HTML report of `askfolder eval`: one file without scripts and links. The template escapes all text, which is other people's."""
+"""The HTML report of `askfolder eval`: one file without scripts and links. The template escapes all text."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,7 +20,7 @@ Runs = Sequence[Run] | Sequence[Answers]  # one, or two over the same questions 
 
 
 def page(title: str, runs: Runs, difference: Difference | None, notes: Sequence[str]) -> str:
-    """Render the report."""
+    """Render the report of one run, or of two over the same questions in the same order."""
     subject, choices = (
         "Retrieval",
         {
@@ -52,7 +52,7 @@ def page(title: str, runs: Runs, difference: Difference | None, notes: Sequence[
 
 
 def figure(name: str, value: float | None, signed: bool = False) -> str:
-    """A share as .123, milliseconds, tokens and answers as 1,234, dollars as 0.0012; None as –. `signed`: a difference."""
+    """Format a share as .123, a count or milliseconds as 1,234, dollars as 0.0012, None as –. `signed`: as a change."""
     if value is None:
         return "–"
     if name.endswith(("ms", "tokens", "answers")):

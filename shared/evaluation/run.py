@@ -75,7 +75,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The options of `askfolder eval`. `choices`: one, or two to compare; `answers`: measure answers; `judge`: the model that grades them."""
+    """The options of `askfolder eval`. `choices`: one, or two to compare; `judge`: the model that grades answers."""
 
     path: Path
     choices: list[Choice]
@@ -125,7 +125,7 @@ def evaluate(plan: Plan, html: Path | None, as_json: bool) -> None:
 
 
 def carry_out(plan: Plan) -> Outcome:
-    """Ask all questions and compute the measures. Wrong questions and options are refused before anything is started."""
+    """Ask all questions and compute the measures. Wrong questions and options are refused before anything starts."""
     questions, left_out = _read_questions(plan)
     _check_options(plan)
     with contextlib.ExitStack() as stack:
@@ -262,7 +262,7 @@ def _post(client: Client, path: str, body: dict[str, Any], question: Question) -
 
 
 def _judged(runs: Sequence[Answers], plan: Plan) -> list[Answers]:
-    """Return the runs with grades. The judge's tokens are metered by this checkout's system if its database can be reached."""
+    """Return the runs with grades."""
     from shared.evaluation import judge as judging  # the SDK takes two seconds to import: only who uses it waits
 
     settings = load()
@@ -357,9 +357,9 @@ def as_text(outcome: Outcome) -> str:
 
 def _lines(outcome: Outcome) -> Iterator[str]:
     runs, difference = outcome.runs, outcome.difference
-    sides = ("A: ", "B: ") if difference else ("",)
-    for side, run in zip(sides, runs, strict=True):
-        yield f"{side}{len(run.results):,} questions, {run.label}: {run.system}{report.judged_by(runs)}"
+    judged = report.judged_by(runs)
+    heads = [f"{len(run.results):,} questions, {run.label}: {run.system}{judged}" for run in runs]
+    yield from (f"{side}{head}" for side, head in zip(("A: ", "B: ") if difference else ("",), heads, strict=True))
     yield ""
     summaries = [run.summary() for run in runs]
     if difference:

@@ -1,4 +1,4 @@
-"""`askfolder eval`: measures, question sets, the test of a difference, the report; and the project's own questions on the real system."""
+"""`askfolder eval`: measures, question sets, significance, the report; and the project's own questions."""
 
 import gzip
 import json
