@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from shared.evaluation.answers import Answers
 from shared.evaluation.measures import CUT
+from shared.evaluation.question_sets import Run
 
 ROUNDS = 10_000  # of the randomisation test and the bootstrap
 BLOCK = 1_000_000  # numbers drawn at once
@@ -28,16 +29,7 @@ class Difference:
     ties: int
 
 
-class Scored(Protocol):
-    """Results with a score for each question."""
-
-    @property
-    def measure(self) -> str: ...
-
-    def scores(self) -> list[float]: ...
-
-
-def compare(a: Scored, b: Scored) -> Difference:
+def compare(a: Run | Answers, b: Run | Answers) -> Difference:
     """Compare two runs over the same questions in the same order."""
     return difference(a.scores(), b.scores(), a.measure)
 
