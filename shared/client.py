@@ -44,10 +44,7 @@ class Client:
             raise self._absent(error) from None
         if response.is_error:
             self._refuse(response)
-        try:
-            return response.json()
-        except ValueError:
-            return {"detail": response.text[:300]}
+        return _content(response)
 
     def events(self, path: str, body: object) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield name and content of each event of a streamed answer up to `done`. Without one, raise an error."""
@@ -84,19 +81,24 @@ class Client:
         )
 
     def _refuse(self, response: httpx2.Response) -> NoReturn:
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = {"detail": response.text[:300]}
+        answer = _content(response)
         detail = answer.get("detail") if isinstance(answer, dict) else None
         raise AskfolderError(f"{detail or answer} ({response.status_code} from {self.url})")
 
-    def documents(self, **query: Any) -> Iterator[dict[str, Any]]:
+    def listings(self, **query: Any) -> Iterator[dict[str, Any]]:
+        """Yield the pages of GET /documents."""
         cursor: int | None = 0
         while cursor is not None:
             listing = self.call("GET", "/documents", query={"limit": 1000, "cursor": cursor, **query})
-            yield from listing["documents"]
+            yield listing
             cursor = listing["next_cursor"]
+
+
+def _content(response: httpx2.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return {"detail": response.text[:300]}
 
 
 def address(settings: Settings) -> str:

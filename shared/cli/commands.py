@@ -1,5 +1,6 @@
 """The command line: `up` runs everything here; the other commands talk to a running system over HTTP."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -137,13 +138,10 @@ def status(everything: bool, as_json: bool) -> None:
     everything |= as_json
     listing: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
-    for state in [None] if everything else UNFINISHED:
-        cursor: int | None = 0
-        while cursor is not None:
-            query = {"limit": 1000, "cursor": cursor} | ({"state": state} if state else {})
-            listing = _call("GET", "/documents", query=query)
-            rows += listing["documents"]
-            cursor = listing["next_cursor"] if everything else None
+    with Client.of(load()) as system:
+        for query in [{}] if everything else [{"state": state} for state in UNFINISHED]:
+            for listing in itertools.islice(system.listings(**query), None if everything else 1):
+                rows += listing["documents"]
     show({**listing, "documents": rows, "next_cursor": None}, as_json, terminal.status_lines)
 
 

@@ -205,7 +205,7 @@ def _temporary_systems(plan: Plan, stack: contextlib.ExitStack) -> tuple[list[Cl
 
 def _check_index(client: Client, questions: Sequence[Question], ids: Mapping[str, str]) -> list[str]:
     """Return notes about an incomplete index. Raises PermanentError when a relevant path is not in it."""
-    documents = list(client.documents())
+    documents = [row for listing in client.listings() for row in listing["documents"]]
     known = {ids.get(row["source"], row["source"]) for row in documents}
     notes = []
     missing = [(question, name) for question in questions for name in question.relevant if name not in known]
