@@ -2,9 +2,7 @@
 
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from flask import (
-    request,
-)
+from flask import request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from werkzeug.exceptions import HTTPException
 

@@ -6,14 +6,7 @@ import json
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
 
-from flask import (
-    Response,
-    jsonify,
-    redirect,
-    render_template,
-    request,
-    url_for,
-)
+from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 
 from api.access import COOKIE
 from api.answering.follow_ups import Turn
@@ -21,7 +14,7 @@ from api.ask import answering, ask, search
 from api.bodies import AskBody, SearchBody, read_body
 from api.problems import InvalidError, describe_error
 from api.question_log import Asked, QuestionLog
-from api.resources import questions_writer, resources
+from api.resources import resources
 from api.retrieval.filters import Filters, read_filters, refuse_unknown
 from shared.models import Answer, Citation, Passage, SearchResult, Sentence, Step
 from shared.providers import privacy
@@ -29,19 +22,23 @@ from shared.settings import Settings
 
 EVENTS = "text/event-stream"
 
+bp = Blueprint("ask", __name__)
 
+
+@bp.get("/")
 def page() -> Response | str:
     if "key" in request.args:  # the link that `up` prints: the key goes into a cookie and out of the address
-        opened = redirect(url_for("page"), 303)
+        opened = redirect(url_for("ask.page"), 303)
         opened.set_cookie(COOKIE, request.args["key"], max_age=400 * 86_400, httponly=True, samesite="Strict")
         return opened  # type: ignore[return-value]
     settings = resources().settings
     return render_template("ask.html", deep=settings.answers_with_claude(), **privacy.describe(settings))
 
 
+@bp.post("/ask")
 def post_ask() -> Response:
     body = read_body(AskBody)
-    settings, kept = resources().settings, questions_writer()
+    settings, kept = resources().settings, resources().questions
     turns = [Turn(turn.question, turn.answer) for turn in body.history]
     if body.mode == "deep" and not settings.answers_with_claude():
         raise InvalidError(
@@ -138,6 +135,7 @@ def _event(name: str, data: object) -> str:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
+@bp.post("/search")
 def post_search() -> Response:
     body = read_body(SearchBody)
     found = search(
@@ -173,17 +171,4 @@ def _filters(body: SearchBody | AskBody) -> Filters:
 
 
 def _passage(passage: Passage) -> dict[str, object]:
-    names = (
-        "source",
-        "title",
-        "content",
-        "score",
-        "rerank_score",
-        "page",
-        "heading",
-        "char_start",
-        "char_end",
-        "document_id",
-        "chunk_id",
-    )
-    return {name: getattr(passage, name) for name in names}
+    return {name: value for name, value in asdict(passage).items() if name not in ("cosine", "bm25")}
