@@ -16,11 +16,12 @@ import pytest
 from pydantic import SecretStr
 
 from api.retrieval import rerankers, reranking
-from api.retrieval.rerankers import ClaudeReranker, LocalReranker, VoyageReranker, read_order
+from api.retrieval.rerankers import ClaudeReranker, LocalReranker, read_order
 from api.retrieval.reranking import CANDIDATES, Reranking, open_reranking, text_of
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
 from shared.models import Passage
 from shared.providers import minilm, privacy
+from shared.providers.rerank import Scores, VoyageReranker
 from shared.settings import ROOT, Settings
 from shared.system.servers import Servers
 from tests.conftest import KEY as API_KEY
@@ -216,8 +217,8 @@ def test_batches_of_like_lengths_keep_the_order_of_the_texts(tmp_path: Path, mon
     reranker = LocalReranker(cross_encoder(tmp_path / "m"), 5)
     counts = [(7 * n) % 41 for n in range(41)]
     shapes: list[tuple[int, ...]] = []
-    run = reranker._run
-    monkeypatch.setattr(reranker, "_run", lambda batch: shapes.append((len(batch), len(batch[-1].ids))) or run(batch))  # type: ignore[func-returns-value]
+    run = reranker.score
+    monkeypatch.setattr(reranker, "score", lambda batch: shapes.append((len(batch), len(batch[-1].ids))) or run(batch))  # type: ignore[func-returns-value]
     assert reranker.rerank("cat", ["cat " * n + "bird" for n in counts]).tolist() == [n + 1 for n in counts]
     assert [rows for rows, _ in shapes] == [3] * 13 + [2]
     assert shapes == sorted(shapes, key=lambda shape: shape[1])
@@ -355,7 +356,7 @@ class Lengths:
         self.errors = list(errors)
         self.calls: list[tuple[str, list[str]]] = []
 
-    def rerank(self, question: str, texts: Sequence[str]) -> rerankers.Scores:
+    def rerank(self, question: str, texts: Sequence[str]) -> Scores:
         self.calls.append((question, list(texts)))
         if self.errors:
             raise self.errors.pop(0)
@@ -442,7 +443,7 @@ def test_only_one_question_tries_it_after_the_rest(clock: Callable[[float], None
     answers: list[list[str]] = []
     rerank = reranker.rerank
 
-    def meanwhile(question: str, texts: Sequence[str]) -> rerankers.Scores:
+    def meanwhile(question: str, texts: Sequence[str]) -> Scores:
         if not answers:
             answers.append(tried.order("another", passages("a"))[1])
         return rerank(question, texts)

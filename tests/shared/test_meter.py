@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
-from api.retrieval.rerankers import ClaudeReranker, VoyageReranker
+from api.retrieval.rerankers import ClaudeReranker
 from api.retrieval.reranking import FAILURES, Reranking
 from shared import db, prices
 from shared.db import Connection
@@ -25,6 +25,7 @@ from shared.providers import meter as usage
 from shared.providers import remote
 from shared.providers.meter import BudgetError, Call, Meter, Tokens
 from shared.providers.openai import OpenAIEmbedder
+from shared.providers.rerank import VoyageReranker
 from shared.providers.voyage import VoyageEmbedder
 from tests.conftest import until
 from tests.standins import spending

@@ -13,13 +13,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from api.retrieval.rerankers import ClaudeReranker, VoyageReranker
+from api.retrieval.rerankers import ClaudeReranker
 from api.verification import second_opinion
 from shared import broker
 from shared.errors import TransientError
 from shared.providers import claude, pace
 from shared.providers.meter import Call, Meter
 from shared.providers.pace import Pace
+from shared.providers.rerank import VoyageReranker
 from shared.providers.voyage import VoyageEmbedder
 from shared.settings import ROOT
 from shared.system.servers import Servers
