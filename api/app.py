@@ -22,7 +22,8 @@ from api.routes.status import get_usage, healthz, readyz
 from shared import db, keys
 from shared.cache import QuestionCache
 from shared.ledger.generations import Generation
-from shared.providers.choice import embedder_for
+from shared.models import EmbeddingModel
+from shared.providers.choice import BUILT_IN, embedder_of
 from shared.providers.embedder import Embedder
 from shared.providers.meter import Meter
 from shared.settings import ROOT, Settings, load
@@ -37,19 +38,25 @@ def create_app(settings: Settings | None = None) -> Flask:
     meter = Meter.of(settings, pool, behind=True)
 
     @functools.cache
-    def embedder(name: str, model: str, model_path: str, dimensions: int) -> Embedder:
-        return embedder_for(settings, name, model, model_path, dimensions, threads=2, meter=meter)
+    def embedder(model: EmbeddingModel) -> Embedder:
+        return embedder_of(settings, meter, model, threads=2)
 
-    def embedder_of(generation: Generation) -> Embedder:
-        return embedder(generation.embedder, generation.model, generation.model_path, generation.dimensions)
+    def generation_embedder(generation: Generation) -> Embedder:
+        return embedder(generation.embedding_model)
 
     def local(sentences: Sequence[str]) -> np.ndarray:
-        return embedder("local", "all-MiniLM-L6-v2-int8", "", 384).embed(sentences)
+        return embedder(BUILT_IN).embed(sentences)
 
     if settings.answers_with_claude():
         importlib.import_module("api.answering.claude")  # now, rather than at the first question
     app.extensions["askfolder"] = Resources(
-        settings, pool, QuestionCache(settings.redis_url), embedder_of, local, open_reranking(settings, meter), meter
+        settings,
+        pool,
+        QuestionCache(settings.redis_url),
+        generation_embedder,
+        local,
+        open_reranking(settings, meter),
+        meter,
     )
     app.extensions["askfolder.questions"] = QuestionLog(pool, settings.question_log == "on")
     app.extensions["askfolder.key"] = keys.key(settings)

@@ -14,8 +14,8 @@ from api.retrieval.reranking import Reranking
 from shared.cache import QuestionCache
 from shared.db import Connection
 from shared.ledger.generations import Generation
-from shared.providers.embedder import UNMETERED, Embedder
-from shared.providers.meter import Meter
+from shared.providers.embedder import Embedder
+from shared.providers.meter import UNMETERED, Meter
 from shared.settings import Settings
 
 

@@ -15,12 +15,10 @@ import numpy.typing as npt
 
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
 from shared.providers import claude
-from shared.providers.embedder import UNMETERED
 from shared.providers.local import find_model, max_length, open_model, read_tokenizer
-from shared.providers.meter import Call, Meter, Tokens
+from shared.providers.meter import UNMETERED, Call, Meter, Tokens
 from shared.providers.pace import Pace
-from shared.providers.remote import SLOW_DOWN, NotSentError, Provider, QuotaError, retry_after, total_tokens
-from shared.providers.voyage import VoyageEmbedder
+from shared.providers.remote import SLOW_DOWN, Endpoint, NotSentError, QuotaError, retry_after, total_tokens
 from shared.text.invisible import visible
 from shared.text.tokens import encodable, estimate_tokens
 
@@ -42,23 +40,18 @@ class Reranker(Protocol):
 # --- at Voyage
 
 
-class VoyageReranker(Provider):
+class VoyageReranker:
     """Voyage AI, over plain HTTP. It cuts what is too long: a question beyond 8,000 tokens, a text beyond 32,000 with it."""
 
-    label = VoyageEmbedder.label
-    key_setting = VoyageEmbedder.key_setting
-    default_url = VoyageEmbedder.default_url
-
-    def __init__(
-        self, api_key: str | None, model: str, base_url: str | None, seconds: float, meter: Meter = UNMETERED
-    ) -> None:
-        """`seconds`: that one answer may take, connecting included. SettingsError: something is missing."""
-        super().__init__(api_key, base_url, "ASKFOLDER_RERANKER=voyage")
+    def __init__(self, endpoint: Endpoint, model: str, seconds: float, meter: Meter = UNMETERED) -> None:
+        """`seconds`: the time limit of one answer, connecting included."""
+        self._endpoint = endpoint
+        self.label = endpoint.label
         self.model = model
         self._seconds = seconds
         self._meter = meter
-        self._pace = Pace(meter.redis_url, self.label, self._url, model)
-        self._client = self._connections()
+        self._pace = Pace(meter.redis_url, self.label, endpoint.url, model)
+        self._client = endpoint.client()
 
     def rerank(self, question: str, texts: Sequence[str]) -> Scores:
         """`relevance_score`, between 0 and 1. Asked once: who waits for an answer is better off without a second try."""
@@ -77,7 +70,7 @@ class VoyageReranker(Provider):
         with self._meter.call("reranking", self.model, most, self._seconds) as call:
             response = self._paid(body, most, call, deadline)
         if response.status_code != 200:
-            problem = self._general_refusal(response) or self._refusal(response)
+            problem = self._endpoint.refusal(response) or self._refusal(response)
             if response.status_code in SLOW_DOWN and not isinstance(problem, QuotaError):
                 self._pace.slow(retry_after(response))
             raise problem
@@ -117,19 +110,19 @@ class VoyageReranker(Provider):
         parts: list[bytes] = []
         timeout = self._seconds + 1  # of a single read, and only so that no thread stays for ever: nobody waits so long
         try:
-            with self._client.stream("POST", f"{self._url}/rerank", json=body, timeout=timeout) as response:
+            with self._client.stream("POST", f"{self._endpoint.url}/rerank", json=body, timeout=timeout) as response:
                 for part in response.iter_bytes():
                     if time.monotonic() > deadline:
                         raise TimeoutError
                     parts.append(part)
         except httpx2.HTTPError as error:
-            raise self._silence(error) from None
+            raise self._endpoint.no_answer(error) from None
         # The content is decoded by now, so the headers that say how it was encoded stay behind.
         headers = {name: value for name, value in response.headers.items() if name.startswith("retry-after")}
         return httpx2.Response(response.status_code, headers=headers, content=b"".join(parts))
 
     def _refusal(self, response: httpx2.Response) -> AskfolderError:
-        status, detail = response.status_code, self._detail(response)
+        status, detail = response.status_code, self._endpoint.detail(response)
         if status == 404 or self.model in detail:
             return SettingsError(
                 f"{self.label} refused the model {self.model} (HTTP {status}): {detail} Check ASKFOLDER_RERANKER_MODEL."

@@ -14,6 +14,7 @@ import shutil
 import struct
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,11 @@ DESCRIPTION = {"model": "all-MiniLM-L6-v2-int8", "dimensions": 384, "max_length"
 LAYERS, HEADS, HIDDEN = 6, 12, 384
 
 
-def prepare(directory: Path) -> Path:
-    """Return `directory`, holding model.onnx, tokenizer.json and askfolder.json; build what is missing or damaged.
+def prepare(directory: Path, build: Callable[[Path], object] | None = None) -> Path:
+    """Build the model in `directory` unless it is there and intact. Returns `directory`.
 
-    Several processes may call it together: one builds, the others wait for it. SettingsError: the package is missing,
-    its files are not the genuine ones, or the directory cannot be written.
+    When several processes call it at once, one builds and the others wait. SettingsError: the package is missing or not
+    genuine, or the directory cannot be written. `build`: fills the directory, by default with `build_model`.
     """
     if is_whole(directory):
         return directory
@@ -50,7 +51,7 @@ def prepare(directory: Path) -> Path:
         with (directory / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not is_whole(directory):
-                _build(directory)
+                (build or build_model)(directory)
     except OSError as error:
         raise SettingsError(f"The local model could not be written to {directory}: {error}.") from error
     return directory
@@ -104,7 +105,8 @@ def genuine_files() -> tuple[Path, Path]:
     return folder / "model.safetensors", folder / "tokenizer.json"
 
 
-def _build(directory: Path) -> None:
+def build_model(directory: Path) -> None:
+    """Write model.onnx, tokenizer.json and askfolder.json."""
     weights, tokenizer = genuine_files()
     for abandoned in directory.glob(".build-*"):  # by a process that was killed: the lock is ours
         shutil.rmtree(abandoned, ignore_errors=True)

@@ -54,7 +54,7 @@ def voyage() -> Iterator[VoyageStandin]:
 
 
 def at_voyage(standin: VoyageStandin, seconds: float = 5, model: str = "rerank-2.5") -> VoyageReranker:
-    OPENED.append(VoyageReranker(KEY, model, standin.url, seconds))
+    OPENED.append(VoyageReranker(standin.endpoint(KEY), model, seconds))
     return OPENED[-1]
 
 

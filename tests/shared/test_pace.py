@@ -170,7 +170,7 @@ def test_without_redis_each_is_for_itself() -> None:
 
 def test_no_request_arrives_while_the_provider_wants_none(redis_url: str) -> None:
     with VoyageStandin(delay=0.02) as standin:
-        embedders = [VoyageEmbedder("key", base_url=standin.url, redis_url=redis_url) for _ in range(4)]
+        embedders = [VoyageEmbedder(standin.endpoint("key"), meter=Meter(redis_url=redis_url)) for _ in range(4)]
         barrier = threading.Barrier(4)
 
         def work(embedder: VoyageEmbedder) -> None:
@@ -322,7 +322,7 @@ def test_what_has_little_time_gives_up_at_once(redis_url: str, anthropic: Anthro
         elsewhere(redis_url, voyage, "rerank-2.5", "Voyage").slow(40)
         rerankers = (
             ClaudeReranker(KEY, MODEL, anthropic.url, 30, meter),
-            VoyageReranker(KEY, "rerank-2.5", voyage.url, 30, meter),
+            VoyageReranker(voyage.endpoint(KEY), "rerank-2.5", 30, meter),
         )
         started = time.monotonic()
         for reranker in rerankers:
@@ -340,7 +340,7 @@ def test_what_has_little_time_gives_up_at_once(redis_url: str, anthropic: Anthro
 
 def test_voyages_reranker_tells_the_others(redis_url: str) -> None:
     with VoyageStandin() as voyage:
-        reranker = VoyageReranker(KEY, "rerank-2.5", voyage.url, 30, Meter(redis_url=redis_url))
+        reranker = VoyageReranker(voyage.endpoint(KEY), "rerank-2.5", 30, Meter(redis_url=redis_url))
         other = elsewhere(redis_url, voyage, "rerank-2.5", "Voyage")
         voyage.misbehave("429", retry_after=1.2)
         with pytest.raises(TransientError):
