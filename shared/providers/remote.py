@@ -99,7 +99,7 @@ class Endpoint:
         host = urlsplit(self.url).netloc.rpartition("@")[2]
         unsent = isinstance(error, UNSENT) or isinstance(error.__cause__, UNSENT)  # the SDK wraps the original
         return (NotSentError if unsent else TransientError)(
-            f"{self.label} at {host} could not be reached, or did not answer in time ({type(error).__name__})."
+            f"{self.label} at {host} could not be reached, or did not answer ({type(error).__name__})."
         )
 
 

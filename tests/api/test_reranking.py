@@ -85,7 +85,7 @@ def test_voyage_takes_what_json_can_smuggle_in(voyage: VoyageStandin) -> None:
         ("nan", TransientError, "not finite"),
         ("not_numbers", TransientError, "something other than 3 scores"),
         ("malformed", TransientError, "something other than 3 scores"),
-        ("cut", TransientError, "could not be reached, or fell silent"),
+        ("cut", TransientError, "could not be reached, or did not answer"),
         ("429", TransientError, "asks to slow down"),
         ("500", TransientError, "is failing"),
         ("401", SettingsError, "VOYAGE_API_KEY"),

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
 from shared.models import EmbeddingModel
-from shared.providers import minilm, remote
+from shared.providers import minilm, minilm_graph, remote
 from shared.providers.choice import embedder_of
 from shared.providers.embedder import Embedder, Kind, Vectors, batches, embed_all
 from shared.providers.local import LocalEmbedder
@@ -102,7 +102,7 @@ def test_vectors_are_those_of_the_model(local: LocalEmbedder, expected: Any) -> 
 
 def test_the_float_graph_is_exact(tmp_path: Path, model: Path, expected: Any) -> None:
     weights = minilm.read_weights(minilm.genuine_files()[0])
-    (tmp_path / "model.onnx").write_bytes(minilm.graph(weights).SerializeToString())
+    (tmp_path / "model.onnx").write_bytes(minilm_graph.graph(weights).SerializeToString())
     shutil.copy(model / "tokenizer.json", tmp_path)
     exact = LocalEmbedder(tmp_path)
     assert np.abs(exact.embed(SENTENCES) - expected).max() < 1e-5

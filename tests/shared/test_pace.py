@@ -58,24 +58,24 @@ def make(redis_url: str) -> Iterator[Make]:
 
 
 def known(one: Pace) -> dict[str, int]:
-    """What Redis holds of it, in ms; nothing: it may be asked at once."""
-    assert one._redis is not None
-    held: Any = one._redis.hgetall(one._key)
-    return {name.decode(): int(value) for name, value in held.items()}
+    """The record in Redis, in ms; empty: no pause is recorded."""
+    assert one.redis is not None
+    record: Any = one.redis.hgetall(one.key)
+    return {name.decode(): int(value) for name, value in record.items()}
 
 
 def change(one: Pace, **values: float) -> None:
-    assert one._redis is not None
-    one._redis.hset(one._key, mapping={name: int(value) for name, value in values.items()})
+    assert one.redis is not None
+    one.redis.hset(one.key, mapping={name: int(value) for name, value in values.items()})
 
 
-def test_an_idle_provider_is_asked_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "_sleep", lambda seconds: pytest.fail(f"slept {seconds} s"))
-    one = make()
+def test_an_idle_provider_is_asked_at_once(redis_url: str) -> None:
+    one = Pace(redis_url, "Voyage", URL, "voyage-4", sleep=lambda seconds: pytest.fail(f"slept {seconds} s"))
     for _ in range(100):
         assert one.wait(0) is False
         one.went_well()
     assert not known(one)
+    one.close()
 
 
 def test_a_pause_is_everybodys(make: Make) -> None:
