@@ -20,7 +20,8 @@ from api.routes import ask, documents, questions, status
 from shared import db, keys
 from shared.cache import QuestionCache
 from shared.ledger.generations import Generation
-from shared.providers.choice import embedder_for
+from shared.models import EmbeddingModel
+from shared.providers.choice import BUILT_IN, embedder_of
 from shared.providers.embedder import Embedder
 from shared.providers.meter import Meter
 from shared.settings import ROOT, Settings, load
@@ -55,14 +56,14 @@ def open_resources(settings: Settings) -> Resources:
     meter = Meter.of(settings, pool, behind=True)
 
     @functools.cache
-    def embedder(name: str, model: str, model_path: str, dimensions: int) -> Embedder:
-        return embedder_for(settings, name, model, model_path, dimensions, threads=2, meter=meter)
+    def embedder(model: EmbeddingModel) -> Embedder:
+        return embedder_of(settings, meter, model, threads=2)
 
-    def embedder_of(generation: Generation) -> Embedder:
-        return embedder(generation.embedder, generation.model, generation.model_path, generation.dimensions)
+    def generation_embedder(generation: Generation) -> Embedder:
+        return embedder(generation.embedding_model)
 
     def local(sentences: Sequence[str]) -> np.ndarray:
-        return embedder("local", "all-MiniLM-L6-v2-int8", "", 384).embed(sentences)
+        return embedder(BUILT_IN).embed(sentences)
 
     if settings.answers_with_claude():
         importlib.import_module("api.answering.claude")  # at the start rather than at the first question
@@ -70,7 +71,7 @@ def open_resources(settings: Settings) -> Resources:
         settings=settings,
         pool=pool,
         cache=QuestionCache(settings.redis_url),
-        embedder_of=embedder_of,
+        embedder_of=generation_embedder,
         local=local,
         reranking=open_reranking(settings, meter),
         meter=meter,

@@ -54,6 +54,16 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingModel:
+    """The choice of an embedder. `path`: the directory of a user's local model, or "" for the built-in model."""
+
+    embedder: str  # "local" | "openai" | "voyage"
+    model: str  # "": the provider's default
+    path: str = ""
+    dimensions: int | None = None  # None: the model's default
+
+
+@dataclass(frozen=True, slots=True)
 class Passage:
     """A chunk that was found for a question. `score`: higher is better, comparable within one result only.
 

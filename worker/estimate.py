@@ -17,7 +17,7 @@ import structlog
 from shared import prices
 from shared.errors import AskfolderError, SettingsError
 from shared.models import Parsed
-from shared.providers.choice import wanted_embedder
+from shared.providers.choice import embedder_of
 from shared.providers.embedder import Embedder
 from shared.settings import Settings, load
 from worker.indexing import contexts
@@ -81,7 +81,7 @@ def estimate(settings: Settings, folder: Path, say: Callable[[int, int], None]) 
     closed = "It cannot be looked into: give this user the right to read it."
     result.unreadable.update(dict.fromkeys(listing.closed, closed))
     with (
-        contextlib.closing(wanted_embedder(settings)) as embedder,
+        contextlib.closing(embedder_of(settings)) as embedder,
         Parser(
             memory_bytes=settings.parse_memory_mb << 20,
             seconds=settings.parse_seconds,

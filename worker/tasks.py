@@ -11,7 +11,8 @@ from celery import signals
 from shared import broker, db
 from shared.errors import SettingsError, TransientError
 from shared.ledger.generations import Generation
-from shared.providers.choice import embedder_for
+from shared.models import EmbeddingModel
+from shared.providers.choice import embedder_of
 from shared.providers.embedder import Embedder
 from shared.providers.meter import Meter
 from worker import leases
@@ -48,8 +49,8 @@ def _meter() -> Meter:
 
 
 @functools.cache
-def _embedder(embedder: str, model: str, model_path: str, dimensions: int) -> Embedder:
-    return embedder_for(settings, embedder, model, model_path, dimensions, meter=_meter())
+def _embedder(model: EmbeddingModel) -> Embedder:
+    return embedder_of(settings, _meter(), model)
 
 
 @functools.cache
@@ -58,7 +59,7 @@ def _writer() -> ContextWriter | None:
 
 
 def _embedder_of(generation: Generation) -> Embedder:
-    return _embedder(generation.embedder, generation.model, generation.model_path, generation.dimensions)
+    return _embedder(generation.embedding_model)
 
 
 @app.task(name="ingest", Request=leases.IngestRequest)

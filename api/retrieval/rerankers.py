@@ -14,9 +14,8 @@ import numpy as np
 
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
 from shared.providers import claude
-from shared.providers.embedder import UNMETERED
 from shared.providers.local import find_model, max_length, open_model, read_tokenizer
-from shared.providers.meter import Meter, Tokens
+from shared.providers.meter import UNMETERED, Meter, Tokens
 from shared.providers.rerank import Scores, finite
 from shared.text.invisible import visible
 from shared.text.tokens import encodable, estimate_tokens

@@ -13,8 +13,8 @@ from api.retrieval.rerankers import ClaudeReranker, LocalReranker, Reranker
 from shared.errors import AskfolderError, TransientError
 from shared.log import log
 from shared.models import Passage
-from shared.providers.embedder import UNMETERED
-from shared.providers.meter import BudgetError, Meter
+from shared.providers import voyage
+from shared.providers.meter import UNMETERED, BudgetError, Meter
 from shared.providers.rerank import VoyageReranker
 from shared.settings import ROOT, Settings
 
@@ -86,11 +86,8 @@ def open_reranking(settings: Settings, meter: Meter = UNMETERED) -> Reranking | 
     """Open the reranker of the settings; None if it is off. SettingsError: it cannot work."""
     model, seconds = settings.reranker_model, settings.rerank_seconds
     if settings.reranker == "voyage":
-        model, key = model or "rerank-2.5", settings.voyage_api_key
-        voyage = VoyageReranker(
-            key.get_secret_value() if key else None, model, settings.voyage_base_url or None, seconds, meter
-        )
-        return Reranking(voyage, f"Voyage {model}")
+        model = model or "rerank-2.5"
+        return Reranking(VoyageReranker(voyage.endpoint(settings), model, seconds, meter), f"Voyage {model}")
     if settings.reranker == "local":
         directory = ROOT / Path(model).expanduser()
         return Reranking(LocalReranker(directory, seconds, threads=2), f"The local reranker {directory.name}")

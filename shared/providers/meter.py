@@ -368,6 +368,9 @@ class Meter:
         return pending
 
 
+UNMETERED = Meter()
+
+
 def caps(settings: Settings) -> dict[Budget, float | None]:
     """Dollars a day, by budget; None: as much as it takes."""
     return {"embedding": settings.budget_embedding, "answers": settings.budget_answers}

@@ -11,34 +11,24 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
-from shared.providers.embedder import UNMETERED
-from shared.providers.meter import Call, Meter, Tokens
+from shared.providers.meter import UNMETERED, Call, Meter, Tokens
 from shared.providers.pace import Pace
-from shared.providers.remote import SLOW_DOWN, NotSentError, Provider, QuotaError, retry_after, total_tokens
-from shared.providers.voyage import VoyageEmbedder
+from shared.providers.remote import SLOW_DOWN, Endpoint, NotSentError, QuotaError, retry_after, total_tokens
 from shared.text.tokens import encodable, estimate_tokens
 
 Scores = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 
-class VoyageReranker(Provider):
+class VoyageReranker:
     """Voyage AI over plain HTTP. Voyage truncates questions beyond 8,000 tokens, and texts beyond 32,000 with them."""
 
-    label = VoyageEmbedder.label
-    key_setting = VoyageEmbedder.key_setting
-    default_url = VoyageEmbedder.default_url
-
-    def __init__(
-        self, api_key: str | None, model: str, base_url: str | None, seconds: float, meter: Meter = UNMETERED
-    ) -> None:
-        """`seconds`: the time limit of one answer, connecting included. SettingsError: something is missing."""
-        super().__init__(api_key, base_url, "ASKFOLDER_RERANKER=voyage")
-        self.model = model
-        self._seconds = seconds
-        self._meter = meter
-        self._pace = Pace(meter.redis_url, self.label, self._url, model)
-        self._client = self._connections()
+    def __init__(self, endpoint: Endpoint, model: str, seconds: float, meter: Meter = UNMETERED) -> None:
+        """`seconds`: the time limit of one answer, connecting included."""
+        self.label, self.model = endpoint.label, model
+        self._endpoint, self._seconds, self._meter = endpoint, seconds, meter
+        self._pace = Pace(meter.redis_url, endpoint.label, endpoint.url, model)
+        self._client = endpoint.client()
 
     def rerank(self, question: str, texts: Sequence[str]) -> Scores:
         """`relevance_score` of each text, between 0 and 1. Asked once: a retry would take longer than it is worth."""
@@ -53,7 +43,7 @@ class VoyageReranker(Provider):
         with self._meter.call("reranking", self.model, most, self._seconds) as call:
             response = self._paid(body, most, call, deadline)
         if response.status_code != 200:
-            problem = self._general_refusal(response) or self._refusal(response)
+            problem = self._endpoint.refusal(response) or self._refusal(response)
             if response.status_code in SLOW_DOWN and not isinstance(problem, QuotaError):
                 self._pace.slow(retry_after(response))
             raise problem
@@ -96,19 +86,19 @@ class VoyageReranker(Provider):
         parts: list[bytes] = []
         timeout = self._seconds + 1  # for a single read; it only ends the thread, since `_within` gave up before
         try:
-            with self._client.stream("POST", f"{self._url}/rerank", json=body, timeout=timeout) as response:
+            with self._client.stream("POST", f"{self._endpoint.url}/rerank", json=body, timeout=timeout) as response:
                 for part in response.iter_bytes():
                     if time.monotonic() > deadline:
                         raise TimeoutError
                     parts.append(part)
         except httpx2.HTTPError as error:
-            raise self._silence(error) from None
+            raise self._endpoint.no_answer(error) from None
         # The content is decoded already, so headers about its encoding are left out.
         headers = {name: value for name, value in response.headers.items() if name.startswith("retry-after")}
         return httpx2.Response(response.status_code, headers=headers, content=b"".join(parts))
 
     def _refusal(self, response: httpx2.Response) -> AskfolderError:
-        status, detail = response.status_code, self._detail(response)
+        status, detail = response.status_code, self._endpoint.detail(response)
         if status == 404 or self.model in detail:
             return SettingsError(
                 f"{self.label} refused the model {self.model} (HTTP {status}): {detail} Check ASKFOLDER_RERANKER_MODEL."

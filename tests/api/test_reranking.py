@@ -55,7 +55,7 @@ def voyage() -> Iterator[VoyageStandin]:
 
 
 def at_voyage(standin: VoyageStandin, seconds: float = 5, model: str = "rerank-2.5") -> VoyageReranker:
-    OPENED.append(VoyageReranker(KEY, model, standin.url, seconds))
+    OPENED.append(VoyageReranker(standin.endpoint(KEY), model, seconds))
     return OPENED[-1]
 
 
@@ -86,7 +86,7 @@ def test_voyage_takes_what_json_can_smuggle_in(voyage: VoyageStandin) -> None:
         ("nan", TransientError, "not finite"),
         ("not_numbers", TransientError, "something other than 3 scores"),
         ("malformed", TransientError, "something other than 3 scores"),
-        ("cut", TransientError, "could not be reached, or fell silent"),
+        ("cut", TransientError, "could not be reached, or did not answer"),
         ("429", TransientError, "asks to slow down"),
         ("500", TransientError, "is failing"),
         ("401", SettingsError, "VOYAGE_API_KEY"),

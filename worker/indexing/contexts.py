@@ -16,8 +16,7 @@ from shared.ledger.claims import Claim
 from shared.ledger.generations import Generation
 from shared.log import log
 from shared.models import Chunk, Parsed
-from shared.providers.embedder import UNMETERED
-from shared.providers.meter import Meter, Tokens
+from shared.providers.meter import UNMETERED, Meter, Tokens
 from shared.settings import Settings
 from shared.text.tokens import encodable, estimate_tokens
 from worker.indexing import inputs
