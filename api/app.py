@@ -1,7 +1,6 @@
 """The Flask app: its resources, its routes, its JSON."""
 
 import functools
-import importlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -22,6 +21,7 @@ from shared.cache import QuestionCache
 from shared.ledger.generations import Generation
 from shared.models import EmbeddingModel
 from shared.providers.choice import BUILT_IN, embedder_of
+from shared.providers.claude import Claude
 from shared.providers.embedder import Embedder
 from shared.providers.meter import Meter
 from shared.settings import ROOT, Settings, load
@@ -65,16 +65,17 @@ def open_resources(settings: Settings) -> Resources:
     def local(sentences: Sequence[str]) -> np.ndarray:
         return embedder(BUILT_IN).embed(sentences)
 
-    if settings.answers_with_claude():
-        importlib.import_module("api.answering.claude")  # at the start rather than at the first question
+    answers = settings.answers_with_claude()
+    claude = Claude.of(settings, meter) if answers or settings.reranker == "claude" else None
     return Resources(
         settings=settings,
         pool=pool,
         cache=QuestionCache(settings.redis_url),
         embedder_of=generation_embedder,
         local=local,
-        reranking=open_reranking(settings, meter),
+        reranking=open_reranking(settings, meter, claude),
         meter=meter,
+        claude=claude if answers else None,
         questions=QuestionLog(pool, settings.question_log == "on"),
         key=keys.key(settings),
         hosts=allowed_hosts(settings),

@@ -13,6 +13,7 @@ from shared.cache import QuestionCache
 from shared.db import Connection
 from shared.ledger.generations import Generation
 from shared.models import Passage
+from shared.providers.claude import Claude
 from shared.providers.embedder import Embedder
 from shared.providers.meter import Meter
 from shared.settings import Settings
@@ -29,7 +30,8 @@ class PassageOrder(Protocol):
 class Resources:
     """Opened once when the app starts. `local`: sentences → vectors of the built-in model.
 
-    `reranking`: None if no reranker is set up. `hosts`: names that a request may give as its Host.
+    `reranking`: None if no reranker is set up. `claude`: None if answers are quotes only. `hosts`: names that a request
+    may give as its Host.
     """
 
     settings: Settings
@@ -39,6 +41,7 @@ class Resources:
     local: Callable[[Sequence[str]], np.ndarray]
     reranking: PassageOrder | None
     meter: Meter
+    claude: Claude | None
     questions: QuestionLog
     key: str
     hosts: frozenset[str]

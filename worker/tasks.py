@@ -17,7 +17,7 @@ from shared.providers.embedder import Embedder
 from shared.providers.meter import Meter
 from worker import leases
 from worker.app import app, settings
-from worker.indexing.contexts import ContextWriter, writer_of
+from worker.indexing.contexts import ContextWriter
 from worker.ingest import Pool, ingest
 from worker.parsing.parser import Parser
 
@@ -55,7 +55,7 @@ def _embedder(model: EmbeddingModel) -> Embedder:
 
 @functools.cache
 def _writer() -> ContextWriter | None:
-    return writer_of(settings, _meter())
+    return ContextWriter.of(settings, _meter())
 
 
 def _embedder_of(generation: Generation) -> Embedder:
