@@ -111,7 +111,7 @@ def _text(pool: Pool, parser: Parser, claim: Claim) -> tuple[int, Parsed, Callab
     if claim.state == "ready" and stored:
         return *stored, None  # only another generation lacks it
     with FolderSource(Path(claim.root)).fetch(claim.key) as file:
-        if file.sha256 == claim.live_sha256 and claim.described and stored:
+        if file.sha256 == claim.live_sha256 and claim.metadata_read and stored:
             with pool.connection() as connection:
                 claims.touch(connection, claim, file.revision)
             return *stored, None

@@ -49,14 +49,14 @@ class Damage:
         return "; ".join(f"{kind} {self.counts[kind]}: {', '.join(self.examples[kind])}" for kind in self.counts)
 
 
-_BUSY = (
-    "(state IN ('queued', 'ingesting') OR lease IS NOT NULL OR leased_until IS NOT NULL OR published_at IS NOT NULL)"
-)
+_BUSY = "(state IN ('queued', 'ingesting') OR task.document_id IS NOT NULL)"
 
 
 def whole(system: Faulty, unreadable: Collection[str] = ()) -> bool:
     """True when the ledger is at rest and holds exactly the folder's files, by hash."""
-    if system.rows(f"SELECT 1 FROM document WHERE state <> 'deleted' AND {_BUSY} LIMIT 1"):
+    if system.rows(
+        f"SELECT 1 FROM document LEFT JOIN task ON document_id = id WHERE state <> 'deleted' AND {_BUSY} LIMIT 1"
+    ):
         return False
     rows = system.rows("SELECT key, live_sha256, state FROM document WHERE state IN ('ready', 'failed', 'quarantined')")
     if {key for key, _, state in rows if state != "ready"} - set(unreadable) or set(unreadable) - {
@@ -93,7 +93,7 @@ def _ledger(system: Faulty, damage: Damage, there: dict[str, str], unreadable: C
     """Id → key of the ready documents."""
     ready: dict[int, str] = {}
     for number, key, state, busy, stage in system.rows(
-        f"SELECT id, key, state, {_BUSY}, stage FROM document WHERE state <> 'deleted'"
+        f"SELECT id, key, state, {_BUSY}, stage FROM document LEFT JOIN task ON document_id = id WHERE state <> 'deleted'"
     ):
         if busy or state in ("queued", "ingesting"):
             damage.add("stuck", f"{key} is {state} ({stage})")

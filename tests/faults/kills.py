@@ -109,7 +109,9 @@ class Killer:
         """A kill counts as a hit when the work was not finished in the database's queue all the same."""
         for pid, document, lease, stage in held:
             wait(partial(_gone, pid), 2, 0.002)
-            row = connection.execute("SELECT lease, state FROM document WHERE id = %s", [document]).fetchone()
+            row = connection.execute(
+                "SELECT lease, state FROM document LEFT JOIN task ON document_id = id WHERE id = %s", [document]
+            ).fetchone()
             if row and (row[0] == lease or row[1] in ("queued", "ingesting")):
                 self.hits[stage] += 1
 
@@ -117,7 +119,7 @@ class Killer:
 def _held(connection: Any, stage: str) -> list[tuple[int, Any, str]]:
     """Documents with a lease at a stage."""
     rows: list[tuple[int, Any, str]] = connection.execute(
-        "SELECT id, lease, worker FROM document WHERE leased_until > now() AND lease IS NOT NULL AND worker IS NOT NULL AND stage = %s",
+        "SELECT document_id, lease, worker FROM task WHERE leased_until > now() AND worker IS NOT NULL AND stage = %s",
         [stage],
     ).fetchall()
     return rows
@@ -128,7 +130,7 @@ def _stopped_at(connection: Any, pid: int, document: int, lease: Any, stage: str
     try:
         os.kill(pid, signal.SIGSTOP)
         wait(lambda: _status(pid) == psutil.STATUS_STOPPED, 0.5, 0.001)
-        row = connection.execute("SELECT lease, stage FROM document WHERE id = %s", [document]).fetchone()
+        row = connection.execute("SELECT lease, stage FROM task WHERE document_id = %s", [document]).fetchone()
         if row == (lease, stage):
             return True
         os.kill(pid, signal.SIGCONT)

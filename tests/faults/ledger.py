@@ -154,7 +154,7 @@ class Walk:
     def hand_back(self) -> None:
         """A worker is taken for dead and goes on all the same."""
         for row in self.connection.execute(
-            "SELECT worker FROM document WHERE lease IS NOT NULL ORDER BY id LIMIT 1"
+            "SELECT worker FROM task WHERE lease IS NOT NULL ORDER BY document_id LIMIT 1"
         ).fetchall():
             documents.hand_back(self.connection, [row[0]], self.random.choice((None, "a crash")))
 
@@ -179,7 +179,7 @@ class Walk:
 
     def _expire(self, turn: Work) -> None:
         self.connection.execute(
-            "UPDATE document SET leased_until = now() - interval '1 second' WHERE id = %s AND lease = %s",
+            "UPDATE task SET leased_until = now() - interval '1 second' WHERE document_id = %s AND lease = %s",
             [turn.claim.id, turn.claim.lease],
         )
 
@@ -243,8 +243,8 @@ class Walk:
                     self._store(claim, self.files[row.key])
         self.check()
         rows = self.connection.execute(
-            "SELECT d.key, d.state, d.lease, t.content FROM document d LEFT JOIN document_text t ON t.document_id = d.id "
-            "WHERE source_id = %s AND state <> 'deleted' ORDER BY d.key",
+            "SELECT d.key, d.state, (SELECT lease FROM task WHERE document_id = d.id), t.content FROM document d "
+            "LEFT JOIN document_text t ON t.document_id = d.id WHERE source_id = %s AND state <> 'deleted' ORDER BY d.key",
             [self.source],
         ).fetchall()
         wanted = [(key, "ready", None, text_of(written)) for key, written in sorted(self.files.items())]

@@ -32,7 +32,7 @@ def postgres(
     system.standin.slow = (0.05, 0.4)
 
     def held(stage: str | None) -> list[tuple[Any, ...]]:
-        return system.rows("SELECT stage FROM document WHERE lease IS NOT NULL AND stage = coalesce(%s, stage)", stage)
+        return system.rows("SELECT stage FROM task WHERE lease IS NOT NULL AND stage = coalesce(%s, stage)", stage)
 
     with Reader(system, [folder]) as reader:
         for number in range(stops):
@@ -127,7 +127,7 @@ def redis(
 
 
 def _published(system: Faulty) -> int:
-    return int(system.rows("SELECT count(*) FROM document WHERE published_at IS NOT NULL AND lease IS NULL")[0][0])
+    return int(system.rows("SELECT count(*) FROM task WHERE lease IS NULL")[0][0])
 
 
 def _rest(system: Faulty, seconds: float, before: float) -> float | None:

@@ -102,7 +102,7 @@ def test_documents_of_before_there_was_metadata_get_their_files_dates(empty_url:
             )
         assert "0003_metadata.sql" in db.migrate(empty_url)
         rows = connection.execute(
-            "SELECT key, (dated AT TIME ZONE 'UTC')::text, metadata, described FROM askfolder.document ORDER BY key"
+            "SELECT key, (dated AT TIME ZONE 'UTC')::text, metadata, metadata_read FROM askfolder.document ORDER BY key"
         ).fetchall()
     assert rows == [
         ("a", "2024-06-15 12:00:00.123457", {}, False),

@@ -71,7 +71,7 @@ DAMAGE = {
     "places": "UPDATE chunk SET char_start = char_start + 1, char_end = char_end + 1 WHERE document_id = 1 AND ordinal = 0",
     "count": "UPDATE document SET chunks = 99 WHERE id = 1",
     "rows": "DELETE FROM lexical_1 WHERE chunk_id = (SELECT min(id) FROM chunk WHERE document_id = 1)",
-    "stuck": "UPDATE document SET state = 'ingesting', lease = gen_random_uuid(), leased_until = now() - interval '3 minutes' WHERE id = 1",
+    "stuck": "INSERT INTO task (document_id, lease, leased_until) VALUES (1, gen_random_uuid(), now() - interval '3 minutes')",
 }
 
 
