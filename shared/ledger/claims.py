@@ -14,7 +14,7 @@ from shared.models import Heading, Parsed
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A document leased to one worker. `lease`: proof of the claim. `state`: 'ready' if only another generation lacks it."""
+    """A document leased to one worker by the token `lease`. `state`: 'ready' if only another generation lacks it."""
 
     id: int
     lease: uuid.UUID
@@ -199,5 +199,6 @@ def postpone(connection: Connection, claim: Claim, reason: str, seconds: float) 
 def record_crash(connection: Connection, claim: Claim, reason: str) -> None:
     """Record an unexpected error: the attempt counts, and the last one quarantines the document."""
     changes = sql.SQL("""state = CASE WHEN d.attempts >= %(most)s THEN 'quarantined'
-        WHEN d.state = 'ingesting' THEN 'queued' ELSE d.state END, error = %(reason)s, not_before = now() + interval '5 seconds'""")
+        WHEN d.state = 'ingesting' THEN 'queued' ELSE d.state END, error = %(reason)s,
+        not_before = now() + interval '5 seconds'""")
     _end(connection, claim, changes, reason=reason, most=MAX_ATTEMPTS)

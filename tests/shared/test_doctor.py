@@ -102,4 +102,4 @@ def test_vector_that_is_missing_is_made_again(connection: Connection, generation
 
 
 def test_every_check_is_tried_here() -> None:
-    assert {*doctor._CHECKS, "rows"} == set(DAMAGE)
+    assert {*doctor.CHECKS, "rows"} == set(DAMAGE)
