@@ -1,4 +1,4 @@
-"""A folder that is unmounted, loses most of its files, or is another one: nothing is deleted, and a sentence says so."""
+"""A folder is unmounted, loses most of its files, or is replaced: nothing is deleted, and a sentence reports it."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ SAID_SECONDS = 60.0
 
 
 def source_away(system: Faulty, documents: int, still: float = 3.0) -> Result:
-    """`still`: seconds in which nothing may change while the source is not to be trusted."""
+    """Run the campaign. `still`: seconds in which nothing may change while the source cannot be trusted."""
     result = Result("source away")
     folder = Folder(system.folder, "away", 800_000, TINY)
     folder.fill(documents)
@@ -61,7 +61,7 @@ def source_away(system: Faulty, documents: int, still: float = 3.0) -> Result:
 
 
 class Place:
-    """The folder and what is below it: a bind mount where the system was started over one, else renamed away and back."""
+    """Take the folder away and bring it back: a bind mount if the system has one, else by renaming it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.backing = folder, folder.with_name("backing")
@@ -69,7 +69,7 @@ class Place:
         self.how = "umount" if self.mounted else "renamed away, an empty folder in its place"
 
     def hide(self) -> None:
-        """An empty mount point is left."""
+        """Leave an empty mount point."""
         if self.mounted:
             assert wait(lambda: subprocess.run(["umount", str(self.folder)], capture_output=True).returncode == 0, 10)
         else:
@@ -77,7 +77,7 @@ class Place:
             self.folder.mkdir()
 
     def show(self) -> None:
-        """As it was; what came into its place is gone."""
+        """Bring the folder back, and remove its replacement."""
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if self.mounted:
@@ -88,7 +88,7 @@ class Place:
 
 
 def _held(system: Faulty, result: Result, what: str, count: int, still: float, new: str = "") -> None:
-    """A scan says that it stopped, and nothing is deleted or taken meanwhile."""
+    """Require that a scan reports that it stopped, and that nothing is deleted or ingested meanwhile."""
     system.reconcile()
     began = time.monotonic()
     said = wait(system.problems, SAID_SECONDS, 0.1)

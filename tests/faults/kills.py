@@ -1,4 +1,4 @@
-"""kill -9 of worker processes, workers, the producer and the queue, while documents are added, changed, renamed and deleted."""
+"""kill -9 worker processes, workers, the producer and the queue while documents are added, changed, renamed and deleted."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ PATIENCE = 10.0  # seconds to look for a process that holds a lease
 
 
 class Killer:
-    """Kills one process at a time. `hits`: stage → kills into a lease that was held then; `kinds`: what was killed how often."""
+    """Kill one process at a time. `hits`: stage → kills of a lease's holder; `kinds`: kind of process → kills."""
 
     def __init__(self, system: Faulty, shares: dict[str, float], seed: int = 3) -> None:
         self.system, self.shares = system, shares
@@ -48,7 +48,7 @@ class Killer:
         return (kinds + ["worker process"] * kills)[:kills]
 
     def kill(self, kind: str) -> bool:
-        """False when there was nothing to kill that would have counted."""
+        """Kill a process of this kind. Return False if none was found that counts."""
         if kind == "worker process":
             done = self._kill_process()
         elif kind == "queue":
@@ -62,7 +62,7 @@ class Killer:
         return done
 
     def _kill_process(self) -> bool:
-        """The process of a worker, stopped for an instant so that what it holds can be read, then killed."""
+        """Stop a worker's process to read its lease, then kill it."""
         deadline = time.monotonic() + PATIENCE
         rarest = sorted(STAGES, key=lambda stage: (self.hits[stage], self.random.random()))
         with self.system.database() as connection:
@@ -106,7 +106,7 @@ class Killer:
         return False
 
     def _count(self, connection: Any, held: list[tuple[int, int, Any, str]]) -> None:
-        """A kill counts as a hit when the work was not finished in the database's queue all the same."""
+        """Count a kill as a hit, unless the database finished the work all the same."""
         for pid, document, lease, stage in held:
             wait(partial(_gone, pid), 2, 0.002)
             row = connection.execute(
@@ -117,7 +117,7 @@ class Killer:
 
 
 def _held(connection: Any, stage: str) -> list[tuple[int, Any, str]]:
-    """Documents with a lease at a stage."""
+    """Return (document, lease, worker) of the leases at a stage."""
     rows: list[tuple[int, Any, str]] = connection.execute(
         "SELECT document_id, lease, worker FROM task WHERE leased_until > now() AND worker IS NOT NULL AND stage = %s",
         [stage],
@@ -126,7 +126,7 @@ def _held(connection: Any, stage: str) -> list[tuple[int, Any, str]]:
 
 
 def _stopped_at(connection: Any, pid: int, document: int, lease: Any, stage: str) -> bool:
-    """Stops a process; True when it still holds this lease at this stage. Else it goes on."""
+    """Stop a process. Return True if it still holds this lease at this stage; otherwise let it continue."""
     try:
         os.kill(pid, signal.SIGSTOP)
         wait(lambda: _status(pid) == psutil.STATUS_STOPPED, 0.5, 0.001)
@@ -151,7 +151,7 @@ def _status(pid: int) -> str:
 
 
 class Writer(threading.Thread):
-    """Carries a plan out as far as it is let: adds documents and changes what is there. `done`: operations so far."""
+    """Carry out a plan as far as permitted: add and change documents. `done`: operations so far."""
 
     def __init__(self, folder: Folder, documents: int) -> None:
         super().__init__(daemon=True)
@@ -183,7 +183,7 @@ def kills(
     slow: tuple[float, float] = (0.05, 0.6),
     shares: dict[str, float] = SHARES,
 ) -> Result:
-    """Kills while a writer works; the writer keeps ahead of the killer, and neither runs away from the other."""
+    """Kill processes while a writer works. The writer stays ahead of the killer, and both keep pace."""
     result = Result("kills")
     folder = Folder(system.folder, "kills", 100_000, sizes)
     killer = Killer(system, shares)

@@ -1,4 +1,4 @@
-"""docs/reliability.md: the figures of a run, with the date, the machine and the command."""
+"""Write docs/reliability.md: the figures of a run, with the date, the machine and the command."""
 
 import datetime
 import os
@@ -23,7 +23,7 @@ campaign.
 
 
 def write(path: Path, results: Sequence[Result], size: float, sabotage: str = "") -> None:
-    """Writes the campaigns that ran, and keeps what stands there of those that did not."""
+    """Write the campaigns that ran, and keep the figures of the others."""
     sections = dict(
         re.findall(r"<!-- (\w+) -->\n(.*?)(?=\n<!-- |\Z)", path.read_text() if path.exists() else "", re.DOTALL)
     )

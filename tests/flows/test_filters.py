@@ -141,7 +141,9 @@ def check_rehash(system: System) -> None:
         until(lambda: sources(system, metadata={"tags": "bird"}) == {"notes/a.md"})
         system.settled()
         assert one(system, "report.docx")["metadata"]["author"] == "Cleo"
-        connection.execute("UPDATE askfolder.document SET metadata = '{}', metadata_read = false WHERE key = 'notes/a.md'")
+        connection.execute(
+            "UPDATE askfolder.document SET metadata = '{}', metadata_read = false WHERE key = 'notes/a.md'"
+        )
         (system.folder / "notes" / "a.md").touch()
         until(lambda: sources(system, metadata={"tags": "bird"}) == {"notes/a.md"})
         system.settled()
