@@ -1,1 +1,1 @@
-"""The fault campaigns. After each fault nothing may be lost, duplicated, stale or mixed. Run them with `make faults`."""
+"""The fault campaigns: after each fault nothing may be lost, duplicated, stale or mixed. Run: `make faults`."""

@@ -34,7 +34,8 @@ class Campaign:
 
 CAMPAIGNS = {
     "kills": Campaign(
-        "kill -9 of worker processes, workers, the producer and the queue, while documents are added, changed, renamed, moved, copied and deleted",
+        "kill -9 of worker processes, workers, the producer and the queue, while documents are added, changed, "
+        "renamed, moved, copied and deleted",
         kills,
         {"kills": 500, "documents": 2000},
         {"kills": 12, "documents": 40},

@@ -49,14 +49,15 @@ class Damage:
         return "; ".join(f"{kind} {self.counts[kind]}: {', '.join(self.examples[kind])}" for kind in self.counts)
 
 
-_BUSY = "(state IN ('queued', 'ingesting') OR task.document_id IS NOT NULL)"
+_ROWS = """
+    SELECT id, key, state, stage, state IN ('queued', 'ingesting') OR document_id IS NOT NULL AS busy
+    FROM document LEFT JOIN task ON document_id = id WHERE state <> 'deleted'
+"""
 
 
 def whole(system: Faulty, unreadable: Collection[str] = ()) -> bool:
     """Return True if the ledger is at rest and holds exactly the folder's files, by hash."""
-    if system.rows(
-        f"SELECT 1 FROM document LEFT JOIN task ON document_id = id WHERE state <> 'deleted' AND {_BUSY} LIMIT 1"
-    ):
+    if any(busy for *_, busy in system.rows(_ROWS)):
         return False
     rows = system.rows("SELECT key, live_sha256, state FROM document WHERE state IN ('ready', 'failed', 'quarantined')")
     if {key for key, _, state in rows if state != "ready"} - set(unreadable) or set(unreadable) - {
@@ -92,10 +93,8 @@ def check(
 def _ledger(system: Faulty, damage: Damage, there: dict[str, str], unreadable: Collection[str]) -> dict[int, str]:
     """Check the ledger's rows. Return id → key of the ready documents."""
     ready: dict[int, str] = {}
-    for number, key, state, busy, stage in system.rows(
-        f"SELECT id, key, state, {_BUSY}, stage FROM document LEFT JOIN task ON document_id = id WHERE state <> 'deleted'"
-    ):
-        if busy or state in ("queued", "ingesting"):
+    for number, key, state, stage, busy in system.rows(_ROWS):
+        if busy:
             damage.add("stuck", f"{key} is {state} ({stage})")
         elif state == "ready":
             ready[number] = key
@@ -151,21 +150,27 @@ def _rows(system: Faulty, damage: Damage) -> None:
     live = system.rows("SELECT id, model, dimensions FROM generation WHERE state IN ('live', 'building')")
     for number, model, dimensions in live:
         counts = system.rows(
-            f"SELECT (SELECT count(*) FROM chunk WHERE generation_id = {number}), (SELECT count(*) FROM vector_{number}), "
-            f"(SELECT count(*) FROM lexical_{number}), "
-            f"(SELECT count(*) FROM chunk c JOIN vector_{number} v ON v.chunk_id = c.id JOIN lexical_{number} l ON l.chunk_id = c.id "
-            f"WHERE c.generation_id = {number}), "
-            f"(SELECT count(*) FROM (SELECT 1 FROM chunk GROUP BY generation_id, document_id, ordinal HAVING count(*) > 1) AS x)"
+            f"""
+            SELECT (SELECT count(*) FROM chunk WHERE generation_id = {number}), (SELECT count(*) FROM vector_{number}),
+                   (SELECT count(*) FROM lexical_{number}),
+                   (SELECT count(*) FROM chunk c JOIN vector_{number} v ON v.chunk_id = c.id
+                    JOIN lexical_{number} l ON l.chunk_id = c.id WHERE c.generation_id = {number}),
+                   (SELECT count(*) FROM (SELECT 1 FROM chunk GROUP BY generation_id, document_id, ordinal
+                                          HAVING count(*) > 1) AS x)
+            """
         )[0]
         if len(set(counts[:4])) > 1:
             damage.add("uneven", "chunks {}, vectors {}, lexical rows {}, all three {}".format(*counts[:4]))
         if counts[4]:
             damage.add("duplicated", f"{counts[4]} ordinals are there more than once")
         far = system.rows(
-            f"SELECT c.id FROM chunk c JOIN document d ON d.id = c.document_id JOIN vector_{number} v ON v.chunk_id = c.id "
-            "LEFT JOIN vector_cache k ON k.collection_id = d.collection_id AND k.model = %s AND k.dimensions = %s "
-            "AND k.input_hash = c.input_hash "
-            f"WHERE c.generation_id = {number} AND (k.embedding IS NULL OR (v.embedding <=> k.embedding::halfvec) > 0.001)",
+            f"""
+            SELECT c.id FROM chunk c JOIN document d ON d.id = c.document_id JOIN vector_{number} v ON v.chunk_id = c.id
+            LEFT JOIN vector_cache k ON k.collection_id = d.collection_id AND k.model = %s AND k.dimensions = %s
+              AND k.input_hash = c.input_hash
+            WHERE c.generation_id = {number}
+              AND (k.embedding IS NULL OR (v.embedding <=> k.embedding::halfvec) > 0.001)
+            """,
             model,
             dimensions,
         )

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MARK = re.compile(r"doc(\d{6})r(\d{5})")
-_WORDS = """heron weir boat reed otter lantern ferry harbour tide anchor rope mast gull pier lock bridge ripple willow barge oar
-sail buoy kelp shell cliff dune marsh creek pond brook delta inlet cove reef shoal current eddy rapids spring well""".split()
+_WORDS = """heron weir boat reed otter lantern ferry harbour tide anchor rope mast gull pier lock bridge ripple willow
+barge oar sail buoy kelp shell cliff dune marsh creek pond brook delta inlet cove reef shoal current eddy
+rapids spring well""".split()
 
 
 @dataclass(frozen=True, slots=True)

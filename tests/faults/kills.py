@@ -1,4 +1,4 @@
-"""kill -9 worker processes, workers, the producer and the queue while documents are added, changed, renamed and deleted."""
+"""kill -9 of worker processes, workers, the producer and the queue, while documents change."""
 
 import contextlib
 import os

@@ -206,7 +206,8 @@ class Walk:
     def check(self) -> None:
         """Check that each stored text is one complete revision of one document, never older than the one before."""
         for number, text in self.connection.execute(
-            "SELECT document_id, t.content FROM document_text t JOIN document d ON d.id = document_id WHERE source_id = %s",
+            "SELECT t.document_id, t.content FROM document_text t JOIN document d ON d.id = t.document_id "
+            "WHERE d.source_id = %s",
             [self.source],
         ).fetchall():
             found = MARK.search(text)
@@ -244,7 +245,8 @@ class Walk:
         self.check()
         rows = self.connection.execute(
             "SELECT d.key, d.state, (SELECT lease FROM task WHERE document_id = d.id), t.content FROM document d "
-            "LEFT JOIN document_text t ON t.document_id = d.id WHERE source_id = %s AND state <> 'deleted' ORDER BY d.key",
+            "LEFT JOIN document_text t ON t.document_id = d.id "
+            "WHERE d.source_id = %s AND d.state <> 'deleted' ORDER BY d.key",
             [self.source],
         ).fetchall()
         wanted = [(key, "ready", None, text_of(written)) for key, written in sorted(self.files.items())]

@@ -17,7 +17,7 @@ GRACE_SECONDS = 8.0  # after an outage: pools look for their server again
 
 
 class Reader:
-    """Ask in a thread. `mixed`, `empty`, `broken`: examples of faults; `late`: longest time of errors after an outage."""
+    """Ask in a thread. `mixed`, `empty`, `broken`: examples of faults; `late`: seconds of errors after an outage."""
 
     def __init__(self, system: Faulty, folders: Collection[Folder], pause: float = 0.1) -> None:
         self.system, self.folders, self.pause = system, folders, pause

@@ -1,4 +1,4 @@
-"""Several writers change the same documents all the time, and tasks are sent twice: the last revision wins, complete."""
+"""Several writers change the same documents, and tasks are sent twice: the last revision wins, complete."""
 
 import random
 import threading

@@ -184,8 +184,8 @@ def test_purge_takes_the_vectors_that_nothing_else_uses(connection: Connection, 
         finish(connection, claim)
         for ordinal, digest in enumerate((b"shared", key.encode())):
             connection.execute(
-                "INSERT INTO chunk (generation_id, document_id, ordinal, content, heading_path, char_start, char_end, input_hash) "
-                "VALUES (1, %s, %s, 'x', '{}', 0, 1, %s)",
+                "INSERT INTO chunk (generation_id, document_id, ordinal, content, heading_path, char_start, char_end, "
+                "input_hash) VALUES (1, %s, %s, 'x', '{}', 0, 1, %s)",
                 [claim.id, ordinal, digest],
             )
             connection.execute(

@@ -15,13 +15,13 @@ LAST = 7  # the last migration of the old version
 ROWS = {
     "waiting.txt": "state = 'queued', queued_at = now()",
     "published.txt": "state = 'queued', queued_at = now(), published_at = now()",
-    "postponed.txt": "state = 'queued', retries = 4, not_before = now() + interval '1 hour', error = 'The embedder is away.'",
-    "parsing.txt": "state = 'ingesting', attempts = 1, lease = gen_random_uuid(), leased_until = now() + interval '45 seconds',"
-    " worker = 'here:1:2', stage = 'parsing'",
-    "embedding.txt": "state = 'ingesting', attempts = 0, lease = gen_random_uuid(), stage = 'embedding', progress_done = 3,"
-    " progress_total = 9, leased_until = now() + interval '45 seconds', worker = 'here:1:3'",
-    "died.txt": "state = 'ingesting', attempts = 3, lease = gen_random_uuid(), leased_until = now() - interval '1 hour',"
-    " worker = 'gone:1:2', stage = 'storing'",
+    "postponed.txt": "state = 'queued', retries = 4, not_before = now() + interval '1 hour', error = 'No answer.'",
+    "parsing.txt": "state = 'ingesting', attempts = 1, lease = gen_random_uuid(),"
+    " leased_until = now() + interval '45 seconds', worker = 'here:1:2', stage = 'parsing'",
+    "embedding.txt": "state = 'ingesting', attempts = 0, lease = gen_random_uuid(), stage = 'embedding',"
+    " progress_done = 3, progress_total = 9, leased_until = now() + interval '45 seconds', worker = 'here:1:3'",
+    "died.txt": "state = 'ingesting', attempts = 3, lease = gen_random_uuid(),"
+    " leased_until = now() - interval '1 hour', worker = 'gone:1:2', stage = 'storing'",
     "ready.txt": "state = 'ready', ready_at = now()",
     "rebuilt.txt": "state = 'ready', ready_at = now(), attempts = 1, lease = gen_random_uuid(), worker = 'here:1:4',"
     " leased_until = now() + interval '45 seconds'",
@@ -52,12 +52,13 @@ AFTER = {
 def make_live(connection: Connection, number: int) -> None:
     """A text with one chunk, its vector and its lexical row, as they were stored."""
     for statement in (
-        "UPDATE document SET live_revision = '1-9', live_sha256 = '\\x01', text_version = 1, chunks = 1, format = 'text',"
+        "UPDATE document SET live_revision = '1-9', live_sha256 = '\\x01', text_version = 1, chunks = 1,"
+        " format = 'text',"
         ' metadata = \'{"author": "Anna"}\', described = true, dated = now() WHERE id = %s',
         "INSERT INTO document_text VALUES (%s, 1, 'The heron.', 'text', '[]', '[]')",
         "INSERT INTO document_generation VALUES (%s, 1, 1)",
-        "INSERT INTO chunk (generation_id, document_id, ordinal, content, heading_path, char_start, char_end, input_hash)"
-        " VALUES (1, %s, 0, 'The heron.', '{}', 0, 10, '\\x02')",
+        "INSERT INTO chunk (generation_id, document_id, ordinal, content, heading_path, char_start, char_end,"
+        " input_hash) VALUES (1, %s, 0, 'The heron.', '{}', 0, 10, '\\x02')",
         "INSERT INTO vector_1 SELECT id, document_id, 1, '[1,0,0]' FROM chunk WHERE document_id = %s",
         "INSERT INTO lexical_1 SELECT id, document_id, 1, bm25_chunk('english', content, '{}', 10) FROM chunk"
         " WHERE document_id = %s",
