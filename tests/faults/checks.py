@@ -55,7 +55,7 @@ _ROWS = """
 """
 
 
-def whole(system: Faulty, unreadable: Collection[str] = ()) -> bool:
+def is_settled(system: Faulty, unreadable: Collection[str] = ()) -> bool:
     """Return True if the ledger is at rest and holds exactly the folder's files, by hash."""
     if any(busy for *_, busy in system.rows(_ROWS)):
         return False
@@ -72,7 +72,7 @@ def whole(system: Faulty, unreadable: Collection[str] = ()) -> bool:
 def settle(system: Faulty, seconds: float, unreadable: Collection[str] = ()) -> float | None:
     """Wait until everything is ingested. Return the seconds it took, None if it took longer than `seconds`."""
     started = time.monotonic()
-    return time.monotonic() - started if wait(lambda: whole(system, unreadable), seconds, 0.25) else None
+    return time.monotonic() - started if wait(lambda: is_settled(system, unreadable), seconds, 0.25) else None
 
 
 def check(

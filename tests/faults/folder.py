@@ -85,7 +85,7 @@ class Folder:
     def text(self, written: Written) -> str:
         return text_of(written.identity, written.revision, self.sizes.of(written.identity))
 
-    def whole(self, contents: Iterable[str]) -> bool:
+    def is_one_revision(self, contents: Iterable[str]) -> bool:
         """Return True if all of these come from one revision of one document of this writer."""
         contents = list(contents)
         marks = {(int(m[1]), int(m[2])) for content in contents for m in MARK.finditer(content)}

@@ -69,12 +69,12 @@ class Killer:
             for stage in rarest:
                 until = min(deadline, time.monotonic() + PATIENCE / len(STAGES))
                 while time.monotonic() < until:
-                    held = _held(connection, stage)
-                    if not held and time.monotonic() > self.fed + 0.5 and _waiting(self.system) < BACKLOG:
+                    leases = _leases_at(connection, stage)
+                    if not leases and time.monotonic() > self.fed + 0.5 and _waiting(self.system) < BACKLOG:
                         self.fed = time.monotonic()
                         self.feed()
-                    children = self.system.children() if held else {}
-                    for document, lease, worker in held:
+                    children = self.system.children() if leases else {}
+                    for document, lease, worker in leases:
                         pid = int(worker.rpartition(":")[2])
                         if pid in children and _stopped_at(connection, pid, document, lease, stage):
                             os.kill(pid, signal.SIGKILL)
@@ -87,15 +87,15 @@ class Killer:
         name = self.random.choice(self.system.workers)
         with self.system.database() as connection:
             pids = [pid for pid, worker in self.system.children().items() if worker == name]
-            held = [
+            leases = [
                 (pid, document, lease, stage)
                 for stage in STAGES
-                for document, lease, worker in _held(connection, stage)
+                for document, lease, worker in _leases_at(connection, stage)
                 if (pid := int(worker.rpartition(":")[2])) in pids
             ]
             done = self._end(name, group)
             if done and group:
-                self._count(connection, held[:1])  # one kill, one hit
+                self._count(connection, leases[:1])  # one kill, one hit
             return done
 
     def _end(self, name: str, group: bool) -> bool:
@@ -105,9 +105,9 @@ class Killer:
                 return True
         return False
 
-    def _count(self, connection: Any, held: list[tuple[int, int, Any, str]]) -> None:
+    def _count(self, connection: Any, leases: list[tuple[int, int, Any, str]]) -> None:
         """Count a kill as a hit, unless the database finished the work all the same."""
-        for pid, document, lease, stage in held:
+        for pid, document, lease, stage in leases:
             wait(partial(_gone, pid), 2, 0.002)
             row = connection.execute(
                 "SELECT lease, state FROM document LEFT JOIN task ON document_id = id WHERE id = %s", [document]
@@ -116,7 +116,7 @@ class Killer:
                 self.hits[stage] += 1
 
 
-def _held(connection: Any, stage: str) -> list[tuple[int, Any, str]]:
+def _leases_at(connection: Any, stage: str) -> list[tuple[int, Any, str]]:
     """Return (document, lease, worker) of the leases at a stage."""
     rows: list[tuple[int, Any, str]] = connection.execute(
         "SELECT document_id, lease, worker FROM task WHERE leased_until > now() AND worker IS NOT NULL AND stage = %s",

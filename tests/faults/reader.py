@@ -88,7 +88,7 @@ class Reader:
             by_source[result["source"]].append(result["content"])
         for source, contents in by_source.items():
             for folder in self.folders:
-                if source.startswith(f"{folder.below}/") and not folder.whole(contents):
+                if source.startswith(f"{folder.below}/") and not folder.is_one_revision(contents):
                     self.mixed.append(f"{source} at {time.monotonic() - self._began:.0f} s")
 
     def _list(self, client: httpx2.Client) -> None:
