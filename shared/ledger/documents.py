@@ -250,7 +250,7 @@ def published(connection: Connection, ids: list[int]) -> None:
     """Record tasks before they are sent: a task that is lost is sent again after REPUBLISH_SECONDS."""
     connection.execute(
         "INSERT INTO task (document_id) SELECT id FROM document WHERE id = ANY(%s) AND state IN ('queued', 'ready') "
-        "FOR UPDATE ON CONFLICT DO NOTHING",
+        "ORDER BY id FOR UPDATE ON CONFLICT DO NOTHING",
         [ids],
     )
 
@@ -264,10 +264,12 @@ def end_tasks(connection: Connection, which: sql.SQL, changes: sql.Composable, p
     """Delete tasks and change their documents. `which`: a condition on d and t. Return the number of documents.
 
     FOR UPDATE checks the condition again after waiting: a heartbeat or a claim that comes first keeps its lease.
+    Rows are locked in order, so that two calls do not deadlock.
     """
     statement = sql.SQL("""
         WITH ended AS (
-            SELECT d.id, t.lease FROM document d JOIN task t ON t.document_id = d.id WHERE {which} FOR UPDATE
+            SELECT d.id, t.lease FROM document d JOIN task t ON t.document_id = d.id WHERE {which}
+            ORDER BY d.id FOR UPDATE
         ), deleted AS (DELETE FROM task t USING ended WHERE t.document_id = ended.id)
         UPDATE document d SET {changes}, updated_at = now() FROM ended WHERE d.id = ended.id
     """)
