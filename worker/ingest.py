@@ -141,7 +141,7 @@ def read(work: Work, claim: Claim) -> Text | NewText:
     if claim.state == "ready" and stored:
         return Text(*stored)  # only another generation lacks the document
     with FolderSource(Path(claim.root)).fetch(claim.key) as file:
-        if file.sha256 == claim.live_sha256 and claim.described and stored:
+        if file.sha256 == claim.live_sha256 and claim.metadata_read and stored:
             work.call(claims.touch, claim, file.revision)
             return Text(*stored)
         parsed = work.parser.parse(file.path, claim.key.rpartition("/")[2])
