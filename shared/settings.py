@@ -60,7 +60,7 @@ class Settings(BaseSettings):
 
     # embedding
     embedder: Literal["local", "openai", "voyage"] = _field("local", "provider that embeds texts")
-    embedding_model: str = _field("", "model to embed with; for local: a directory with model.onnx and tokenizer.json")
+    embedding_model: str = _field("", "embedding model; for local: a directory with model.onnx and tokenizer.json")
     embedding_dimensions: int | None = _field(None, "shorter vectors, if the model supports them", ge=8, le=4000)
     openai_api_key: SecretStr | None = _field(None, "key for ASKFOLDER_EMBEDDER=openai")
     openai_base_url: str = _field("", "address of another server with the same API, including /v1")
@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     )
     reranker_model: str = _field(
         "",
-        "model to rerank with (rerank-2.5, claude-haiku-5-5); for local: a directory with model.onnx and tokenizer.json",
+        "reranking model (rerank-2.5, claude-haiku-5-5); for local: a directory with model.onnx and tokenizer.json",
     )
     rerank_seconds: float = _field(3.0, "time limit of reranking, after which passages keep their order", gt=0, le=60)
 

@@ -50,7 +50,7 @@ class Endpoint:
 
     @classmethod
     def of(cls, label: str, key_setting: str, key: SecretStr | None, own_url: str, default_url: str) -> "Endpoint":
-        """Check a provider's settings. `own_url`: another server's address, or "". SettingsError: one is wrong or missing."""
+        """Check a provider's settings. `own_url`: another server's address, or "". SettingsError: one is wrong."""
         url = (own_url or default_url).rstrip("/")
         if not url.startswith(("http://", "https://")):
             raise SettingsError(f"The address of {label}, {url!r}, must start with https:// or http://.")

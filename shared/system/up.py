@@ -220,10 +220,10 @@ def _screen(settings: Settings) -> str:
             if settings.answers_with_claude()
             else "Claude: ANTHROPIC_API_KEY=… in .env",
         ),
-        ("Leaves this machine", said["leaves"], ""),
+        ("Data sent to other services", said["leaves"], ""),
         ("Logs", str(settings.data / "logs"), ""),
     ]
-    lines = [f"  {name:<20} {value}" + (f"\n  {'':<20} ({hint})" if hint else "") for name, value, hint in rows]
+    lines = [f"  {name:<28} {value}" + (f"\n  {'':<28} ({hint})" if hint else "") for name, value, hint in rows]
     return (
         "\naskfolder is running; Ctrl-C stops it.\n\n"
         + "\n".join(lines)
