@@ -100,7 +100,7 @@ class Settings(BaseSettings):
         "ANTHROPIC_BASE_URL is set",
     )
     ask_seconds: float = _field(90.0, "time limit of an answer", gt=0, le=600)
-    question_log: OnOff = _field("on", "on: questions and answers are stored, for ratings and evaluation")
+    question_log: OnOff = _field("on", "on: the database stores questions and answers, for ratings and evaluation")
 
     # costs
     budget_embedding: float | None = _field(
@@ -109,7 +109,9 @@ class Settings(BaseSettings):
     budget_answers: float | None = _field(
         None, "dollars per day (UTC) for answers, above which no model is used; unset: no cap", ge=0
     )
-    prices: str = _field("", "prices of other models than in docs/costs.md, per million tokens: model=IN, other=IN/OUT")
+    prices: str = _field(
+        "", "prices of models missing from docs/costs.md, in dollars per million tokens: model=IN, other=IN/OUT"
+    )
 
     # ingestion and search
     concurrency: int = _field(0, "documents processed at once; 0: depends on the cores", ge=0, le=64)

@@ -95,7 +95,7 @@ def test_up_whole(up: Up) -> None:
     (up.inbox / "heron.md").write_text("# Heron\n\nThe grey heron of the boathouse is called Balduin.\n")
     before = {path.name: path.stat().st_mtime_ns for path in up.inbox.rglob("*")}
     screen = up.start()
-    assert "Leaves this machine  nothing" in screen
+    assert "Data sent to other services  none" in screen
     link = re.search(r"http://127\.0\.0\.1:\d+/\?key=\S+", screen)
     password = re.search(r"password ([^)\s]+)", screen)
     assert link
@@ -171,7 +171,7 @@ def test_killed_up_leaves_servers_that_the_next_one_ends(up: Up) -> None:
         if process.name() not in ("postgres", "valkey-server"):
             process.kill()
     up.processes[-1].wait()
-    assert "Leaves this machine" in up.start()
+    assert "Data sent to other services" in up.start()
 
 
 def test_refusals_are_sentences(up: Up, tmp_path: Path) -> None:
