@@ -13,6 +13,10 @@ class SettingsError(PermanentError):
     """A setting is wrong. The process does not start."""
 
 
+class RefusedError(PermanentError):
+    """The provider accepts the key and the model, but not this request."""
+
+
 class UnreadableError(PermanentError):
     """The file cannot be read: it is damaged, encrypted, too large, not supported, or without text."""
 
@@ -23,3 +27,7 @@ class TransientError(AskfolderError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class SlowDownError(TransientError):
+    """The provider has too many requests, and asks for fewer."""

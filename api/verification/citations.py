@@ -2,8 +2,8 @@
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from api.verification.plain_text import plain
 from api.verification.support import Status, is_lead_in, rate
@@ -41,13 +41,15 @@ class Draft:
     """An answer before its citations are checked; without statements: nothing was found.
 
     `dropped`: citations that pointed nowhere and are no longer among the claims. `warnings`: sentences for the person.
-    `cut`: it is not whole.
+    `cut`: it is not whole. `usage`: tokens of the model's calls, by Anthropic's names.
     """
 
     statements: tuple[Statement, ...] = ()
     dropped: int = 0
     warnings: tuple[str, ...] = ()
     cut: bool = False
+    answerer: str = "extractive"  # "claude" | "extractive"
+    usage: Mapping[str, int] = field(default_factory=dict)
 
 
 def verify(
