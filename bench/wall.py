@@ -1,6 +1,6 @@
-"""Measure the cost of the parsing child: the same files parsed in this process and in the child, in turns.
+"""Measure the cost of the parsing child: read the same files in this process and in the child, in turns, in one run.
 
-usage: python -m bench.wall [FOLDER]     (also parses FOLDER's files, at most 40 of each format)
+usage: python -m bench.wall [FOLDER]     (reads FOLDER's files too, at most 40 of each format)
 """
 
 import os
@@ -25,7 +25,7 @@ WORDS = "The boathouse opens at eight in winter, and at half past six in summer.
 
 
 def generate(folder: Path) -> None:
-    """Write one small file of a few kilobytes in each format."""
+    """Write one file of a few kilobytes in each format."""
     paragraph = f"<w:p><w:r><w:t>{WORDS * 4}</w:t></w:r></w:p>"
     row = "".join(f'<c t="str"><v>{word}</v></c>' for word in WORDS.split())
     files: dict[str, bytes] = {
@@ -43,21 +43,21 @@ def generate(folder: Path) -> None:
 
 
 def clock(act: Callable[[], object]) -> float:
-    """Time a call, in milliseconds."""
+    """Call the function and return the milliseconds."""
     began = time.perf_counter()
     act()
     return (time.perf_counter() - began) * 1000
 
 
 def compare(parser: Parser, paths: list[Path], rounds: int) -> None:
-    """Print the median milliseconds of each format: in this process, in the child, and their difference."""
+    """Print the median milliseconds of a document of each format: here, in the child, and the difference."""
     direct: dict[str, list[float]] = defaultdict(list)
     walled: dict[str, list[float]] = defaultdict(list)
     between: dict[str, list[float]] = defaultdict(list)
     formats: dict[Path, str] = {}
     for path in paths:
         try:
-            formats[path] = parser.parse(path, path.name).format  # loads the libraries of the format
+            formats[path] = parser.parse(path, path.name).format  # the first of a format loads its libraries
             parse_file(str(path), path.name, parser.max_text_chars)
         except UnreadableError:
             continue

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
@@ -183,7 +184,7 @@ def test_refusals_are_sentences(up: Up, tmp_path: Path) -> None:
         result = up.command("up", ASKFOLDER_PORT=str(taken.getsockname()[1]))
         assert "cannot be used" in result.stderr
         assert "ASKFOLDER_PORT" in result.stderr
-    for arguments, env, words in (
+    refusals: tuple[tuple[list[str], dict[str, Any], str], ...] = (
         (["up", "--inbox", str(tmp_path / "nowhere")], {}, "nowhere cannot be read"),
         (["up"], {"ASKFOLDER_DATA": "/proc/nowhere"}, "cannot be written"),
         (["up"], {"ASKFOLDER_COLOUR": "red"}, "ASKFOLDER_COLOUR: there is no such setting"),
@@ -196,7 +197,8 @@ def test_refusals_are_sentences(up: Up, tmp_path: Path) -> None:
             "Redis (127.0.0.1) does not answer",
         ),
         (["up"], {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, "PostgreSQL (x on 127.0.0.1:1) does not answer"),
-    ):
+    )
+    for arguments, env, words in refusals:
         result = up.command(*arguments, **env)
         assert result.returncode == 1, (arguments, env, result.stdout)
         assert words in result.stderr
