@@ -29,7 +29,7 @@ from shared.settings import Settings
 from shared.text import words
 from worker.indexing import contexts, index
 from worker.indexing.chunking import chunk
-from worker.indexing.contexts import ContextWriter, writer_of
+from worker.indexing.contexts import ContextWriter
 from worker.indexing.inputs import hash_of, inputs
 from worker.parsing.parser import Parser
 from worker.source.folder import FolderSource
@@ -63,7 +63,7 @@ class Work:
             settings.inbox,
             pool,
             Parser.of(settings),
-            writer_of(settings, meter),
+            ContextWriter.of(settings, meter),
             lambda generation: embedder(
                 generation.embedder, generation.model, generation.model_path, generation.dimensions
             ),

@@ -25,7 +25,11 @@ from worker.leases import blame, hand_back_dead, name_of
         (WorkerLostError("Worker exited prematurely: signal 15 (SIGTERM) Job: 1."), False, None),
         (WorkerLostError("Worker exited prematurely: signal 9 (SIGKILL) Job: 1."), True, "out of memory"),
         (WorkerLostError("Worker exited prematurely: signal 11 (SIGSEGV) Job: 1."), False, "a crash, signal 11"),
-        (WorkerLostError("Worker exited prematurely: exitcode 1 Job: 1."), False, "the process exited without a reason"),
+        (
+            WorkerLostError("Worker exited prematurely: exitcode 1 Job: 1."),
+            False,
+            "the process exited without a reason",
+        ),
         (TimeLimitExceeded(3600), False, "it exceeded the time limit"),
         (Terminated(15), False, None),
         (SystemExit(), False, None),
