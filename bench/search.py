@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import get_args
 from unittest.mock import patch
 
 import numpy as np
@@ -26,6 +27,7 @@ from api.ask import cache_scope
 from api.retrieval import lexemes as question_lexemes
 from api.retrieval import retrieve
 from api.retrieval.filters import Filters
+from api.retrieval.query import Mode, Query
 from bench.chunks import EMBEDDED, IN_A_DOCUMENT, Material, gather, store, without_graph
 from bench.growth import Result, lines, plot, write
 from shared import db
@@ -79,14 +81,14 @@ def searches(generation: Generation, material: Material) -> dict[str, Search]:
             query, {"question": material.questions[n], "vector": HalfVector(material.question_vectors[n])}
         ).fetchall()
 
-    def product(mode: str) -> Search:
+    def product(mode: Mode) -> Search:
         return lambda connection, n: retrieve.retrieve(
-            connection, generation, material.questions[n], material.question_vectors[n], 10, mode, Filters()
+            connection, generation, Query(material.questions[n], 10, mode), material.question_vectors[n]
         )
 
     return {
         "bare HNSW": statement(BARE),
-        **{mode: product(mode) for mode in retrieve.MODES},
+        **{mode: product(mode) for mode in get_args(Mode)},
         "textbook": statement(TEXTBOOK),
     }
 
@@ -143,13 +145,12 @@ def searching(url: str) -> Iterator[Connection]:
 
 def recall(connection: Connection, generation: Generation, material: Material, source: str) -> float:
     """Return the share of the ten nearest chunks below `source` that the dense search finds."""
-    query = sql.SQL(EXACT).format(vectors=generation.vectors)
+    nearest = sql.SQL(EXACT).format(vectors=generation.vectors)
     found = []
     for question, vector in zip(material.questions, material.question_vectors, strict=True):
-        exact = {row[0] for row in connection.execute(query, {"source": source, "vector": HalfVector(vector)})}
-        passages = retrieve.retrieve(
-            connection, generation, question, vector, 10, "dense", Filters(source=source or None)
-        )
+        exact = {row[0] for row in connection.execute(nearest, {"source": source, "vector": HalfVector(vector)})}
+        query = Query(question, 10, "dense", Filters(source=source or None))
+        passages = retrieve.retrieve(connection, generation, query, vector)
         found.append(len(exact & {p.chunk_id for p in passages}) / len(exact))
     return statistics.mean(found)
 
@@ -158,7 +159,7 @@ def overlap(connection: Connection, generation: Generation, material: Material) 
     """Return the share of the ten best chunks by exhaustive BM25, or of their equals, that the lexical search finds."""
     shares = []
     for question in material.questions:
-        search = partial(retrieve.retrieve, connection, generation, question, None, 10, "lexical", Filters())
+        search = partial(retrieve.retrieve, connection, generation, Query(question, 10, "lexical"), None)
         found = [passage.bm25 or 0.0 for passage in search()]
         with patch.multiple(question_lexemes, SINGLES=10**12, ROWS=10**12):  # every word brings all its rows
             best = [passage.bm25 or 0.0 for passage in search()]
@@ -191,14 +192,7 @@ def over_http(work: Path, servers: Servers, generation: Generation, material: Ma
                     "POST /search, question not cached": partial(client.call, "POST", "/search", {"query": asked}),
                     "POST /search, question cached": partial(client.call, "POST", "/search", {"query": asked}),
                     "… its SQL alone": partial(
-                        retrieve.retrieve,
-                        connection,
-                        generation,
-                        asked,
-                        material.question_vectors[n],
-                        10,
-                        "hybrid",
-                        Filters(),
+                        retrieve.retrieve, connection, generation, Query(asked, 10), material.question_vectors[n]
                     ),
                     "… looking into the cache": partial(cache.get, scope, asked),
                 }

@@ -16,7 +16,7 @@ from shared import prices
 from shared.errors import AskfolderError, SettingsError
 from shared.log import silence
 from shared.models import Parsed
-from shared.providers.choice import wanted_embedder
+from shared.providers.choice import embedder_of
 from shared.providers.embedder import Embedder
 from shared.settings import Settings, load
 from shared.text.printable import dollars, printable
@@ -79,7 +79,7 @@ def estimate(settings: Settings, folder: Path, report: Callable[[int, int], None
     listing = source.discover()
     files = sorted(listing.files, key=lambda file: file.key)
     unreadable = dict.fromkeys(listing.closed, "It cannot be opened: give this user the right to read it.")
-    with contextlib.closing(wanted_embedder(settings)) as embedder, Parser.of(settings) as parser:
+    with contextlib.closing(embedder_of(settings)) as embedder, Parser.of(settings) as parser:
         counts = _Counts(settings, embedder)
         for done, file in enumerate(files):
             report(done, len(files))

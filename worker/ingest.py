@@ -22,7 +22,7 @@ from shared.ledger.claims import Claim, LostClaim
 from shared.ledger.generations import Generation
 from shared.log import log
 from shared.models import Chunk, Parsed
-from shared.providers.choice import embedder_for
+from shared.providers.choice import embedder_of
 from shared.providers.embedder import Embedder, embed_all
 from shared.providers.meter import Meter
 from shared.settings import Settings
@@ -57,16 +57,14 @@ class Work:
     def open(cls, settings: Settings, name: str) -> "Work":
         pool = db.pool(settings.database_url, 4)
         meter = Meter.of(settings, pool)
-        embedder = cache(partial(embedder_for, settings, meter=meter))  # generations of the same model share one
+        embedder = cache(partial(embedder_of, settings, meter))  # generations of the same model share one
         return cls(
             name,
             settings.inbox,
             pool,
             Parser.of(settings),
             ContextWriter.of(settings, meter),
-            lambda generation: embedder(
-                generation.embedder, generation.model, generation.model_path, generation.dimensions
-            ),
+            lambda generation: embedder(generation.embedding_model),
         )
 
     def call(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:

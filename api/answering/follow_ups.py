@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from api.resources import Resources
 from shared.errors import AskfolderError
 from shared.log import log
+from shared.models import Turn
 from shared.providers.claude import Claude, prompt
 from shared.providers.meter import BudgetError
 from shared.text import words
@@ -37,14 +38,6 @@ _CARRIES_ON = frozenset(
     "and but or so also then und aber oder auch dann et mais ou alors aussi y pero entonces e ma allora anche mas então en maar dus ook dan".split()
 )
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A question and its answer, as the user saw them."""
-
-    question: str
-    answer: str = ""
 
 
 def stands_alone(question: str, least: int) -> bool:

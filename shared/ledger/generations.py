@@ -9,6 +9,7 @@ from psycopg import sql
 
 from shared import db
 from shared.db import Connection
+from shared.models import EmbeddingModel
 
 LOCK = 0x61736B67
 
@@ -25,6 +26,10 @@ class Generation:
     chunker: str
     template: str
     state: str
+
+    @property
+    def embedding_model(self) -> EmbeddingModel:
+        return EmbeddingModel(self.embedder, self.model, self.model_path, self.dimensions)
 
     @property
     def chunk_sizes(self) -> tuple[int, int]:

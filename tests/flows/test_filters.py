@@ -89,7 +89,7 @@ def check_command_line(system: System) -> None:
     found = cli(
         system, "search", "heron", "--source", "notes/", "--type", "md", "--after", "2024", "--metadata", "tags=x"
     )
-    assert (found.returncode, "'2024' is no date; write 2024-06-30" in found.stderr) == (1, True), found
+    assert (found.returncode, "'2024' is not a date; write 2024-06-30" in found.stderr) == (1, True), found
     options = (
         "--after",
         "2024-01-01",
@@ -156,9 +156,9 @@ def check_rehash(system: System) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"filters": {"type": "odt"}}, "'odt' is no type of file that is read; there are: pdf, docx"),
+        ({"filters": {"type": "odt"}}, "'odt' is not a file type that is read; there are: pdf, docx"),
         ({"filters": {"type": 3}}, "filters.type"),
-        ({"filters": {"after": "soon"}}, "after: 'soon' is no date; write 2024-06-30"),
+        ({"filters": {"after": "soon"}}, "after: 'soon' is not a date; write 2024-06-30"),
         ({"filters": {"after": 2024}}, "filters.after"),
         ({"filters": {"metadata": "x"}}, "filters.metadata"),
         ({"filters": {"metadata": {"a": "\0"}}}, "holds a NUL"),
