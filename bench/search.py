@@ -1,7 +1,7 @@
-"""Searching as an index grows, against the bare vector query and the textbook's hybrid, in one run.
+"""Measure searching as an index grows, with the bare vector query and the textbook's hybrid in the same run.
 
 usage: python -m bench.search [SIZES …] [--dir FOLDER] [--json FILE] [--write]
-Where the chunks come from, and how they are stored: bench/chunks.py.
+The chunks come from bench/chunks.py.
 """
 
 import argparse
@@ -55,7 +55,7 @@ EXACT = """
 SELECT v.chunk_id FROM {vectors} v JOIN chunk c ON c.id = v.chunk_id JOIN document d ON d.id = c.document_id
 WHERE starts_with(d.key, %(source)s) ORDER BY (v.embedding <=> %(vector)s) + 0 LIMIT 10
 """
-# What most tutorials do, with OR instead of AND, or it would find next to nothing: both ranks, reciprocal rank fusion.
+# Most tutorials' query, reciprocal rank fusion of both ranks, but with OR: with AND it would find next to nothing.
 TEXTBOOK = """
 WITH question AS (
     SELECT replace(plainto_tsquery('english', %(question)s)::text, ' & ', ' | ')::tsquery AS words
@@ -94,9 +94,9 @@ def searches(generation: Generation, material: Material) -> dict[str, Search]:
 
 
 def times(url: str, tasks: dict[str, Search], count: int) -> dict[str, tuple[float, float]]:
-    """One client, everything in turn for each question, in an order that rotates; of three rounds a question's fastest counts.
+    """Run all tasks for each question, in a rotating order, and return the percentiles of the best of three rounds.
 
-    Whoever comes first for a question brings its pages into memory for the others: that must not always be the same.
+    The order rotates because the first task of a question loads its pages into memory for the others.
     """
     taken = {name: np.full((3, count), np.inf) for name in tasks}
     with contextlib.ExitStack() as stack:
@@ -116,7 +116,7 @@ def percentiles(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 
 
 def throughput(url: str, task: Search, count: int, seconds: float) -> float:
-    """Searches a second of CLIENTS threads, each with a connection of its own."""
+    """Return the searches per second of CLIENTS threads, each with its own connection."""
     done = [0] * CLIENTS
     ready = threading.Barrier(CLIENTS)
 
@@ -144,7 +144,7 @@ def searching(url: str) -> Iterator[Connection]:
 
 
 def recall(connection: Connection, generation: Generation, material: Material, source: str) -> float:
-    """Of the ten nearest chunks below `source` (fewer, when it has fewer), the share that the dense search finds."""
+    """Return the share of the ten nearest chunks below `source` that the dense search finds."""
     nearest = sql.SQL(EXACT).format(vectors=generation.vectors)
     found = []
     for question, vector in zip(material.questions, material.question_vectors, strict=True):
@@ -156,7 +156,7 @@ def recall(connection: Connection, generation: Generation, material: Material, s
 
 
 def overlap(connection: Connection, generation: Generation, material: Material) -> float:
-    """Of the ten best chunks by BM25 over all chunks, the share (equal scores are equal) that the lexical search finds."""
+    """Return the share of the ten best chunks by exhaustive BM25, or of their equals, that the lexical search finds."""
     shares = []
     for question in material.questions:
         search = partial(retrieve.retrieve, connection, generation, Query(question, 10, "lexical"), None)
@@ -169,7 +169,7 @@ def overlap(connection: Connection, generation: Generation, material: Material) 
 
 
 def over_http(work: Path, servers: Servers, generation: Generation, material: Material, result: Result) -> None:
-    """POST /search, the question new and then cached, beside the same search by SQL alone and the look-up in the cache."""
+    """Time POST /search with a new and a cached question, its SQL alone, and its cache look-up."""
     (work / "inbox").mkdir(exist_ok=True)
     port = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("ASKFOLDER_")} | {
@@ -209,7 +209,7 @@ def over_http(work: Path, servers: Servers, generation: Generation, material: Ma
 
 
 def settle(connection: Connection, generation: Generation) -> None:
-    """What happens in the background of a running system, and the textbook's table."""
+    """Do the background work of a running system, and build the textbook's table."""
     lexemes.count(connection, generation)
     connection.execute("DROP TABLE IF EXISTS bench_words")
     connection.execute(
@@ -222,7 +222,7 @@ def settle(connection: Connection, generation: Generation) -> None:
 def measure(
     work: Path, servers: Servers, generation: Generation, material: Material, size: int, seconds: float
 ) -> Result:
-    """Everything at one size, which is stored."""
+    """Measure everything at one size, whose chunks are stored already."""
     result, url = Result(size, min(material.real, size)), servers.database_url
     tasks = searches(generation, material)
     with searching(url) as connection:
@@ -249,15 +249,16 @@ def measure(
 
 
 def run(sizes: Sequence[int], folders: Sequence[Path], seconds: float = SECONDS) -> list[Result]:
-    """Measures at each size, in a temporary system. Prints what it is doing."""
+    """Measure at each size, in a temporary system, and print the progress."""
     sizes = sorted({-(-size // IN_A_DOCUMENT) * IN_A_DOCUMENT for size in sizes})
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         embedder = LocalEmbedder(minilm.prepare(work / "data" / LOCAL_MODEL), threads=2)
         material = gather(folders, embedder, sizes[-1])
+        generated, embedded = len(material.contents) - material.real, min(material.real, EMBEDDED)
         print(
-            f"{material.real:,} real chunks, {len(material.contents) - material.real:,} made ones; vectors of the model: "
-            f"{min(material.real, EMBEDDED):,}; {len(material.questions)} questions: sentences of the chunks",
+            f"{material.real:,} real chunks, {generated:,} generated ones; vectors of the model: {embedded:,}; "
+            f"{len(material.questions)} questions: sentences of the chunks",
             flush=True,
         )
         servers = Servers(work / "data")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from shared.errors import SettingsError
 
-CACHE_WRITE, CACHE_WRITE_HOUR, CACHE_READ = 1.25, 2.0, 0.1  # of the input's price (Anthropic)
+CACHE_WRITE, CACHE_READ = 1.25, 0.1  # of the input's price (Anthropic)
 
 
 @dataclass(frozen=True, slots=True)

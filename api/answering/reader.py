@@ -165,14 +165,14 @@ class Reader:
             self.close()
         if self.taken >= self.closed:
             return
-        tail = self.text[self.taken :]
+        base, tail = self.taken, self.text[self.taken :]
         spans = _spans(tail)
         if not end and self._complete(tail):
             spans = [*spans, (len(tail), len(tail))]  # the text that follows will be another sentence
         for start, stop in spans if end else spans[:-1]:
-            first, last = self.taken + start, self.taken + stop
+            first, last = base + start, base + stop
             if len(self.text[:last].rstrip()) > self.closed:
-                break
+                return
             sentence = self.text[first:last]
             if sentence.strip().replace("’", "'") == NO_ANSWER:
                 self.denied = True
@@ -185,11 +185,7 @@ class Reader:
                 )
                 yield Statement(sentence, tuple(dict.fromkeys(overlapping)))
             self.blocks = [block for block in self.blocks if block[1] > last]
-        else:
-            last = self.taken + (spans[-1][1] if end else spans[-1][0]) if spans else self.taken
             self.taken = last
-            return
-        self.taken = first
 
     def _complete(self, tail: str) -> bool:
         """True if a sentence ends with the text so far, should another one follow."""

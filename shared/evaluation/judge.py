@@ -1,10 +1,9 @@
 """Grades of answers by a model, which compares them with reference answers. answers.py has the measures."""
 
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from shared import prices
 from shared.errors import AskfolderError, PermanentError, RefusedError
@@ -23,7 +22,7 @@ SYSTEM = prompt(__file__, "judge.md").format(grades=", ".join(GRADES))
 
 @dataclass(frozen=True, slots=True)
 class _Grade:
-    """A grade of one answer: None if the question has no reference, "" if there is no grade, for a `reason`.
+    """A grade of one answer. None: the question has no reference; "": there is no grade, and `reason` explains it.
 
     `final`: True if further requests would fail for the same reason.
     """
@@ -47,39 +46,34 @@ class Judge:
         An answer is not judged if its grade does not come in time, or is none of GRADES. Nothing more is sent after an
         error that would come again, such as the day's cap.
         """
-        stopped = threading.Event()
+        completed: list[_Grade] = []  # in the order of time, unlike the answers
 
         def grade(result: Answered) -> _Grade:
-            if stopped.is_set() and result.question.answers and not result.refused:
+            if not result.question.answers:
+                return _Grade(None)
+            if result.refused:
+                return _Grade(REFUSED)
+            if any(grade.final for grade in completed):
                 return _Grade("")
-            grade = self._grade(result)
-            if grade.final:
-                stopped.set()
-            return grade
+            completed.append(graded := self._grade(result))
+            return graded
 
-        before = self.claude.spent("judging")
+        before = self.claude.meter.spent("judging")
         threads = ThreadPoolExecutor(AT_ONCE, "judge")
         try:
             grades = list(threads.map(grade, results))
         finally:
             threads.shutdown(cancel_futures=True)
-        tokens = self.claude.spent("judging") - before
-        dollars = prices.cost(
-            self.model, tokens.input, tokens.output, tokens.cache_write, tokens.cache_read, known=self.known
-        )
-        graded = [replace(result, judged=grade.grade) for result, grade in zip(results, grades, strict=True)]
-        reasons = [grade.reason for grade in sorted(grades, key=lambda grade: not grade.final) if grade.reason]
-        return graded, Judged(self.model, tokens, dollars, next(iter(reasons), ""))
+        tokens = self.claude.meter.spent("judging") - before
+        dollars = prices.cost(self.model, **asdict(tokens), known=self.known)
+        judged = [replace(result, judged=grade.grade) for result, grade in zip(results, grades, strict=True)]
+        failures = sorted((grade for grade in completed if grade.reason), key=lambda grade: not grade.final)
+        return judged, Judged(self.model, tokens, dollars, failures[0].reason if failures else "")
 
     def _grade(self, result: Answered) -> _Grade:
-        question = result.question
-        if not question.answers:
-            return _Grade(None)
-        if result.refused:
-            return _Grade(REFUSED)
         parts = {
-            "question": question.text,
-            "references": list(question.answers),
+            "question": result.question.text,
+            "references": list(result.question.answers),
             "answer": unmarked(result.answer["answer"]).strip(),
         }
         content = encodable(json.dumps(parts, ensure_ascii=False))

@@ -3,9 +3,7 @@
 import contextlib
 import json
 import random
-import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
@@ -26,6 +24,8 @@ LONGEST_PAUSE = 8.0
 BEAT = 0.5  # seconds between two Waiting events during a pause
 
 T = TypeVar("T")
+Content = str | list[dict[str, Any]]  # of a message: text, or blocks
+Read = Callable[[Iterator[Any]], Iterator[T]]  # events of the SDK, with Waiting among them → items
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,6 @@ class Claude:
         self._messages, self._refuses_effort = Messages(api_key, self.url), refuses_effort
         self._paces: dict[str, Pace] = {}
         self._without_effort: set[str] = set()  # models that refused the parameter
-        self._spent: dict[Purpose, Tokens] = defaultdict(Tokens)
-        self._lock = threading.Lock()
 
     @classmethod
     def of(cls, settings: Settings, meter: Meter = UNMETERED) -> "Claude | None":
@@ -105,18 +103,8 @@ class Claude:
         host = urlsplit(self.url).hostname or ""
         return True if f".{host}".endswith(".anthropic.com") else self.citing.get(model)
 
-    def spent(self, purpose: Purpose) -> Tokens:
-        """The tokens of all calls for a purpose, failed ones included, since this object was made."""
-        return self._spent[purpose]
-
     def complete(
-        self,
-        purpose: Purpose,
-        model: str,
-        system: str,
-        content: str | list[dict[str, Any]],
-        max_tokens: int,
-        seconds: float,
+        self, purpose: Purpose, model: str, system: str, content: Content, max_tokens: int, seconds: float
     ) -> Reply:
         """Wait for the complete answer to one message. Raises as `stream` does."""
         request = {"max_tokens": max_tokens, "system": system, "messages": [{"role": "user", "content": content}]}
@@ -126,24 +114,18 @@ class Claude:
         return Reply(text, tokens, message.stop_reason)
 
     def stream(
-        self,
-        purpose: Purpose,
-        model: str,
-        request: Mapping[str, Any],
-        read: Callable[[Iterator[Any]], Iterator[T]],
-        deadline: Deadline,
+        self, purpose: Purpose, model: str, request: Mapping[str, Any], read: Read[T], deadline: Deadline
     ) -> Generator[T | Waiting | Tokens]:
         """Send a request. Yields the items of `read`, Waiting while nothing comes, and last the tokens of all attempts.
 
-        The request is reserved with the meter first, and each attempt is billed. `read`: turns the SDK's events, with
-        Waiting among them, into items. A failed attempt is repeated only if no other item than Waiting was yielded.
-        Closing the generator ends the call. BudgetError: the day's cap does not allow the request. TransientError: no
-        answer came before the deadline, or the server asks for a longer pause. RefusedError: the server refuses this
-        request. Other PermanentErrors: it refuses the key or the model.
+        The request is reserved with the meter first, and each attempt is billed. A failed attempt is repeated only if
+        no item but Waiting was yielded. Closing the generator ends the call. BudgetError: the day's cap does not allow
+        the request. TransientError: no answer came before the deadline, or the server asks for a longer pause.
+        RefusedError: the server refuses this request. Other PermanentErrors: it refuses the key or the model.
         """
         use, pace = USES[purpose], self._pace(model)
         request = {"model": model, **request}
-        with self._reserved(purpose, request, deadline) as call:
+        with self.meter.call(purpose, model, reservation(request), max(deadline.left(), 0.0)) as call:
             for attempt in count(1):
                 slowed = yield from _wait_for_turn(pace, deadline, use.urgent)
                 effort = {} if model in self._without_effort else {"output_config": {"effort": "low"}}
@@ -168,15 +150,6 @@ class Claude:
                     raise problem
                 yield from _pause(attempt, problem, deadline)
         yield call.took
-
-    @contextlib.contextmanager
-    def _reserved(self, purpose: Purpose, request: dict[str, Any], deadline: Deadline) -> Iterator[Call]:
-        with self.meter.call(purpose, request["model"], reservation(request), max(deadline.left(), 0.0)) as call:
-            try:
-                yield call
-            finally:
-                with self._lock:
-                    self._spent[purpose] += call.took
 
     def _billed(self, call: Call, request: dict[str, Any], deadline: Deadline) -> Generator[Any]:
         """Yield the events of one attempt. Its tokens are billed when it ends, breaks off or is closed.

@@ -6,6 +6,7 @@ A call is reserved before it is made, with the most that it may cost, and settle
 import contextlib
 import datetime
 import operator
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass
 from typing import Any, Literal
@@ -264,6 +265,8 @@ class Meter:
         self._prices = {**prices.PRICES, **(own_prices or {})}
         self._by_thread = behind
         self._behind = Writer("usage", self._write)
+        self._spent: dict[Purpose, Tokens] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def of(cls, settings: Settings, pool: ConnectionPool[Connection], behind: bool = False) -> "Meter":
@@ -297,16 +300,20 @@ class Meter:
                     break
             raise _refusal(budget, dollars, cap, today(connection, {})[budget]["spent"] or 0.0)
 
+    def spent(self, purpose: Purpose) -> Tokens:
+        """Tokens that this object has counted for a purpose, those of failed calls included."""
+        return self._spent.get(purpose, NOTHING)
+
     def settle(self, purpose: Purpose, model: str, calls: int, tokens: Tokens, reservation: UUID | None) -> None:
+        with self._lock:
+            self._spent[purpose] = self.spent(purpose) + tokens
         spending = Spending(purpose, model, calls, tokens, self._cost(model, tokens), reservation)
         self._behind.add(spending, start=self._by_thread and self.pool is not None)
         if not self._by_thread:
             self.write()
 
     def _cost(self, model: str, tokens: Tokens) -> float | None:
-        return prices.cost(
-            model, tokens.input, tokens.output, tokens.cache_write, tokens.cache_read, known=self._prices
-        )
+        return prices.cost(model, **asdict(tokens), known=self._prices)
 
     def write(self) -> bool:
         """Write pending spending, as far as the database allows. Return True if nothing is left."""

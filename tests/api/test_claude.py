@@ -1,4 +1,4 @@
-"""Answers against a server on loopback that speaks Anthropic's wire format, with true and with forged citations."""
+"""Answers by Claude: requests, true and forged citations, and errors, against a stand-in for Anthropic's API."""
 
 import json
 import random

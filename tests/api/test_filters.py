@@ -14,7 +14,7 @@ from shared.db import Connection
 from shared.evaluation.run import Choice
 from shared.file_types import FORMAT_OF_EXTENSION
 from shared.ledger import sources
-from worker.parsing.detect import LATER
+from worker.parsing.detect import UNSUPPORTED
 
 KEYS = (
     "a.md",
@@ -240,12 +240,12 @@ def test_every_type_that_is_read_can_be_asked_for() -> None:
     for name, format in aliases.items():
         assert read_filters(type=name).types == (format,)
     for name, format in FORMAT_OF_EXTENSION.items():
-        if format in LATER:
+        if format in UNSUPPORTED:
             with pytest.raises(FilterError, match=f"'{name}' is not a file type that is read; there are: pdf"):
                 read_filters(type=name)
         else:
             assert read_filters(type=name).types == ((name if format == "code" else format),)
-    assert set(FORMAT_OF_EXTENSION.values()) - set(LATER) <= set(FORMATS)
+    assert set(FORMAT_OF_EXTENSION.values()) - set(UNSUPPORTED) <= set(FORMATS)
 
 
 def test_dates(connection: Connection, folder: int) -> None:

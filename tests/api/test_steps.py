@@ -1,4 +1,4 @@
-"""A model that searches by itself before it answers, against a server on loopback that speaks Anthropic's wire format."""
+"""Answers in steps: a model that searches before it answers, against a stand-in for Anthropic's API."""
 
 import time
 from collections.abc import Callable, Iterator

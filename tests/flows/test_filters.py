@@ -134,14 +134,16 @@ def check_rehash(system: System) -> None:
     """What was read before there was metadata is read again by reconcile --rehash, once, or when it is touched."""
     with psycopg.connect(system.env["DATABASE_URL"], autocommit=True) as connection:
         connection.execute(
-            "UPDATE askfolder.document SET metadata = '{}', described = false, dated = revision_time(live_revision)"
+            "UPDATE askfolder.document SET metadata = '{}', metadata_read = false, dated = revision_time(live_revision)"
         )
         assert sources(system, metadata={"tags": "bird"}) == set()
         assert cli(system, "reconcile", "--rehash").returncode == 0
         until(lambda: sources(system, metadata={"tags": "bird"}) == {"notes/a.md"})
         system.settled()
         assert one(system, "report.docx")["metadata"]["author"] == "Cleo"
-        connection.execute("UPDATE askfolder.document SET metadata = '{}', described = false WHERE key = 'notes/a.md'")
+        connection.execute(
+            "UPDATE askfolder.document SET metadata = '{}', metadata_read = false WHERE key = 'notes/a.md'"
+        )
         (system.folder / "notes" / "a.md").touch()
         until(lambda: sources(system, metadata={"tags": "bird"}) == {"notes/a.md"})
         system.settled()

@@ -1,4 +1,4 @@
-"""What a model says of answers: what it is sent, what counts, what it costs; against a server that speaks Anthropic's wire format."""
+"""Grades of answers by a model: requests, grades and cost, against a stand-in for Anthropic's API."""
 
 import contextlib
 import json

@@ -191,7 +191,7 @@ def test_nobody_waits_for_the_writing(
     until(lambda: [row[2:4] for row in rows(connection)] == [(20, 100)], 5)
 
 
-# --- what providers say ------------------------------------------------------------------------------------------------
+# --- what providers report
 
 
 def test_embedding_counts_what_was_paid_for(pool: ConnectionPool[Connection], connection: Connection) -> None:
@@ -272,7 +272,7 @@ def test_each_attempt_of_claude_is_billed(
     assert billed() == (2, twice)
     assert twice.input == 2 * took.input
     assert took.output + 1 < twice.output <= 2 * took.output
-    assert claude.spent("answers") == took + took + twice
+    assert claude.meter.spent("answers") == took + took + twice
     anthropic.misbehave("hang", seconds=3)
     with pytest.raises(TransientError):
         complete(claude, seconds=0.3)
@@ -291,11 +291,11 @@ def test_a_stream_that_is_left_is_billed(
     events.close()
     ((_, _, calls, tokens, *_),) = rows(connection)
     assert (calls, tokens > 0) == (1, True)
-    assert claude.spent("answers").input == tokens
+    assert claude.meter.spent("answers").input == tokens
 
 
 def test_what_a_request_reserves() -> None:
-    """Each text once, from above; what is marked for the cache as written to it; the whole body where there are tools."""
+    """Texts are estimated from above. Marked texts count as written to the cache. With tools the whole body counts."""
     texts = ["one two", "three", "Where is it?"]
     system = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
     result = {"type": "search_result", "source": "a.md", "title": "A", "content": [{"type": "text", "text": texts[0]}]}
@@ -376,7 +376,7 @@ def test_a_reranker_without_money_is_not_called_sick(pool: ConnectionPool[Connec
         assert "ASKFOLDER_BUDGET_ANSWERS" in warnings[0]
 
 
-# --- under load --------------------------------------------------------------------------------------------------------
+# --- under load
 
 
 def run_processes(database_url: str, url: str) -> list[tuple[int, int]]:
@@ -419,7 +419,7 @@ def test_what_takes_more_than_was_thought_exceeds_by_the_calls_in_flight(
     assert CAP < spent <= CAP + PROCESSES * THREADS * one
 
 
-# --- prices ------------------------------------------------------------------------------------------------------------
+# --- prices
 
 
 def test_prices_of_ones_own(pool: ConnectionPool[Connection], connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""Contexts of chunks: what is asked, what is read, what it costs; against a server that speaks Anthropic's wire format."""
+"""Contexts of chunks: requests, replies and cost, against a stand-in for Anthropic's API."""
 
 import json
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from shared.models import Chunk, Parsed
 from shared.providers import claude as messages
 from shared.providers import privacy
 from shared.providers.claude import Claude
+from shared.providers.meter import Meter
 from shared.settings import Settings
 from shared.text.tokens import estimate_tokens
 from tests.standins.providers import AnthropicStandin, context_word, numbered_chunks, text_block, write_contexts
@@ -74,10 +75,10 @@ def test_the_request(claude: AnthropicStandin) -> None:
 
 def test_requests_that_follow_read_the_document_from_the_cache(claude: AnthropicStandin) -> None:
     parsed, chunks = document(AT_ONCE * 2 + 1)
-    provider = Claude(KEY, claude.url)
-    spent = [provider.spent("context")]
+    provider = Claude(KEY, claude.url, Meter())
+    spent = [provider.meter.spent("context")]
     for _ in ContextWriter(provider, MODEL).write("a.txt", parsed, chunks):
-        spent.append(provider.spent("context"))
+        spent.append(provider.meter.spent("context"))
     sizes = [len(numbered_chunks(request["body"])) for request in claude.requests]
     assert sizes == [AT_ONCE, AT_ONCE, 1]
     written = [after.cache_write - before.cache_write for before, after in pairwise(spent)]

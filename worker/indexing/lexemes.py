@@ -1,6 +1,6 @@
-"""In how many chunks each lexeme stands: counted in the background, beside the work, whenever enough has changed.
+"""Lexeme statistics: the number of chunks that hold each lexeme, counted in the background when enough has changed.
 
-Until a generation was counted, and for lexemes that are newer than its counts, a question counts for itself (api/retrieval/retrieve.py).
+A question counts the lexemes that the statistics lack by itself (api/retrieval/retrieve.py).
 """
 
 import threading
@@ -15,37 +15,37 @@ from shared.ledger import generations
 from shared.ledger.generations import Generation
 from shared.log import log
 
-LEAST = 1_000  # chunks: fewer are counted by each question, exactly
-SHARE = 0.1  # of the chunks must have changed since
+LEAST = 1_000  # chunks: every question counts fewer by itself, exactly
+SHARE = 0.1  # of the chunks must have changed before they are counted again
 LOCK = 0x61736B6C
 
 
 class Counting:
-    """Counts what is due in a thread with a connection of its own; `start()` does nothing while one is at it."""
+    """Counts due generations in a thread with its own connection, one thread at a time."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.thread: threading.Thread | None = None
 
     def start(self, connection: Connection) -> None:
+        """Start counting what is due, unless a thread is counting already."""
         if self.thread and self.thread.is_alive():
             return
-        due = [generation for generation in generations.active(connection) if _is_due(connection, generation)]
-        if due:
+        if due := [generation for generation in generations.active(connection) if is_due(connection, generation)]:
             self.thread = threading.Thread(target=self._run, args=[due], daemon=True, name="lexemes")
             self.thread.start()
 
     def _run(self, due: list[Generation]) -> None:
         try:
             with db.connect(self.url) as connection:
-                db.prepare(connection)
                 for generation in due:
                     count(connection, generation)
-        except (psycopg.Error, TransientError) as error:  # it is due again at the next sweep
+        except (psycopg.Error, TransientError) as error:  # still due at the next sweep
             log.warning(f"Lexemes could not be counted: {error}", action="lexemes.not_counted")
 
 
-def _is_due(connection: Connection, generation: Generation) -> bool:
+def is_due(connection: Connection, generation: Generation) -> bool:
+    """True if so many chunks changed since the last count that they should be counted again."""
     row = connection.execute(
         """
         SELECT n_live_tup, n_tup_ins + n_tup_upd + n_tup_del, counted_changes,
@@ -59,42 +59,41 @@ def _is_due(connection: Connection, generation: Generation) -> bool:
     chunks, changes, counted_changes, counted_chunks = row
     if counted_changes is None:
         return bool(chunks >= LEAST)
-    changed = changes - counted_changes  # less than none: the server's statistics began anew
+    changed = changes - counted_changes  # negative: the server's statistics were reset
     return bool(changed < 0 or changed >= max(LEAST, SHARE * float(counted_chunks or 0)))
 
 
 def count(connection: Connection, generation: Generation) -> None:
-    """Counts the lexemes of a generation's chunks anew; what was counted before holds until it is through."""
-    table = f"askfolder.lexical_{generation.id}"
+    """Count the lexemes of a generation's chunks. The previous counts stay in use until the transaction commits."""
     with connection.transaction():
-        taken = connection.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", [LOCK, generation.id]).fetchone()
-        if taken != (True,):  # another producer is at it
+        lock = connection.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", [LOCK, generation.id]).fetchone()
+        if lock != (True,):  # another producer is counting
             return
         row = connection.execute(
-            "SELECT n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables WHERE relid = to_regclass(%s)", [table]
+            "SELECT n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables WHERE relid = to_regclass(%s)",
+            [f"askfolder.lexical_{generation.id}"],
         ).fetchone()
         connection.execute("DELETE FROM lexeme_stats WHERE generation_id = %s", [generation.id])
-        chunks = 0
-        per_collection = sql.SQL("SELECT collection_id, count(*) FROM {lexical} GROUP BY 1")
-        for collection_id, number in connection.execute(per_collection.format(lexical=generation.lexical)).fetchall():
-            chunks += number
-            terms = sql.SQL("SELECT bm25_terms(bm25) FROM {lexical} WHERE collection_id = {collection}").format(
-                lexical=generation.lexical, collection=sql.Literal(collection_id)
-            )
+        per_collection = sql.SQL("SELECT collection_id, count(*) FROM {} GROUP BY 1").format(generation.lexical)
+        collections = connection.execute(per_collection).fetchall()
+        for collection_id, chunks in collections:
+            query = sql.SQL("SELECT bm25_terms(bm25) FROM {} WHERE collection_id = {}")
+            terms = query.format(generation.lexical, sql.Literal(collection_id)).as_string(connection)
             connection.execute(
-                "INSERT INTO lexeme_stats (generation_id, collection_id, place, chunks, strong, stronger) VALUES (%s, %s, 0, %s, 0, 0)",
-                [generation.id, collection_id, number],
+                """
+                INSERT INTO lexeme_stats (generation_id, collection_id, place, chunks, strong, stronger)
+                SELECT %(generation)s, %(collection)s, 0, %(chunks)s, 0, 0
+                UNION ALL
+                SELECT %(generation)s, %(collection)s, ltrim(word, 'ab')::integer AS place,
+                       sum(ndoc) FILTER (WHERE word !~ '^[ab]'),
+                       coalesce(sum(ndoc) FILTER (WHERE word LIKE 'a%%'), 0),
+                       coalesce(sum(ndoc) FILTER (WHERE word LIKE 'b%%'), 0)
+                FROM ts_stat(%(terms)s) GROUP BY place HAVING sum(ndoc) FILTER (WHERE word !~ '^[ab]') > 1
+                """,
+                {"generation": generation.id, "collection": collection_id, "chunks": chunks, "terms": terms},
             )
-            connection.execute(_COUNT, [generation.id, collection_id, terms.as_string(connection)])
         connection.execute(
             "UPDATE generation SET counted_changes = %s WHERE id = %s", [row[0] if row else 0, generation.id]
         )
-    log.info(f"Counted the lexemes of {chunks:,} chunks", action="lexemes.counted", generation=generation.id)
-
-
-_COUNT = """
-INSERT INTO lexeme_stats (generation_id, collection_id, place, chunks, strong, stronger)
-SELECT %s, %s, ltrim(word, 'ab')::integer AS place, sum(ndoc) FILTER (WHERE word !~ '^[ab]'),
-       coalesce(sum(ndoc) FILTER (WHERE word LIKE 'a%%'), 0), coalesce(sum(ndoc) FILTER (WHERE word LIKE 'b%%'), 0)
-FROM ts_stat(%s) GROUP BY 3 HAVING sum(ndoc) FILTER (WHERE word !~ '^[ab]') > 1
-"""
+    total = sum(chunks for _, chunks in collections)
+    log.info(f"Counted the lexemes of {total:,} chunks", action="lexemes.counted", generation=generation.id)
