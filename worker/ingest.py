@@ -20,8 +20,7 @@ from shared.ledger.generations import Generation
 from shared.log import log
 from shared.models import Chunk, Parsed
 from shared.providers.embedder import Embedder, embed_all
-from shared.text import words
-from worker.indexing import contexts, index
+from worker.indexing import contexts, index, lexemes
 from worker.indexing.chunking import chunk
 from worker.indexing.contexts import ContextWriter
 from worker.indexing.inputs import hash_of, inputs
@@ -88,7 +87,7 @@ def _ingest(
     version, parsed, store_text = _text(pool, parser, claim)
     with pool.connection() as connection:
         active = generations.active(connection)
-    language = words.configuration(parsed.text)
+        language = lexemes.configuration(connection, claim.collection_id, parsed.text)
     for generation in active:  # the live one first: it answers
         embedded = _embedded(pool, embedder_of(generation), writer, generation, claim, parsed)
         with pool.connection() as connection:

@@ -10,7 +10,7 @@ from api.resources import Resources
 from shared.errors import AskfolderError
 from shared.log import log
 from shared.providers.meter import BudgetError, Call, Tokens
-from shared.text import words
+from shared.text import languages, words
 from shared.text.tokens import estimate_tokens
 
 TURNS = 6  # of the history, the last ones, are looked at
@@ -57,7 +57,7 @@ def stands_alone(question: str, least: int) -> bool:
     """Whether a question says by itself what it is about: it points at nothing, and has `least` words that say something; more,
     where it begins as if it carried on."""
     said = [word.casefold() for word in _WORD.findall(question)]
-    common = words.STOP_WORDS.get(words.language(question) or "", frozenset())
+    common = languages.STOP_WORDS.get(languages.language(question) or "", frozenset())
     telling = sum(word not in common for word in words.question(question)[0])
     if telling < max(least, 3 if said and said[0] in _CARRIES_ON else 1):
         return False

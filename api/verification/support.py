@@ -14,8 +14,9 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 from api.verification.facts import CALENDAR, MEASURES, Facts, Number, facts
+from shared.text.languages import STOP_WORDS, language
 from shared.text.sentences import LIST_ITEM, sentences
-from shared.text.words import STOP_WORDS, language, words
+from shared.text.words import words
 
 Status = Literal["supported", "partly", "unsupported"]
 

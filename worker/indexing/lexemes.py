@@ -1,6 +1,7 @@
-"""In how many chunks each lexeme stands: counted in the background, beside the work, whenever enough has changed.
+"""Word statistics: the text search configuration of a document, and how many chunks have each lexeme.
 
-Until a generation was counted, and for lexemes that are newer than its counts, a question counts for itself (api/retrieval/retrieve.py).
+Lexemes are counted in the background whenever enough has changed. Before the first count, and for lexemes newer than
+the last one, each question counts its own (api/retrieval/lexemes.py).
 """
 
 import threading
@@ -14,14 +15,34 @@ from shared.errors import TransientError
 from shared.ledger import generations
 from shared.ledger.generations import Generation
 from shared.log import log
+from shared.text import languages
+from shared.text.words import words
 
+FEW_WORDS = 20  # a shorter text takes its collection's language: a wrong guess would hide it
+VOTERS = 1_000  # documents, the oldest ones, that decide a collection's language
 LEAST = 1_000  # chunks: fewer are counted by each question, exactly
 SHARE = 0.1  # of the chunks must have changed since
 LOCK = 0x61736B6C
 
 
+def configuration(connection: Connection, collection_id: int, text: str) -> str:
+    """Return the text search configuration for a document; a short text takes the one that most documents have."""
+    if len(words(text[: languages.SAMPLE])) >= FEW_WORDS:
+        return languages.configuration(text)
+    row = connection.execute(
+        """
+        SELECT mode() WITHIN GROUP (ORDER BY configuration) FROM (
+            SELECT configuration FROM document
+            WHERE collection_id = %s AND configuration IS NOT NULL AND state NOT IN ('deleted', 'excluded')
+            ORDER BY id LIMIT %s) AS voter
+        """,
+        [collection_id, VOTERS],
+    ).fetchone()
+    return row[0] if row and row[0] else languages.DEFAULT
+
+
 class Counting:
-    """Counts what is due in a thread with a connection of its own; `start()` does nothing while one is at it."""
+    """Count the lexemes of generations in a thread with its own connection; `start()` does nothing while one runs."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -41,8 +62,8 @@ class Counting:
                 db.prepare(connection)
                 for generation in due:
                     count(connection, generation)
-        except (psycopg.Error, TransientError) as error:  # it is due again at the next sweep
-            log.warning(f"Lexemes could not be counted: {error}", action="lexemes.not_counted")
+        except (psycopg.Error, TransientError) as error:
+            log.warning(f"Cannot count lexemes, trying again at the next sweep: {error}", action="lexemes.not_counted")
 
 
 def _is_due(connection: Connection, generation: Generation) -> bool:
@@ -59,16 +80,16 @@ def _is_due(connection: Connection, generation: Generation) -> bool:
     chunks, changes, counted_changes, counted_chunks = row
     if counted_changes is None:
         return bool(chunks >= LEAST)
-    changed = changes - counted_changes  # less than none: the server's statistics began anew
+    changed = changes - counted_changes  # negative: the server's statistics were reset
     return bool(changed < 0 or changed >= max(LEAST, SHARE * float(counted_chunks or 0)))
 
 
 def count(connection: Connection, generation: Generation) -> None:
-    """Counts the lexemes of a generation's chunks anew; what was counted before holds until it is through."""
+    """Count the lexemes of a generation's chunks. The earlier counts stay in use until this transaction commits."""
     table = f"askfolder.lexical_{generation.id}"
     with connection.transaction():
         taken = connection.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", [LOCK, generation.id]).fetchone()
-        if taken != (True,):  # another producer is at it
+        if taken != (True,):  # another producer is counting
             return
         row = connection.execute(
             "SELECT n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables WHERE relid = to_regclass(%s)", [table]
@@ -82,7 +103,10 @@ def count(connection: Connection, generation: Generation) -> None:
                 lexical=generation.lexical, collection=sql.Literal(collection_id)
             )
             connection.execute(
-                "INSERT INTO lexeme_stats (generation_id, collection_id, place, chunks, strong, stronger) VALUES (%s, %s, 0, %s, 0, 0)",
+                """
+                INSERT INTO lexeme_stats (generation_id, collection_id, place, chunks, strong, stronger)
+                VALUES (%s, %s, 0, %s, 0, 0)
+                """,
                 [generation.id, collection_id, number],
             )
             connection.execute(_COUNT, [generation.id, collection_id, terms.as_string(connection)])
