@@ -2,12 +2,9 @@
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from shared.text.word_lists import read_word_lists
-
-if TYPE_CHECKING:
-    from py3langid.langid import LanguageIdentifier
 
 DEFAULT = "english"  # the text search configuration of code, of tables and of whatever else has no known language
 SAMPLE = 4_000  # characters of a text that are looked at
@@ -20,9 +17,9 @@ STOP_WORDS = {name.split()[1]: frozenset(words) for name, words in _TABLE.items(
 
 
 @cache
-def _identifier() -> "LanguageIdentifier":
+def _identifier() -> Any:
     """Load the model, restricted to our languages: 0.5 CPU seconds and 76 MB, so only in a process that needs it."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     identifier.set_languages(list(_NAMES))
