@@ -1,8 +1,11 @@
 # Needs make (3.81 is enough) and python3 ≥ 3.11 with venv; everything else is installed into .venv/.
 PYTHON ?= python3
 BIN = .venv/bin
+# Four processes: the tests mostly wait. A module stays in one process, so that its running system is shared.
+PYTEST = $(BIN)/python -m pytest --numprocesses 4 --dist loadscope
+FAST = tests/worker tests/api tests/shared tests/test_*.py tests/flows/test_ingest.py
 .DEFAULT_GOAL := help
-.PHONY: help up test lint bench bench-search bench-stream faults eval docs clean
+.PHONY: help up dev test test-all lint bench bench-search bench-stream faults eval docs clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -10,8 +13,13 @@ help:  ## This list
 up: .venv/.installed  ## Set everything up and run it: the ask page, the folder's watcher, the dashboard
 	@./askfolder up
 
-test: .venv/.installed-dev  ## Set everything up and run the tests
-	@$(BIN)/python -m pytest
+dev: .venv/.installed-dev  ## Install what the tests and checks need, without running them
+
+test: .venv/.installed-dev  ## Set everything up and run the fast tests: all modules, and one journey with real processes
+	@$(PYTEST) $(FAST)
+
+test-all: .venv/.installed-dev  ## Run all tests: also every journey and the short fault campaigns (make dev installs them)
+	@$(PYTEST)
 
 lint: .venv/.installed-dev  ## Lint, format and type checks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

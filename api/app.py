@@ -1,7 +1,6 @@
 """The Flask app: who may come in, what they may ask, and how errors are said."""
 
 import functools
-import importlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +22,7 @@ from shared import db, keys
 from shared.cache import QuestionCache
 from shared.ledger.generations import Generation
 from shared.providers.choice import embedder_for
+from shared.providers.claude import Claude
 from shared.providers.embedder import Embedder
 from shared.providers.meter import Meter
 from shared.settings import ROOT, Settings, load
@@ -46,10 +46,17 @@ def create_app(settings: Settings | None = None) -> Flask:
     def local(sentences: Sequence[str]) -> np.ndarray:
         return embedder("local", "all-MiniLM-L6-v2-int8", "", 384).embed(sentences)
 
-    if settings.answers_with_claude():
-        importlib.import_module("api.answering.claude")  # now, rather than at the first question
+    answers, reranks = settings.answers_with_claude(), settings.reranker == "claude"
+    claude = Claude.of(settings, meter) if answers or reranks else None
     app.extensions["askfolder"] = Resources(
-        settings, pool, QuestionCache(settings.redis_url), embedder_of, local, open_reranking(settings, meter), meter
+        settings,
+        pool,
+        QuestionCache(settings.redis_url),
+        embedder_of,
+        local,
+        open_reranking(settings, meter, claude),
+        meter,
+        claude if answers else None,
     )
     app.extensions["askfolder.questions"] = QuestionLog(pool, settings.question_log == "on")
     app.extensions["askfolder.key"] = keys.key(settings)

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from api.answering.draft import make_draft
+from api.answering.draft import draft
 from api.answering.follow_ups import Turn, stand_alone
 from api.resources import Resources
 from api.retrieval import passages
@@ -15,12 +15,13 @@ from api.retrieval.reranking import CANDIDATES
 from api.retrieval.retrieve import retrieve
 from api.verification import citations
 from api.verification.citations import Statement
-from api.verification.second_opinion import judge
+from api.verification.second_opinion import SecondOpinion
 from shared.errors import AskfolderError
 from shared.ledger import generations
 from shared.ledger.generations import Generation
 from shared.log import log
-from shared.models import Answer, Citation, Passage, SearchResult, Sentence, Step
+from shared.models import Answer, Event, SearchResult, Step, Waiting
+from shared.providers.claude import Deadline
 
 SPARE = 20  # passages beyond those that are asked for, for the place of repetitions
 EVERYTHING = Filters()
@@ -104,37 +105,39 @@ def answering(
     turns: Sequence[Turn] = (),
     deep: bool = False,
     whole: bool = False,
-) -> Generator[SearchResult | Step | Citation | Sentence | Answer | None]:
-    """What is found, then each sentence as soon as it is checked, its new citations before it, last the answer; None: it goes on.
+) -> Generator[Event]:
+    """What is found, then each sentence as soon as it is checked, its new citations before it, last the answer.
 
     Without an answer at the end there is none, whatever was given before. `strict`: nothing without support is ever given; None:
     as it is set. `turns`: what was asked and answered before. `deep`: the model may search on by itself, each time a Step, whose
     passages are added to what was found. `whole`: as in api/answering/claude.py. Closing the generator ends the model's call. Raises as `ask` does.
     """
     settings = asker.settings
-    deadline = time.monotonic() + settings.ask_seconds
+    deadline = Deadline.after(settings.ask_seconds)
     begun = time.perf_counter()
     question, took = stand_alone(asker, question, turns), _since(begun)
     found = search(asker, question, top_k, filters=filters, rerank=rerank, neighbours=passages.BUDGET)
     found.timings |= {"rewrite_ms": took} if turns else {}
     yield found
 
-    def look(query: str) -> list[Passage]:
-        more = search(asker, query, min(top_k, PASSAGES), filters=filters, rerank=rerank, neighbours=passages.BUDGET)
-        found.warnings += [warning for warning in more.warnings if warning not in found.warnings]
-        return more.passages
+    def look(query: str) -> SearchResult:
+        return search(asker, query, min(top_k, PASSAGES), filters=filters, rerank=rerank, neighbours=passages.BUDGET)
 
     started, checking = time.perf_counter(), 0.0
-    usage: dict[str, int] = {}
-    broke: list[str] = []
     strict = settings.strict == "on" if strict is None else strict
-    verification = citations.Verification(found.passages, strict, question, judge(asker, usage, deadline))
-    with contextlib.closing(
-        make_draft(asker, question, found, usage, deadline, whole, look if deep else None, broke)
-    ) as draft:
-        for part in draft:
-            if part is None or isinstance(part, Step):
-                found.steps += [part] if part else []
+    opinion = SecondOpinion.of(asker, deadline)
+    verification = citations.Verification(found.passages, strict, question, opinion)
+    parts = draft(asker, question, found, deadline, whole, look if deep else None)
+    rest = citations.Draft()
+    with contextlib.closing(parts):
+        for part in parts:
+            if isinstance(part, Waiting):
+                yield part
+                continue
+            if isinstance(part, Step):
+                found.steps.append(part)
+                found.passages.extend(part.passages)
+                found.warnings += [warning for warning in part.warnings if warning not in found.warnings]
                 yield part
                 continue
             begun = time.perf_counter()
@@ -143,13 +146,12 @@ def answering(
                     standing = citations.resolve(connection, part.claims, found.passages)
                 shown = list(verification.check(part, standing))
             else:
-                shown = list(verification.finish(part))
+                rest, shown = part, list(verification.finish(part))
             checking += time.perf_counter() - begun
             yield from shown
     found.timings["answer_ms"] = round(_since(started) - checking * 1000, 1)
     found.timings["verify_ms"] = round(checking * 1000, 1)
-    answerer = "claude" if settings.answers_with_claude() and not broke else "extractive"
-    yield verification.answer(answerer, usage)
+    yield verification.answer(rest.answerer, {**rest.usage, **(opinion.usage if opinion else {})})
 
 
 def _question_vector(

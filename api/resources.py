@@ -14,15 +14,16 @@ from api.retrieval.reranking import Reranking
 from shared.cache import QuestionCache
 from shared.db import Connection
 from shared.ledger.generations import Generation
-from shared.providers.embedder import UNMETERED, Embedder
-from shared.providers.meter import Meter
+from shared.providers.claude import Claude
+from shared.providers.embedder import Embedder
+from shared.providers.meter import UNMETERED, Meter
 from shared.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
     """What answering needs. `embedder_of`: the embedder of a generation; `local`: sentences → vectors of the built-in model;
-    `reranking`: None when none is set up; `meter`: what counts the cost.
+    `reranking`: None when none is set up; `meter`: what counts the cost; `claude`: None if answers are quotes only.
     """
 
     settings: Settings
@@ -32,6 +33,7 @@ class Resources:
     local: Callable[[Sequence[str]], np.ndarray]
     reranking: Reranking | None = None
     meter: Meter = UNMETERED
+    claude: Claude | None = None
 
 
 def resources() -> Resources:

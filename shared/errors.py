@@ -13,6 +13,10 @@ class SettingsError(PermanentError):
     """The configuration is wrong; the start stops."""
 
 
+class RefusedError(PermanentError):
+    """The provider accepts the key and the model, but not this request."""
+
+
 class UnreadableError(PermanentError):
     """The file cannot be read: broken, encrypted, too large, of a kind that is not supported, or without any text."""
 
@@ -23,3 +27,7 @@ class TransientError(AskfolderError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class SlowDownError(TransientError):
+    """The provider has too many requests, and asks for fewer."""

@@ -77,11 +77,17 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A search that the model asked for before it answered. `passages`: those that were not found before it."""
+    """A search that the model asked for before it answered. `passages`: those that no earlier search found."""
 
     number: int
     query: str
     passages: tuple[Passage, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The model is silent. It comes about every half second, so that a client that has left is noticed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +149,6 @@ class SearchResult:
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+
+
+Event = SearchResult | Step | Citation | Sentence | Answer | Waiting

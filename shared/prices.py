@@ -1,16 +1,16 @@
-"""What models cost, in one place: dollars per million tokens, as their makers listed them in November 2026."""
+"""Prices of models in dollars per million tokens, as their makers listed them in November 2026."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shared.errors import SettingsError
 
-CACHE_WRITE, CACHE_WRITE_HOUR, CACHE_READ = 1.25, 2.0, 0.1  # of the input's price (Anthropic)
+CACHE_WRITE, CACHE_READ = 1.25, 0.1  # of the input's price (Anthropic)
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Dollars per million tokens that go in and come out."""
+    """Dollars per million tokens of input and output."""
 
     input: float
     output: float = 0.0
@@ -32,7 +32,7 @@ PRICES = {
 
 
 def read(text: str) -> dict[str, Price]:
-    """Prices as ASKFOLDER_PRICES gives them: 'model=IN' or 'model=IN/OUT', separated by commas. SettingsError: something else."""
+    """Read ASKFOLDER_PRICES: 'model=IN' or 'model=IN/OUT', separated by commas. SettingsError: it is something else."""
     found = {}
     for part in filter(None, map(str.strip, text.split(","))):
         model, _, numbers = part.rpartition("=")
@@ -42,7 +42,8 @@ def read(text: str) -> dict[str, Price]:
             price = Price(-1.0)
         if not model or not (0 <= price.input < 1e6 and 0 <= price.output < 1e6):
             raise SettingsError(
-                f"ASKFOLDER_PRICES: {part!r} is no price; write model=IN or model=IN/OUT, in dollars per million tokens."
+                f"ASKFOLDER_PRICES: {part!r} is not a price; "
+                "write model=IN or model=IN/OUT, in dollars per million tokens."
             )
         found[model.strip()] = price
     return found
@@ -56,12 +57,12 @@ def cost(
     cache_read: int = 0,
     known: Mapping[str, Price] = PRICES,
 ) -> float | None:
-    """Dollars for so many tokens; `input` are those that were neither written to a cache nor read from it. None: no price is known.
+    """Dollars for tokens; None if the price is unknown, as of models on a server of one's own.
 
-    Models of one's own, as built in or on another server, are not in the list: they cost nothing that is known here.
+    `input`: tokens that were neither written to a cache nor read from it.
     """
     price = known.get(model)
     if price is None:
         return None
-    whole = input + cache_write * CACHE_WRITE + cache_read * CACHE_READ
-    return (whole * price.input + output * price.output) / 1e6
+    inputs = input + cache_write * CACHE_WRITE + cache_read * CACHE_READ
+    return (inputs * price.input + output * price.output) / 1e6

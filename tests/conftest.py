@@ -1,6 +1,7 @@
 """Real parts for the tests: embedded servers once a session, a database of its own for each test, real processes on demand."""
 
 import contextlib
+import fcntl
 import itertools
 import os
 import shlex
@@ -39,9 +40,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in embedder's files, built once."""
-    return minilm.prepare(tmp_path_factory.mktemp("data") / LOCAL_MODEL)
+def model(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The built-in embedder's files, built once for all processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base if worker_id == "master" else base.parent
+    with (folder / "model.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return minilm.prepare(folder / LOCAL_MODEL)
 
 
 @contextlib.contextmanager

@@ -1,17 +1,20 @@
-"""fetch → parse → chunk → (contexts) → embed → upsert: what a worker does with one document."""
+"""fetch → parse → chunk → (contexts) → embed → upsert: the stages of one document in a worker process."""
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import psycopg
 from billiard.exceptions import SoftTimeLimitExceeded
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from shared import db
 from shared.db import Connection
 from shared.errors import PermanentError, TransientError, UnreadableError
 from shared.ledger import claims, documents, generations
@@ -19,176 +22,214 @@ from shared.ledger.claims import Claim, LostClaim
 from shared.ledger.generations import Generation
 from shared.log import log
 from shared.models import Chunk, Parsed
+from shared.providers.choice import embedder_for
 from shared.providers.embedder import Embedder, embed_all
+from shared.providers.meter import Meter
+from shared.settings import Settings
 from worker.indexing import contexts, index, lexemes
 from worker.indexing.chunking import chunk
-from worker.indexing.contexts import ContextWriter
+from worker.indexing.contexts import ContextWriter, writer_of
 from worker.indexing.inputs import hash_of, inputs
 from worker.parsing.parser import Parser
 from worker.source.folder import FolderSource
 
-FIRST_WAIT, LONGEST_WAIT = 2.0, 600.0  # seconds before a passing failure is tried again
+FIRST_WAIT, LONGEST_WAIT = 2.0, 600.0  # seconds before a retry
+P = ParamSpec("P")
+T = TypeVar("T")
 
-Pool = ConnectionPool[Connection]
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The resources of a worker process. Open them after the fork: a connection pool does not survive one.
 
-def ingest(
-    pool: Pool,
-    parser: Parser,
-    embedder_of: Callable[[Generation], Embedder],
-    document_id: int,
-    worker: str = "",
-    writer: ContextWriter | None = None,
-) -> str:
-    """Brings one document to what its source holds. Returns what came of it, in a word. Raises nothing that a retry could mend.
-
-    `worker`: the name of this process, written beside the lease, so that its main process can tell whose leases died with it.
-    `writer`: of contexts, where the settings ask for some.
+    `name`: the process's, written into its leases. `contexts`: None if the settings ask for no contexts.
     """
+
+    name: str
+    inbox: Path
+    pool: ConnectionPool[Connection]
+    parser: Parser
+    contexts: ContextWriter | None
+    embedder_of: Callable[[Generation], Embedder]
+
+    @classmethod
+    def open(cls, settings: Settings, name: str) -> "Work":
+        pool = db.pool(settings.database_url, 4)
+        meter = Meter.of(settings, pool)
+        embedder = cache(partial(embedder_for, settings, meter=meter))  # generations of the same model share one
+        return cls(
+            name,
+            settings.inbox,
+            pool,
+            Parser.of(settings),
+            writer_of(settings, meter),
+            lambda generation: embedder(
+                generation.embedder, generation.model, generation.model_path, generation.dimensions
+            ),
+        )
+
+    def call(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function with a connection from the pool."""
+        with self.pool.connection() as connection:
+            return function(connection, *args, **kwargs)
+
+    def close(self) -> None:
+        self.parser.close()
+        self.pool.close(timeout=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document's text as it is stored."""
+
+    version: int
+    parsed: Parsed
+
+
+@dataclass(frozen=True, slots=True)
+class NewText:
+    """The text of a fetched file, to be stored together with its chunks."""
+
+    parsed: Parsed
+    revision: str
+    sha256: bytes
+
+
+def ingest(work: Work, document_id: int) -> str:
+    """Ingest one document. Return the outcome ("ready", "failed", "waits" …). Errors are recorded, not raised."""
     try:
-        with pool.connection() as connection:
-            claim = claims.claim(connection, document_id, worker)
+        claim = work.call(claims.claim, document_id, work.name)
     except (psycopg.OperationalError, PoolTimeout) as error:
-        log.warning(f"The database does not take work: {error}", action="ingest.no_database", document=document_id)
-        return "no database"  # the ledger still has it as published, and sends it again later
+        log.warning(f"Database unavailable: {error}", action="ingest.no_database", document=document_id)
+        return "no database"  # in the ledger the document is still published: the producer publishes it again later
     if claim is None:
         return "nothing to do"
     try:
-        with _kept_alive(pool, claim):
-            return _ingest(pool, parser, embedder_of, writer, claim)
+        with _heartbeat(work, claim):
+            return _ingest(work, claim)
     except LostClaim:
         return "superseded"
     except UnreadableError as error:
-        reason = str(error)
-        return _end(pool, claim, lambda connection: claims.failed(connection, claim, reason), "failed", reason)
+        return _end(work, claim, "failed", str(error), claims.failed)
     except (TransientError, PermanentError, psycopg.OperationalError, PoolTimeout) as error:
-        # A wrong key or model (PermanentError) is not the document's fault either: it waits until somebody mends it.
+        # PermanentError: a wrong key or model is not the document's fault; it waits until the settings are corrected.
         seconds = max(getattr(error, "retry_after", None) or 0.0, min(FIRST_WAIT * 2**claim.retries, LONGEST_WAIT))
         reason = _database_reason(error) if isinstance(error, psycopg.Error) else str(error)
-        return _end(
-            pool, claim, lambda connection: claims.postpone(connection, claim, reason, seconds), "waits", reason
-        )
-    except SoftTimeLimitExceeded:  # what was embedded is kept: the next turn goes on from there
-        reason = f"{claim.key} took a worker's longest turn; it goes on from where it was."
-        return _end(pool, claim, lambda connection: claims.postpone(connection, claim, reason, 1), "waits", reason)
+        return _end(work, claim, "waits", reason, partial(claims.postpone, seconds=seconds))
+    except SoftTimeLimitExceeded:  # the vectors so far are committed: the next attempt goes on from there
+        reason = f"{claim.key} reached the time limit of one attempt; the next attempt goes on from there."
+        return _end(work, claim, "waits", reason, partial(claims.postpone, seconds=1))
     except Exception:
         log.exception("A document could not be ingested", action="ingest.error", document=claim.id, source=claim.key)
-        reason = f"{claim.key} met an error in askfolder itself (document {claim.id}, see worker.log); it is tried up to three times."
-        return _end(pool, claim, lambda connection: claims.record_crash(connection, claim, reason), "stumbled", reason)
+        defect = f"an error in askfolder itself (document {claim.id}, see worker.log)"
+        reason = f"{claim.key} met {defect}; it is tried up to three times."
+        return _end(work, claim, "stumbled", reason, claims.record_crash)
 
 
-def _ingest(
-    pool: Pool,
-    parser: Parser,
-    embedder_of: Callable[[Generation], Embedder],
-    writer: ContextWriter | None,
-    claim: Claim,
-) -> str:
-    version, parsed, store_text = _text(pool, parser, claim)
-    with pool.connection() as connection:
-        active = generations.active(connection)
-        language = lexemes.configuration(connection, claim.collection_id, parsed.text)
-    for generation in active:  # the live one first: it answers
-        embedded = _embedded(pool, embedder_of(generation), writer, generation, claim, parsed)
-        with pool.connection() as connection:
-            claims.progress(connection, claim, "storing")
-        with pool.connection() as connection, connection.transaction():
-            claims.lock(connection, claim)
-            if store_text is not None:
-                version = store_text(connection)
-            index.replace(connection, generation, claim.id, embedded, version, language)
-            store_text = None
-            if generation is active[-1]:
-                claims.ready(connection, claim)
+def _ingest(work: Work, claim: Claim) -> str:
+    text = read(work, claim)
+    active = work.call(generations.active)  # the live one first, because it answers
+    for generation in active:
+        chunks = situate(work, claim, generation, text.parsed, split(work, claim, generation, text.parsed))
+        embedded = embed(work, claim, generation, text.parsed.title, chunks)
+        text = upsert(work, claim, generation, text, embedded, last=generation is active[-1])
     return "ready"
 
 
-def _text(pool: Pool, parser: Parser, claim: Claim) -> tuple[int, Parsed, Callable[[Connection], int] | None]:
-    """The document's text; with a function that stores it when it is a new one."""
-    with pool.connection() as connection:
-        stored = claims.text(connection, claim.id)
+def read(work: Work, claim: Claim) -> Text | NewText:
+    """Fetch and parse the file; return the stored text if it was made from the same bytes."""
+    stored = work.call(claims.text, claim.id)
     if claim.state == "ready" and stored:
-        return *stored, None  # only another generation lacks it
+        return Text(*stored)  # only another generation lacks the document
     with FolderSource(Path(claim.root)).fetch(claim.key) as file:
         if file.sha256 == claim.live_sha256 and claim.described and stored:
-            with pool.connection() as connection:
-                claims.touch(connection, claim, file.revision)
-            return *stored, None
-        parsed = parser.parse(file.path, claim.key.rpartition("/")[2])
-    return (
-        0,
-        parsed,
-        partial(claims.set_text, claim=claim, parsed=parsed, revision=file.revision, sha256=file.sha256),
-    )
+            work.call(claims.touch, claim, file.revision)
+            return Text(*stored)
+        parsed = work.parser.parse(file.path, claim.key.rpartition("/")[2])
+    return NewText(parsed, file.revision, file.sha256)
 
 
-def _embedded(
-    pool: Pool, embedder: Embedder, writer: ContextWriter | None, generation: Generation, claim: Claim, parsed: Parsed
+def split(work: Work, claim: Claim, generation: Generation, parsed: Parsed) -> list[Chunk]:
+    """Split the text into the generation's chunks."""
+    embedder = work.embedder_of(generation)
+    work.call(claims.progress, claim, "chunking")
+    return chunk(parsed, embedder.count, *generation.chunk_sizes)
+
+
+def situate(work: Work, claim: Claim, generation: Generation, parsed: Parsed, chunks: list[Chunk]) -> list[Chunk]:
+    """Add contexts to the chunks, in a generation with contexts; commit them request by request.
+
+    New contexts come only from the model in the settings: an older generation, which answers until its successor is
+    complete, uses the stored contexts alone.
+    """
+    if not (model := contexts.model_of(generation)):
+        return chunks
+    known = work.call(contexts.cached, claim, model, parsed.text, chunks)
+    missing = [c for c in chunks if c.content not in known]
+    if work.contexts is not None and work.contexts.model == model and missing:
+        work.call(claims.progress, claim, "contexts", len(chunks) - len(missing), len(chunks))
+        for written in work.contexts.write(claim.key.rpartition("/")[2], parsed, missing):
+            known |= written
+            done = sum(c.content in known for c in chunks)
+            with work.pool.connection() as connection:
+                contexts.keep(connection, claim, model, parsed.text, written)
+                claims.progress(connection, claim, "contexts", done, len(chunks), further=True)
+    return [replace(c, context=known.get(c.content)) for c in chunks]
+
+
+def embed(
+    work: Work, claim: Claim, generation: Generation, title: str | None, chunks: list[Chunk]
 ) -> list[index.Input]:
-    """The chunks, each with the hash of an input that has a vector; the vectors are committed batch by batch."""
-    with pool.connection() as connection:
-        claims.progress(connection, claim, "chunking")
-    chunks = chunk(parsed, embedder.count, *generation.chunk_sizes)
-    chunks = _situated(pool, writer, generation, claim, parsed, chunks)
-    texts = inputs(embedder, parsed.title, chunks)
+    """Return the chunks, each with the hash of an input that has a vector. New vectors are committed batch by batch."""
+    embedder = work.embedder_of(generation)
+    texts = inputs(embedder, title, chunks)
     hashes = [hash_of(text) for text in texts]
-    with pool.connection() as connection:
-        have = index.cached(connection, generation, claim.collection_id, hashes)
-        before = index.known_inputs(connection, generation, claim.id)
-    # A changed title or heading alone embeds nothing: a chunk whose content stands keeps the vector that it has.
-    hashes = [h if h in have else before.get(c.content, h) for c, h in zip(chunks, hashes, strict=True)]
-    kept = have | set(before.values())
-    wanted = {h: text for h, text in zip(hashes, texts, strict=True) if h not in kept}
-    new, total, done = list(wanted), len(chunks), len(chunks) - len(wanted)
+    with work.pool.connection() as connection:
+        cached = index.cached(connection, generation, claim.collection_id, hashes)
+        indexed = index.known_inputs(connection, generation, claim.id)
+    # A changed title or heading alone embeds nothing: a chunk with the same content keeps its vector.
+    hashes = [h if h in cached else indexed.get(c.content, h) for c, h in zip(chunks, hashes, strict=True)]
+    embedded = cached | set(indexed.values())
+    missing = {h: text for h, text in zip(hashes, texts, strict=True) if h not in embedded}
+    new, done = list(missing), len(chunks) - len(missing)
 
     def commit(batch: list[int], vectors: np.ndarray) -> None:
         nonlocal done
         done += len(batch)
-        with pool.connection() as connection:
+        with work.pool.connection() as connection:
             index.cache(connection, generation, claim.collection_id, [new[i] for i in batch], vectors)
-            claims.progress(connection, claim, "embedding", done, total, further=True)
+            claims.progress(connection, claim, "embedding", done, len(chunks), further=True)
 
-    with pool.connection() as connection:
-        claims.progress(connection, claim, "embedding", done, total)
-    embed_all(embedder, list(wanted.values()), commit)
+    work.call(claims.progress, claim, "embedding", done, len(chunks))
+    embed_all(embedder, list(missing.values()), commit)
     return list(zip(chunks, hashes, strict=True))
 
 
-def _situated(
-    pool: Pool, writer: ContextWriter | None, generation: Generation, claim: Claim, parsed: Parsed, chunks: list[Chunk]
-) -> list[Chunk]:
-    """The chunks with their contexts, in a generation that has some; they are committed request by request.
-
-    Contexts are written only by the model that the settings name now: a generation that answers until another one is whole
-    takes what there is, and asks nobody.
-    """
-    if not (model := contexts.model_of(generation)):
-        return chunks
-    with pool.connection() as connection:
-        have = contexts.cached(connection, claim, model, parsed.text, chunks)
-    wanted = [c for c in chunks if c.content not in have]
-    if writer is not None and writer.model == model and wanted:
-        total, done = len(chunks), len(chunks) - len(wanted)
-        with pool.connection() as connection:
-            claims.progress(connection, claim, "contexts", done, total)
-        for written in writer.write(claim.key.rpartition("/")[2], parsed, wanted):
-            have |= written
-            done = sum(c.content in have for c in chunks)
-            with pool.connection() as connection:
-                contexts.keep(connection, claim, model, parsed.text, written)
-                claims.progress(connection, claim, "contexts", done, total, further=True)
-    return [replace(c, context=have.get(c.content)) for c in chunks]
+def upsert(
+    work: Work, claim: Claim, generation: Generation, text: Text | NewText, inputs: list[index.Input], last: bool
+) -> Text:
+    """Store the document in a generation in one transaction, a new text with it. `last`: the document is ready then."""
+    language = work.call(lexemes.configuration, claim.collection_id, text.parsed.text)
+    work.call(claims.progress, claim, "storing")
+    with work.pool.connection() as connection, connection.transaction():
+        claims.lock(connection, claim)
+        if isinstance(text, NewText):
+            text = Text(claims.set_text(connection, claim, text.parsed, text.revision, text.sha256), text.parsed)
+        index.replace(connection, generation, claim.id, inputs, text.version, language)
+        if last:
+            claims.ready(connection, claim)
+    return text
 
 
 @contextlib.contextmanager
-def _kept_alive(pool: Pool, claim: Claim) -> Iterator[None]:
-    """Extends the lease while the work goes on, however long a stage takes."""
+def _heartbeat(work: Work, claim: Claim) -> Iterator[None]:
+    """Extend the lease from a thread while the body runs, however long a stage takes."""
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(documents.HEARTBEAT_SECONDS):
-            with contextlib.suppress(psycopg.Error, PoolTimeout), pool.connection() as connection:
-                claims.heartbeat(connection, claim)
+            with contextlib.suppress(psycopg.Error, PoolTimeout):
+                work.call(claims.heartbeat, claim)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -201,20 +242,19 @@ def _kept_alive(pool: Pool, claim: Claim) -> Iterator[None]:
 
 def _database_reason(error: psycopg.Error) -> str:
     if isinstance(error, psycopg.errors.DiskFull):
-        return "The database's disk is full: make room there; it is tried again by itself."
-    return "The database was away; it is tried again."
+        return "The database's disk is full: free some space there; the document is retried automatically."
+    return "The database was unavailable; the document is retried."
 
 
-def _end(pool: Pool, claim: Claim, write: Callable[[Connection], None], word: str, reason: str) -> str:
-    """Writes how it ended; waits for the database when it is away (the lease runs out if it stays so)."""
-    log.warning(reason, action=f"ingest.{word}", document=claim.id, source=claim.key)
+def _end(work: Work, claim: Claim, outcome: str, reason: str, record: Callable[[Connection, Claim, str], None]) -> str:
+    """Record a failure and return the outcome. If the database stays away for a minute, the lease runs out instead."""
+    log.warning(reason, action=f"ingest.{outcome}", document=claim.id, source=claim.key)
     for pause in (0.5, 1, 2, 4, 8, 16, 16, 16):
         try:
-            with pool.connection() as connection:
-                write(connection)
-            return word
+            work.call(record, claim, reason)
+            return outcome
         except LostClaim:
             return "superseded"
         except (psycopg.OperationalError, PoolTimeout):
-            threading.Event().wait(pause)
-    return word
+            time.sleep(pause)
+    return outcome

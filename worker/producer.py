@@ -7,6 +7,7 @@ import time
 
 import psycopg
 import redis
+from celery import current_app
 from kombu.exceptions import OperationalError as BrokerError
 
 from shared import db
@@ -17,7 +18,7 @@ from shared.ledger import documents, generations, sources
 from shared.log import log
 from shared.providers.choice import wanted_embedder
 from shared.settings import Settings, load
-from worker.app import app, queue_of
+from worker.app import celery_app, queue_of
 from worker.indexing import contexts
 from worker.indexing.chunking import CHUNKER_VERSION
 from worker.indexing.inputs import chunk_sizes
@@ -93,7 +94,10 @@ class Producer:
 
     def _queue_is_empty(self) -> bool:
         """Whether Redis has no task that waits, as after a restart or a flush; False when it does not say."""
-        with contextlib.suppress(BrokerError, redis.RedisError, OSError), app.connection_for_write() as connection:
+        with (
+            contextlib.suppress(BrokerError, redis.RedisError, OSError),
+            current_app.connection_for_write() as connection,
+        ):
             channel = connection.default_channel
             try:
                 return bool(channel.queue_declare(self.queue, passive=True).message_count == 0)
@@ -173,6 +177,7 @@ def want_generation(settings: Settings, connection: Connection) -> None:
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = load()
+    celery_app(settings)
     standing_by = outage = woken = False
     while True:
         try:

@@ -1,96 +1,51 @@
-"""The one task: a document by its id. What a worker process needs is opened after the fork."""
+"""The one task: ingest a document by its id. Celery's signals open and close what its processes need."""
 
 import atexit
-import functools
 import os
 import sys
 from typing import Any
 
-from celery import signals
+from celery import current_app, shared_task, signals
 
-from shared import broker, db
+from shared import broker
 from shared.errors import SettingsError, TransientError
-from shared.ledger.generations import Generation
-from shared.providers.choice import embedder_for
-from shared.providers.embedder import Embedder
-from shared.providers.meter import Meter
-from worker import leases
-from worker.app import app, settings
-from worker.indexing.contexts import ContextWriter, writer_of
-from worker.ingest import Pool, ingest
-from worker.parsing.parser import Parser
+from worker.ingest import Work, ingest
+from worker.leases import Housekeeping, IngestRequest, Leases, is_readable, name_of
 
 
-@functools.cache
-def _pool() -> Pool:
-    return db.pool(settings.database_url, 4)
-
-
-@functools.cache
-def _name() -> str:
-    """Asked for right after the fork, while the parent is surely the worker."""
-    return leases.name_of(os.getpid(), os.getppid())
-
-
-@functools.cache
-def _parser() -> Parser:
-    return Parser(
-        memory_bytes=settings.parse_memory_mb << 20,
-        seconds=settings.parse_seconds,
-        max_text_chars=settings.max_text_mb * 1_000_000,
-        max_file_bytes=settings.max_file_mb << 20,
-    )
-
-
-@functools.cache
-def _meter() -> Meter:
-    return Meter.of(settings, _pool())
-
-
-@functools.cache
-def _embedder(embedder: str, model: str, model_path: str, dimensions: int) -> Embedder:
-    return embedder_for(settings, embedder, model, model_path, dimensions, meter=_meter())
-
-
-@functools.cache
-def _writer() -> ContextWriter | None:
-    return writer_of(settings, _meter())
-
-
-def _embedder_of(generation: Generation) -> Embedder:
-    return _embedder(generation.embedder, generation.model, generation.model_path, generation.dimensions)
-
-
-@app.task(name="ingest", Request=leases.IngestRequest)
-def ingest_document(document_id: int) -> str:
-    if not leases.readable(settings.inbox):
-        return "its source is away"  # the worker stops taking its documents, and the ledger sends this one again
-    return ingest(_pool(), _parser(), _embedder_of, document_id, _name(), _writer())
+@shared_task(name="ingest", bind=True, Request=IngestRequest)
+def ingest_document(self: Any, document_id: int) -> str:
+    work: Work = self.app.work
+    if not is_readable(work.inbox):
+        return "its source is away"  # the worker stops consuming its queue, and the producer publishes the task again
+    return ingest(work, document_id)
 
 
 @signals.celeryd_init.connect
-def _check(**_: Any) -> None:
-    """A Redis that may throw the queue away stops the worker; one that is away is waited for."""
+def _prepare(instance: Any, **_: object) -> None:
+    """Refuse a Redis that may evict the queue; wait for one that is unavailable."""
+    app = instance.app
     try:
-        broker.check(settings.redis_url)
+        broker.check(app.settings.redis_url)
     except SettingsError as error:
         sys.exit(str(error))
     except TransientError:
         pass
+    app.leases = Leases(app.settings)
+    app.steps["consumer"].add(Housekeeping)
 
 
 @signals.worker_process_init.connect
 def _open(**_: object) -> None:
-    _name()
-    _pool()
+    # The parent is asked for right after the fork, while it is surely the worker.
+    current_app.work = Work.open(current_app.settings, name_of(os.getpid(), os.getppid()))
 
 
 @signals.worker_process_shutdown.connect
 def _close(**_: object) -> None:
-    _parser().close()
-    _pool().close(timeout=1)
+    current_app.work.close()
 
 
 @signals.worker_ready.connect
-def _ready(**_: object) -> None:
-    atexit.register(leases.left)  # Celery's own signal for the end is not sent when tasks had to be ended
+def _ready(sender: Any, **_: object) -> None:
+    atexit.register(sender.app.leases.end)  # Celery's own signal for the end is not sent if it had to end tasks

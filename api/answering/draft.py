@@ -1,72 +1,54 @@
 """Draft an answer: by Claude, in steps, or by quotes."""
 
-import functools
-import time
-from collections.abc import Callable, Generator
+import contextlib
+from collections.abc import Generator
 from dataclasses import replace
 
-from api.answering import extractive
+from api.answering import claude, extractive, steps
 from api.resources import Resources
-from api.retrieval.reranking import text_of
 from api.verification.citations import Draft, Statement
-from shared.models import Passage, SearchResult, Step
-from shared.providers.meter import BudgetError, Tokens
-from shared.text.tokens import estimate_tokens
+from shared.models import SearchResult, Step, Waiting
+from shared.providers.claude import Deadline
+from shared.providers.meter import NOTHING, BudgetError, Tokens
 
 
-def make_draft(
-    asker: Resources,
+def draft(
+    resources: Resources,
     question: str,
     found: SearchResult,
-    usage: dict[str, int],
-    deadline: float,
-    whole: bool,
-    look: Callable[[str], list[Passage]] | None,
-    broke: list[str],
-) -> Generator[Statement | Step | Draft | None]:
-    """Statements, then a Draft with the rest; None: nothing new for a while. `look`: finds what a model searches for by itself; None: it may
-    not. `broke`: gets why no model was asked, beyond the cap."""
-    settings = asker.settings
-    if found.passages and settings.answers_with_claude() and settings.anthropic_api_key:
-        from api.answering import (
-            claude,  # the SDK takes two seconds to import: only who uses it waits
-            prompts,
-            steps,
-        )
+    deadline: Deadline,
+    buffered: bool,
+    search: steps.Search | None = None,
+) -> Generator[Statement | Step | Draft | Waiting]:
+    """Yield statements, and last a Draft without statements: its warnings, its usage, and the answerer.
 
-        seconds = deadline - time.monotonic()
-        most = Tokens(
-            estimate_tokens("\n".join([prompts.SYSTEM, question, *map(text_of, found.passages)])), claude.MAX_TOKENS
-        )
+    `search`: lets the model search by itself; its passages come in Steps. Beyond the day's cap the answer is quoted
+    from the passages without a model, and a warning explains it.
+    """
+    answerer = "claude" if resources.claude else "extractive"
+    passages, usage = list(found.passages), dict[str, int]()
+    warnings: tuple[str, ...] = ()
+    if passages and resources.claude:
+        task = (resources.claude, resources.settings.anthropic_model, question, found.passages)
+        parts = steps.explore(*task, search, deadline) if search else claude.answer(*task, deadline, buffered)
+        spent, rest = NOTHING, Draft()
         try:
-            if look:
-                yield from steps.explore(
-                    question,
-                    found.passages,
-                    look,
-                    usage,
-                    api_key=settings.anthropic_api_key.get_secret_value(),
-                    model=settings.anthropic_model,
-                    base_url=settings.anthropic_base_url,
-                    seconds=seconds,
-                    call=functools.partial(asker.meter.call, "answers", settings.anthropic_model),
-                )
-                return
-            with asker.meter.call("answers", settings.anthropic_model, most, seconds) as call:
-                yield from claude.answer(
-                    question,
-                    found.passages,
-                    usage,
-                    api_key=settings.anthropic_api_key.get_secret_value(),
-                    model=settings.anthropic_model,
-                    base_url=settings.anthropic_base_url,
-                    seconds=seconds,
-                    whole=whole,
-                    call=call,
-                )
+            with contextlib.closing(parts):
+                for part in parts:
+                    if isinstance(part, Tokens):
+                        spent += part
+                        usage = spent.by_name()
+                    elif isinstance(part, Draft):
+                        rest = part
+                    else:
+                        if isinstance(part, Step):
+                            passages += part.passages
+                        yield part
+            yield replace(rest, answerer=answerer, usage=usage)
             return
         except BudgetError as error:
-            broke.append(f"Quoted from the documents, without a model: {error}")
-    draft = extractive.extract(question, found.passages, asker.local)
-    yield from draft.statements
-    yield replace(draft, statements=(), warnings=(*broke, *draft.warnings))
+            answerer, warnings = "extractive", (f"Quoted from the documents, without a model: {error}",)
+    quotes = extractive.extract(question, passages, resources.local)
+    yield from quotes.statements
+    warnings += quotes.warnings
+    yield replace(quotes, statements=(), warnings=warnings, answerer=answerer, usage=usage)

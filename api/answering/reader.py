@@ -8,26 +8,27 @@ from typing import Any
 
 from api.verification.citations import Draft, Span, Statement
 from shared.errors import PermanentError
-from shared.models import NO_ANSWER, Passage
+from shared.models import NO_ANSWER, Passage, Waiting
 from shared.providers.claude import check_end
 from shared.text.invisible import places, visible
 from shared.text.sentences import sentences
 
-Part = Statement | Draft | None
+Part = Statement | Draft | Waiting
 
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """What a model wrote that calls tools, to be sent back to it; of the calls: id, name and input."""
+    """A reply that calls tools. `content`: its blocks, to be sent back; `uses`: id, name and input of each call."""
 
     content: list[dict[str, Any]]
     uses: list[tuple[str, str, Any]]
 
 
 class Result:
-    """A passage as it is sent: a block for each sentence, with the whitespace that follows it, without what nobody sees.
+    """A passage as it is sent: a block for each sentence and the whitespace after it, without invisible characters.
 
-    `spans`: characters of the passage that each block can be cited for; `content`: all that is sent, `places`: where it stands.
+    `content`: the text that is sent; `places`: the offset of each of its characters in the passage; `spans`: for each
+    block, the characters of the passage that a citation of it refers to.
     """
 
     def __init__(self, index: int, passage: Passage) -> None:
@@ -42,8 +43,12 @@ class Result:
         self.title = visible(" › ".join([passage.title or passage.source, *passage.heading]))
 
     def span(self, start: int, end: int) -> tuple[int, int]:
-        """Characters of what is sent → those of the passage, which may have others between them."""
+        """Translate offsets of `content` into offsets of the passage."""
         return self.places[start], self.places[end - 1] + 1
+
+    def claim(self, start: int, end: int) -> Span:
+        offset = self.passage.char_start
+        return Span(self.index, offset + start, offset + end, self.passage.content[start:end])
 
     def block(self) -> dict[str, Any]:
         return {
@@ -55,24 +60,20 @@ class Result:
         }
 
 
-# The stream becomes statements
+def read_stream(events: Iterator[Any], *, reader: "Reader", buffered: bool, searching: bool) -> Iterator[Part | Calls]:
+    """Yield the statements of one stream, then a Draft; if `searching`, its tool calls instead of both.
 
-
-def read_stream(
-    events: Iterator[Any], *, reader: "Reader", usage: dict[str, int], whole: bool, searching: bool
-) -> Iterator[Part | Calls]:
-    """The statements of one stream, and what its end says; its calls instead, where it may make some. Raises TransientError where it has no end."""
+    Raises TransientError if the stream breaks off.
+    """
     reader.clear()
-    stop_reason, ended, output = None, False, 0
+    stop_reason, ended = None, False
     content: list[Any] = []
-    given: list[Statement] = []
+    statements: list[Statement] = []
     for event in events:
-        if event is None:
-            yield None
+        if isinstance(event, Waiting):
+            yield event
             continue
-        if event.type == "message_start":
-            output = _count(usage, event.message.usage)
-        elif event.type == "content_block_start" and event.content_block.type == "text":
+        if event.type == "content_block_start" and event.content_block.type == "text":
             reader.begin()
         elif event.type == "content_block_delta" and event.delta.type == "text_delta":
             reader.add(event.delta.text)
@@ -82,14 +83,12 @@ def read_stream(
             reader.close()
         elif event.type == "message_delta":
             stop_reason = event.delta.stop_reason
-            usage["output_tokens"] = usage.get("output_tokens", 0) + (event.usage.output_tokens or 0) - output
-            output = event.usage.output_tokens or 0
         elif event.type == "message_stop":
             ended, content = True, event.message.content
             break
         fresh = list(reader.statements())
-        given += fresh
-        if not whole:
+        statements += fresh
+        if not buffered:
             yield from fresh
     if ended and searching and stop_reason == "tool_use":
         yield Calls(
@@ -98,48 +97,39 @@ def read_stream(
         )
         return
     check_end(stop_reason if ended else None)
-    warnings: tuple[str, ...] = ()
     if stop_reason == "refusal":
-        if given and not whole:
+        if statements and not buffered:
             raise PermanentError(
                 "Claude broke off and declined to answer. Do not rely on what it said; word the question differently."
             )
-        yield Draft(
-            dropped=reader.dropped, warnings=("Claude declined to answer this question. Try to word it differently.",)
-        )
+        declined = "Claude declined to answer this question. Try to word it differently."
+        yield Draft(dropped=reader.dropped, warnings=(declined,))
         return
     cut = stop_reason in ("max_tokens", "model_context_window_exceeded")
-    if cut:
-        warnings = ("Claude's answer became too long and was cut off. Ask for less at once.",)
-    rest = [] if cut else list(reader.statements(end=True))  # what was cut is no sentence
-    yield from [*given, *rest] if whole else rest
-    yield Draft(dropped=reader.dropped, warnings=warnings, cut=cut or reader.denied)
+    too_long = ("Claude's answer became too long and was cut off. Ask for less at once.",)
+    rest = [] if cut else list(reader.statements(end=True))  # a cut sentence is left out
+    yield from [*statements, *rest] if buffered else rest
+    yield Draft(dropped=reader.dropped, warnings=too_long if cut else (), cut=cut or reader.denied)
 
 
 def _sent_back(block: Any) -> dict[str, Any] | None:
-    """A block of the model's as the next request takes it; None: it takes no such one."""
-    names = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",), "tool_use": ("id", "name", "input")}
-    if block.type == "text":
-        return {"type": "text", "text": block.text} if block.text.strip() else None
-    return (
-        {"type": block.type, **{name: getattr(block, name) for name in names[block.type]}}
-        if block.type in names
-        else None
-    )
-
-
-def _count(usage: dict[str, int], reported: Any) -> int:
-    """Adds what a message took so far; the tokens of output among it."""
-    for name in ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"):
-        usage[name] = usage.get(name, 0) + (getattr(reported, name, None) or 0)
-    return reported.output_tokens or 0
+    """Convert a block of a reply for the next request. None if requests take no such block."""
+    names = {
+        "text": ("text",),
+        "thinking": ("thinking", "signature"),
+        "redacted_thinking": ("data",),
+        "tool_use": ("id", "name", "input"),
+    }.get(block.type)
+    if names is None or (block.type == "text" and not block.text.strip()):
+        return None
+    return {"type": block.type, **{name: getattr(block, name) for name in names}}
 
 
 class Reader:
-    """Text with citations, as it comes in blocks; a sentence is whole when it has ended and its blocks have.
+    """Text with citations, as it comes in blocks. A sentence is complete when it and its blocks have ended.
 
-    `cited`: citations that came; `dropped`: those of them that point nowhere, or not to what they quote. `denied`: it said that
-    there is no answer.
+    `cited`: the number of citations; `dropped`: the number of those that do not point to the words that they quote.
+    `denied`: True if the text says that there is no answer.
     """
 
     def __init__(self, results: Sequence[Result]) -> None:
@@ -147,7 +137,7 @@ class Reader:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything: another attempt begins."""
+        """Start again, for another attempt."""
         self.text, self.taken, self.closed = "", 0, 0
         self.blocks: list[tuple[int, int, list[Span]]] = []
         self.claims: list[Span] = []
@@ -161,53 +151,49 @@ class Reader:
         self.text += text
 
     def cite(self, citation: Any) -> None:
-        self._hold(_claim(citation, self.results))
+        self._collect(_span_of(citation, self.results))
 
     def close(self) -> None:
-        """The block ends: what was cited in it is cited for its text."""
+        """End the block: its citations belong to its text."""
         if len(self.text) > self.closed:
             self.blocks.append((self.closed, len(self.text), self.claims))
         self.closed, self.claims = len(self.text), []
 
     def statements(self, end: bool = False) -> Iterator[Statement]:
-        """The sentences that became whole, each with the claims of the blocks that it overlaps."""
+        """Yield the sentences that are complete now, each with the claims of the blocks that it overlaps."""
         if end:
             self.close()
         if self.taken >= self.closed:
             return
-        tail = self.text[self.taken :]
+        base, tail = self.taken, self.text[self.taken :]
         spans = _spans(tail)
         if not end and self._complete(tail):
-            spans = [*spans, (len(tail), len(tail))]  # what follows will be another sentence
+            spans = [*spans, (len(tail), len(tail))]  # the text that follows will be another sentence
         for start, stop in spans if end else spans[:-1]:
-            first, last = self.taken + start, self.taken + stop
+            first, last = base + start, base + stop
             if len(self.text[:last].rstrip()) > self.closed:
-                break
-            said = self.text[first:last]
-            if said.strip().replace("’", "'") == NO_ANSWER:
+                return
+            sentence = self.text[first:last]
+            if sentence.strip().replace("’", "'") == NO_ANSWER:
                 self.denied = True
-            elif said:
+            elif sentence:
                 overlapping = (
                     claim
                     for begin, until, claims in self.blocks
                     if any(map(str.isalnum, self.text[max(begin, first) : min(until, last)]))
                     for claim in claims
                 )
-                yield Statement(said, tuple(dict.fromkeys(overlapping)))
+                yield Statement(sentence, tuple(dict.fromkeys(overlapping)))
             self.blocks = [block for block in self.blocks if block[1] > last]
-        else:
-            last = self.taken + (spans[-1][1] if end else spans[-1][0]) if spans else self.taken
             self.taken = last
-            return
-        self.taken = first
 
     def _complete(self, tail: str) -> bool:
-        """Whether a sentence ends with the text so far, if another one follows."""
+        """True if a sentence ends with the text so far, should another one follow."""
         if self.closed < len(self.text) or not tail.strip():
             return False
         return _spans(f"{tail} Xx")[-1][0] == len(tail) + 1
 
-    def _hold(self, claim: Span | None) -> None:
+    def _collect(self, claim: Span | None) -> None:
         self.cited += 1
         if claim is None:
             self.dropped += 1
@@ -216,7 +202,7 @@ class Reader:
 
 
 class MarkReader(Reader):
-    """Text that carries its citations in itself: The shop opens at nine. [2: "opens every day at 9:00"]"""
+    """Text with citations inside: The shop opens at nine. [2: "opens every day at 9:00"]"""
 
     _MARK = re.compile(r"\[(\d{1,3}(?:, ?\d{1,3})*)(?:\s?[:,]?\s?[\"“„«](.{1,1500}?)[\"”“»]\s?)?\]", re.DOTALL)
     _BEGUN = re.compile(r"\[(?:\d[\d, ]{0,12}(?::?\s?(?:[\"“„«].{0,1500})?)?)?$", re.DOTALL)
@@ -229,24 +215,24 @@ class MarkReader(Reader):
         pass
 
     def cite(self, citation: Any) -> None:
-        pass  # not asked for
+        pass  # this server was not asked for citations
 
     def add(self, text: str) -> None:
         self.raw += text
         while mark := self._MARK.search(self.raw):
-            self._say(self.raw[: mark.start()])
+            self._append(self.raw[: mark.start()])
             self.raw = self.raw[mark.end() :]
             if not mark[2] and self.text[-1:].isalnum():
-                self._say(mark[0])  # argv[1]
+                self._append(mark[0])  # argv[1]
             else:
                 self._mark(mark)
         begun = self._BEGUN.search(self.raw)
         keep = begun.start() if begun else len(self.raw)
-        self._say(self.raw[:keep])
+        self._append(self.raw[:keep])
         self.raw = self.raw[keep:]
 
     def close(self) -> None:
-        self._say(self.raw)
+        self._append(self.raw)
         self.raw = ""
 
     def statements(self, end: bool = False) -> Iterator[Statement]:
@@ -258,15 +244,15 @@ class MarkReader(Reader):
     def _complete(self, tail: str) -> bool:
         return False  # another mark may follow
 
-    def _say(self, text: str) -> None:
+    def _append(self, text: str) -> None:
         self.text += text
         spans = _spans(self.text[self.closed :])
         if len(spans) > 1:  # the sentence before has no mark
             self._close_at(self.closed + spans[-1][0])
 
     def _mark(self, mark: re.Match[str]) -> None:
-        """A mark belongs to the sentence before it."""
-        self._hold(self._quoted(int(mark[1]), mark[2]) if mark[2] and mark[1].isdigit() else None)
+        """Add a mark to the sentence before it."""
+        self._collect(self._quoted(int(mark[1]), mark[2]) if mark[2] and mark[1].isdigit() else None)
         claims, self.claims = self.claims, []
         self.text = self.text[: self.closed] + self.text[self.closed :].rstrip(" ")
         if self.text[self.closed :].strip():
@@ -280,26 +266,22 @@ class MarkReader(Reader):
         self.closed, self.claims = place, []
 
     def _quoted(self, number: int, quote: str) -> Span | None:
-        """The words of the passage that a mark quotes: those that are there, whatever spaces and quotation marks it wrote."""
+        """Find the quote of a mark in its passage. Spaces and quotation marks may be written differently."""
         if not 0 < number <= len(self.results):
             return None
         result = self.results[number - 1]
         pattern = r"\s+".join(_alike(word) for word in quote.strip().split())
-        found = re.search(pattern, result.content) if pattern else None
-        if not found:
-            return None
-        start, end = result.span(*found.span())
-        offset = result.passage.char_start
-        return Span(result.index, offset + start, offset + end, result.passage.content[start:end])
+        match = re.search(pattern, result.content) if pattern else None
+        return result.claim(*result.span(*match.span())) if match else None
 
 
 def _alike(word: str) -> str:
-    """A pattern for a word whose quotation marks may be straight or curly."""
+    """Build a pattern for a word whose quotation marks may be straight or curly."""
     return re.sub(r"['’‘]", "['’‘]", re.sub(r'["“”„]', '["“”„]', re.escape(word)))
 
 
-def _claim(citation: Any, results: Sequence[Result]) -> Span | None:
-    """The characters that a citation points at; None where there are none, or where they are not what it quotes."""
+def _span_of(citation: Any, results: Sequence[Result]) -> Span | None:
+    """Find the characters that a citation points at. None if there are none, or if they differ from its quote."""
     index, first, last = (
         getattr(citation, name, None) for name in ("search_result_index", "start_block_index", "end_block_index")
     )
@@ -312,13 +294,11 @@ def _claim(citation: Any, results: Sequence[Result]) -> Span | None:
     cited = " ".join(str(getattr(citation, "cited_text", "")).split())
     if cited not in {" ".join(joined.split()) for joined in ("".join(texts), "".join(map(str.strip, texts)))}:
         return None
-    start, end = result.spans[first][0], result.spans[last - 1][1]
-    offset = result.passage.char_start
-    return Span(result.index, offset + start, offset + end, result.passage.content[start:end])
+    return result.claim(result.spans[first][0], result.spans[last - 1][1])
 
 
 def _spans(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each sentence with the whitespace that follows it; together the whole text.
+    """Divide a text into (start, end) of each sentence with the whitespace after it.
 
     A fenced block of code, and lines without a letter or digit, belong to the sentence before.
     """

@@ -13,8 +13,8 @@ from api.retrieval.rerankers import ClaudeReranker, LocalReranker, Reranker, Voy
 from shared.errors import AskfolderError, TransientError
 from shared.log import log
 from shared.models import Passage
-from shared.providers.embedder import UNMETERED
-from shared.providers.meter import BudgetError, Meter
+from shared.providers.claude import Claude
+from shared.providers.meter import UNMETERED, BudgetError, Meter
 from shared.settings import ROOT, Settings
 
 CANDIDATES = 50  # passages that are reranked; those behind them stay where they are
@@ -81,8 +81,8 @@ class Reranking:
             self._failures, self._rests_until = 0, 0.0
 
 
-def open_reranking(settings: Settings, meter: Meter = UNMETERED) -> Reranking | None:
-    """What the settings ask for; None: nothing. SettingsError: it cannot work."""
+def open_reranking(settings: Settings, meter: Meter = UNMETERED, claude: Claude | None = None) -> Reranking | None:
+    """Open the reranker of the settings. None: it is off. SettingsError: it cannot work."""
     model, seconds = settings.reranker_model, settings.rerank_seconds
     if settings.reranker == "voyage":
         model, key = model or "rerank-2.5", settings.voyage_api_key
@@ -93,12 +93,9 @@ def open_reranking(settings: Settings, meter: Meter = UNMETERED) -> Reranking | 
     if settings.reranker == "local":
         directory = ROOT / Path(model).expanduser()
         return Reranking(LocalReranker(directory, seconds, threads=2), f"The local reranker {directory.name}")
-    if settings.reranker == "claude":
-        model, key = model or "claude-haiku-5-5", settings.anthropic_api_key
-        claude = ClaudeReranker(
-            key.get_secret_value() if key else "", model, settings.anthropic_base_url, seconds, meter
-        )
-        return Reranking(claude, f"Claude ({model})")
+    if settings.reranker == "claude" and claude:
+        model = model or "claude-haiku-5-5"
+        return Reranking(ClaudeReranker(claude, model, seconds), f"Claude ({model})")
     return None
 
 

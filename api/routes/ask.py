@@ -23,7 +23,7 @@ from api.problems import InvalidError, describe_error
 from api.question_log import Asked, QuestionLog
 from api.resources import questions_writer, resources
 from api.retrieval.filters import Filters, read_filters, refuse_unknown
-from shared.models import Answer, Citation, Passage, SearchResult, Sentence, Step
+from shared.models import Answer, Citation, Event, Passage, SearchResult, Sentence, Step, Waiting
 from shared.providers import privacy
 from shared.settings import Settings
 
@@ -36,14 +36,14 @@ def page() -> Response | str:
         opened.set_cookie(COOKIE, request.args["key"], max_age=400 * 86_400, httponly=True, samesite="Strict")
         return opened  # type: ignore[return-value]
     settings = resources().settings
-    return render_template("ask.html", deep=settings.answers_with_claude(), **privacy.describe(settings))
+    return render_template("ask.html", deep=resources().claude is not None, **privacy.describe(settings))
 
 
 def post_ask() -> Response:
     body = read_body(AskBody)
     settings, kept = resources().settings, questions_writer()
     turns = [Turn(turn.question, turn.answer) for turn in body.history]
-    if body.mode == "deep" and not settings.answers_with_claude():
+    if body.mode == "deep" and resources().claude is None:
         raise InvalidError(
             409, "No model", "In mode deep Claude searches by itself: set ANTHROPIC_API_KEY, or leave mode out."
         )
@@ -98,7 +98,7 @@ def _answer(
 
 def _streamed(
     found: SearchResult,
-    parts: Generator[SearchResult | Step | Citation | Sentence | Answer | None],
+    parts: Generator[Event],
     done: Callable[[Answer, SearchResult], dict[str, object]],
 ) -> Iterator[str]:
     """The answer as server-sent events (docs/answers.md). One that ends without `done` is none."""
@@ -112,7 +112,7 @@ def _streamed(
         yield _event("passages", first)
         try:
             for part in parts:
-                if part is None:
+                if isinstance(part, Waiting):
                     yield ": \n\n"  # and a client that left is noticed
                 elif isinstance(part, Step):
                     step = {

@@ -1,5 +1,5 @@
-// Asks, shows the answer with its sources, and keeps the library's state fresh.
-// Everything that the server sends becomes text nodes, never markup.
+// The ask page: asks a question, shows the answer with its sources, and refreshes the state of the library.
+// Text from the server is inserted as text nodes, never as markup.
 
 import { rating } from "./rating.js";
 
@@ -7,31 +7,31 @@ const $ = (id) => document.getElementById(id);
 const number = (n) => n.toLocaleString("en");
 const more = (n) => (n > 0 ? `and ${number(n)} more` : "");
 
-/** An element with properties and children; a string is a text node, null is left out. */
+/** Make an element with properties and children. A string becomes a text node, null is left out. */
 function make(tag, properties, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children.filter((child) => child !== null));
   return element;
 }
 
-/** Sets a text only where it is another one: a selection in it, and a screen reader, stay undisturbed. */
+/** Set a text only if it changed, so that a selection and a screen reader are not disturbed. */
 function put(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** What the server answers. Throws an Error whose message is a sentence for the person at the page. */
+/** Send a request and return the response. Throws an Error whose message is shown to the user. */
 async function request(path, options) {
   let response;
   try {
     response = await fetch(path, { credentials: "same-origin", ...options, headers: { "Content-Type": "application/json", ...options?.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("askfolder does not answer. Is it still running? ./askfolder up starts it.");
+    throw new Error("Can't reach askfolder. Check that it is running; ./askfolder up starts it.");
   }
   if (response.ok) return response;
-  if (response.status === 401) throw new Error("The key is not valid any more. ./askfolder open opens this page with the right one.");
+  if (response.status === 401) throw new Error("You are signed out: the key is no longer valid. Run ./askfolder open to sign in again.");
   const body = await response.json().catch(() => null);
-  throw new Error(body?.detail || body?.title || `The server answered ${response.status}, without a reason.`);
+  throw new Error(body?.detail || body?.title || `The server answered with status ${response.status} and gave no reason.`);
 }
 
 async function call(path, options) {
@@ -40,11 +40,11 @@ async function call(path, options) {
     return await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error(`The server answered ${response.status}, without a reason.`);
+    throw new Error(`The server answered with status ${response.status} and gave no reason.`);
   }
 }
 
-/** The events of a streamed answer, [name, data] each, up to "done". Without that there is no answer, and it throws. */
+/** Yield the events of a streamed answer as [name, data], up to "done". Throws if the stream ends before "done". */
 async function* events(path, options) {
   const response = await request(path, { ...options, headers: { Accept: "text/event-stream" } });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -66,25 +66,25 @@ async function* events(path, options) {
     }
   } catch (error) {
     if (error.name === "AbortError" || error.name === "Told") throw error;
-    throw new Error("The connection to askfolder broke in the middle of the answer. Ask again.");
+    throw new Error("The connection to askfolder was lost before the answer was complete. Ask again.");
   }
-  throw new Error("The answer broke off before its end. Ask again.");
+  throw new Error("The answer is incomplete: the stream ended early. Ask again.");
 }
 
 // --- the question ---
 
-const turns = []; // what was asked and answered before, and is sent along
+const turns = []; // earlier questions and answers, sent with the next question
 
 let running = null; // the AbortController of the question that is being answered
-let ready = null; // how many documents are ready, once it is known
+let ready = null; // number of ready documents, null until known
 
 async function ask(question) {
   if (running) return;
-  if (matchMedia("(hover: none)").matches) $("question").blur(); // puts the on-screen keyboard away
+  if (matchMedia("(hover: none)").matches) $("question").blur(); // hides the on-screen keyboard
   running = new AbortController();
   $("error").textContent = "";
   waiting(true, "Searching…");
-  const links = new Map(); // citation → how often it is marked
+  const links = new Map(); // citation number → number of marks so far
   let passages = [];
   for (const id of ["understood", "steps"]) $(id).hidden = true;
   $("steps").replaceChildren();
@@ -100,7 +100,7 @@ async function ask(question) {
           $("understood").hidden = false;
         }
         showEvidence(passages);
-        $("status").textContent = passages.length ? "Reading what was found…" : "";
+        $("status").textContent = passages.length ? "Reading the passages…" : "";
       } else if (name === "step") {
         passages = [...passages, ...data.passages];
         showStep(data, passages);
@@ -117,7 +117,7 @@ async function ask(question) {
       }
     }
   } catch (error) {
-    $("answer").replaceChildren(); // a part of an answer is none
+    $("answer").replaceChildren(); // an incomplete answer is not shown
     $("evidence").hidden = true;
     if (error.name === "AbortError") return waiting(false, "Cancelled.");
     waiting(false, "");
@@ -127,7 +127,7 @@ async function ask(question) {
   }
 }
 
-/** The answer goes above the question when the next one is asked; until then it stands in its place. */
+/** Add the answer to the conversation above the question field. */
 function keep(question, { question: standing, answer, citations }) {
   const sources = [...new Set(citations.map(place))].join("; ");
   turns.push({ question: standing, answer });
@@ -135,7 +135,7 @@ function keep(question, { question: standing, answer, citations }) {
   $("turns").append(make("li", {}, make("details", {}, make("summary", { dir: "auto" }, question), said)));
   $("conversation").hidden = false;
   $("question").value = "";
-  $("question").placeholder = "Ask on, or begin a new subject";
+  $("question").placeholder = "Ask a follow-up question";
 }
 
 $("fresh").addEventListener("click", () => {
@@ -177,7 +177,7 @@ function showPassages(passages) {
   $("looked-count").textContent = `(${number(passages.length)})`;
 }
 
-/** A search that the model asked for. */
+/** Show a search that the model ran. */
 function showStep({ query, passages: fresh }, passages) {
   const found = fresh.length === 1 ? "1 more passage" : `${number(fresh.length)} more passages`;
   $("steps").append(make("li", { dir: "auto" }, `Searched for “${query}”: ${found}`));
@@ -194,9 +194,9 @@ function showEvidence(passages) {
   $("evidence").hidden = false;
 }
 
-const STATUS = { partly: "Only partly backed by what it cites.", unsupported: "Nothing in the documents backs this." };
+const STATUS = { partly: "The cited text supports only a part of this sentence.", unsupported: "Nothing in the documents supports this sentence." };
 
-/** Adds a sentence to the paragraph that is being written; blank lines begin another. */
+/** Append a sentence to the last paragraph. A blank line starts a new paragraph. */
 function showSentence({ text, status }, links) {
   text.split(/\n{2,}/).forEach((part, index) => {
     const last = $("answer").lastElementChild;
@@ -207,7 +207,7 @@ function showSentence({ text, status }, links) {
   });
 }
 
-/** What is said of the whole answer, below it. */
+/** Show the verdict, warnings and rating buttons below the answer. */
 function showEnd(result) {
   const { answer, sentences, warnings = [] } = result;
   if (!sentences.length) $("answer").replaceChildren(make("h2", {}, "Answer"), make("p", { className: "text" }, answer));
@@ -218,13 +218,13 @@ function showEnd(result) {
 function verdict({ verdict, answerer, passages }) {
   if (verdict === "no_answer") {
     if (ready === 0) return "No document is ready yet.";
-    return passages.length ? "The passages that come closest are listed below." : "No passage comes close.";
+    return passages.length ? "The closest passages are listed below." : "No passage matches the question.";
   }
-  const by = answerer === "claude" ? "Answered by Claude from the passages below." : "Quoted from your documents, no model was used.";
-  return verdict === "partial" ? `${by} Not all of it could be backed with a checked citation.` : by;
+  const by = answerer === "claude" ? "Answered by Claude from the passages below." : "Quoted word for word from your documents. No AI model was used.";
+  return verdict === "partial" ? `${by} Some sentences have no verified citation.` : by;
 }
 
-/** Text nodes, code in its own letters and, for every [n] that has a citation, a link to its source; argv[1] is no mark, as in api/verification/citations.py. */
+/** Split a text into text nodes, code and links: [n] becomes a link if citation n exists. argv[1] is not a mark, as in api/verification/citations.py. */
 function withMarks(text, links) {
   return text.split(/(`[^`\n]+`)|(?<![\p{L}\p{N}_])(\[\d+\])/u).filter(Boolean).map((part) => {
     if (/^`[^`\n]+`$/.test(part)) return make("code", {}, part.slice(1, -1));
@@ -236,7 +236,7 @@ function withMarks(text, links) {
   });
 }
 
-/** "letters.pdf · page 3 · Setup › Install", or what there is of it. */
+/** Describe a place, for example "letters.pdf · page 3 · Setup › Install". */
 function place({ source, page, heading }) {
   return [source, page === null ? "" : `page ${page}`, heading.join(" › ")].filter(Boolean).join(" · ");
 }
@@ -254,7 +254,7 @@ function card(citation, passages) {
   return make("li", { id: `source-${n}`, className: "card", tabIndex: -1 }, back, body);
 }
 
-/** The quoted words where they stand in their passage. Offsets count code points; JavaScript's own count is another. */
+/** Show a quote within its passage. Offsets count code points, so strings are split with Array.from. */
 function surroundings({ char_start, char_end, quote }, passage) {
   if (!passage || passage.content === quote) return null;
   const letters = Array.from(passage.content);
@@ -262,7 +262,7 @@ function surroundings({ char_start, char_end, quote }, passage) {
   const [before, words, after] = [letters.slice(0, start), letters.slice(start, end), letters.slice(end)].map((part) => part.join(""));
   if (start < 0 || words !== quote) return null;
   const text = make("p", { className: "passage", dir: "auto" }, before, make("mark", {}, words), after);
-  return make("details", {}, make("summary", {}, "In its surroundings"), text);
+  return make("details", {}, make("summary", {}, "Show in context"), text);
 }
 
 function passageItem(passage) {
@@ -271,7 +271,7 @@ function passageItem(passage) {
   return make("li", {}, make("details", {}, make("summary", {}, place(passage), snippet), content));
 }
 
-// From a mark to its source and back.
+// A click on a mark goes to its source, and back.
 document.addEventListener("click", (event) => {
   const target = $(event.target.closest("a.mark")?.hash.slice(1));
   if (!target) return;
@@ -284,10 +284,10 @@ document.addEventListener("click", (event) => {
 
 // --- the library ---
 
-const SHOWN = 50; // rows of the table
+const SHOWN = 50; // rows shown in the table
 const UNFINISHED = ["ingesting", "failed", "quarantined", "queued"]; // in the order of the table
-const WORDS = { parsing: "reading", contexts: "writing contexts", embedding: "embedding", quarantined: "set aside", failed: "failed", queued: "waiting" };
-const rows = new Map(); // document id → its row, kept so that a selection survives the next look
+const WORDS = { parsing: "reading", contexts: "writing contexts", embedding: "embedding", quarantined: "quarantined", failed: "failed", queued: "waiting" };
+const rows = new Map(); // document id → table row, reused so that a selection survives a refresh
 let timer;
 
 async function look() {
@@ -312,9 +312,9 @@ async function look() {
 
 function showLibrary(documents, counts, problems) {
   const count = (...states) => states.reduce((sum, state) => sum + (counts[state] ?? 0), 0);
-  const groups = { ready: ["ready"], "in work": ["queued", "ingesting"], failed: ["failed"], "set aside": ["quarantined"], excluded: ["excluded"] };
+  const groups = { ready: ["ready"], processing: ["queued", "ingesting"], failed: ["failed"], quarantined: ["quarantined"], excluded: ["excluded"] };
   const words = Object.entries(groups).filter(([, states]) => count(...states)).map(([word, states]) => `${number(count(...states))} ${word}`);
-  put($("counts"), words.join(" · ") || "Nothing here yet.");
+  put($("counts"), words.join(" · ") || "No documents yet.");
   $("counts").className = "";
   $("library").className = words.length ? "" : "empty";
   list($("problems"), problems, (text) => text);
@@ -346,7 +346,7 @@ function row(one) {
   const element = rows.get(one.id);
   const [name, reason, label, bar] = element.querySelectorAll("span, progress");
   const { done, total } = one.progress ?? {};
-  const state = one.state === "queued" && one.error ? "waiting to try again" : WORDS[one.stage ?? one.state] ?? "in work";
+  const state = one.state === "queued" && one.error ? "waiting to retry" : WORDS[one.stage ?? one.state] ?? "processing";
   put(name, one.source);
   put(reason, one.error ?? "");
   put(label, total ? `${state}, ${number(done)} of ${number(total)}` : state);

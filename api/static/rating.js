@@ -1,6 +1,6 @@
-// Two small buttons under an answer: was it good? Another click takes it back.
+// Two buttons under an answer rate it as good or bad. A second click removes the rating.
 
-/** The buttons for a question of the log; null when it is not logged. */
+/** Make the buttons for a question of the log. Returns null if the question is not logged. */
 export function rating(questionId) {
   if (!questionId) return null;
   const box = document.createElement("p");
@@ -16,7 +16,7 @@ export function rating(questionId) {
   async function rate(pressed, value) {
     const options = { method: "POST", credentials: "same-origin", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ rating: value }) };
     const response = await fetch(`/questions/${questionId}/rating`, options).catch(() => null);
-    note.textContent = response?.ok ? "" : "It could not be kept.";
+    note.textContent = response?.ok ? "" : "The rating could not be saved. Try again.";
     if (response?.ok) for (const button of buttons) button.ariaPressed = String(button === pressed && value !== 0);
   }
 

@@ -1,8 +1,8 @@
 """Citations: the quotes that an answer claims, compared with the stored text before they are called citations."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from api.verification.plain_text import plain
 from api.verification.support import Evidence, Status, is_lead_in, rate
@@ -40,13 +40,15 @@ class Draft:
     """An answer before its citations are checked; without statements: no answer was found.
 
     `dropped`: number of citations that pointed nowhere and were removed from the claims. `warnings`: sentences for the
-    reader. `cut`: the answer is incomplete.
+    reader. `cut`: the answer is incomplete. `usage`: tokens of the model's calls, by Anthropic's names.
     """
 
     statements: tuple[Statement, ...] = ()
     dropped: int = 0
     warnings: tuple[str, ...] = ()
     cut: bool = False
+    answerer: str = "extractive"  # "claude" | "extractive"
+    usage: Mapping[str, int] = field(default_factory=dict)
 
 
 class Verification:

@@ -19,11 +19,13 @@ import psycopg
 from shared import db, prices
 from shared.client import Client
 from shared.errors import AskfolderError, PermanentError, SettingsError
+from shared.evaluation import judge as judging
 from shared.evaluation import report
 from shared.evaluation.answers import Answered, Answers, answered
 from shared.evaluation.question_sets import Question, Result, Run, read_beir, read_questions
 from shared.evaluation.significance import Difference, compare
 from shared.evaluation.temporary import data_folder, gather, temporary, workplace, write_corpus
+from shared.providers.claude import Claude
 from shared.providers.meter import Meter
 from shared.settings import Settings, load
 from shared.system.servers import Servers
@@ -265,16 +267,14 @@ def _check_judge(plan: Plan, questions: Sequence[Question]) -> None:
 
 def _judged(runs: Sequence[Answers], plan: Plan) -> list[Answers]:
     """The same with grades. What that takes is counted where this checkout's system counts, if it can be reached."""
-    from shared.evaluation import judge as judging  # the SDK takes two seconds to import: only who uses it waits
-
     settings = load()
     known = prices.PRICES | prices.read(settings.prices)
-    assert settings.anthropic_api_key
     assert plan.judge
     with contextlib.ExitStack() as stack:
         meter = _meter(plan, settings, stack, judging.AT_ONCE)
-        key = settings.anthropic_api_key.get_secret_value()
-        judge = judging.Judge(plan.judge, key, settings.anthropic_base_url, meter, known)
+        claude = Claude.of(settings, meter)
+        assert claude
+        judge = judging.Judge(claude, plan.judge, known)
         _say(f"{plan.judge} judges the answers …")
         found = []
         for run in runs:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from shared.errors import SettingsError
-from shared.providers.embedder import UNMETERED, Embedder
+from shared.providers.embedder import Embedder
 from shared.providers.local import LocalEmbedder
-from shared.providers.meter import Meter
+from shared.providers.meter import UNMETERED, Meter
 from shared.providers.minilm import prepare
 from shared.providers.openai import OpenAIEmbedder
 from shared.providers.voyage import VoyageEmbedder

@@ -12,14 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.errors import PermanentError
-from shared.providers.meter import Meter
 from shared.text.tokens import encodable
 
 # Its thread pool does not survive the fork that Celery makes, and two processes with pools would fight over the cores.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 Vectors = npt.NDArray[np.float32]
-UNMETERED = Meter()
 
 
 class Embedder(ABC):

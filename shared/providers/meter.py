@@ -1,12 +1,14 @@
-"""What models elsewhere cost: counted by day, purpose and model, and kept within the caps of a day (UTC).
+"""Usage of paid models: counted by day, purpose and model, and kept within the caps of a day (UTC).
 
-A call is reserved before it is made, with the most that it may cost, and settled after it with what it took: see `Meter`.
+A call is reserved before it is made, with the most that it may cost, and settled after it with its real cost.
 """
 
 import contextlib
 import datetime
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+import operator
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, Literal
 from uuid import UUID
 
@@ -25,28 +27,31 @@ from shared.settings import Settings
 Budget = Literal["embedding", "answers"]
 Purpose = Literal["documents", "questions", "context", "answers", "reranking", "rewriting", "checking", "judging"]
 BUDGETS: dict[Purpose, Budget] = {
-    "documents": "embedding",  # embedding of documents …
-    "questions": "embedding",  # … and of questions
-    "context": "embedding",  # what is written about chunks while documents are ingested
+    "documents": "embedding",
+    "questions": "embedding",  # embedding of questions
+    "context": "embedding",  # contexts of chunks
     "answers": "answers",
     "reranking": "answers",
-    "rewriting": "answers",
+    "rewriting": "answers",  # of follow-up questions
     "checking": "answers",  # a small model's second opinion
     "judging": "answers",  # of answers that are measured (askfolder eval --judge)
 }
 SETTING: dict[Budget, str] = {"embedding": "ASKFOLDER_BUDGET_EMBEDDING", "answers": "ASKFOLDER_BUDGET_ANSWERS"}
-BUSY_SECONDS = 5.0  # until calls that are under way have left what they did not take
-MARGIN_SECONDS = 30.0  # beyond what a call may last: then its process has died
-LONGEST_WAIT = 3600.0  # a document looks again after so long: the cap may have been raised
+BUSY_SECONDS = 5.0  # until calls in flight have given back the rest of their reservations
+MARGIN_SECONDS = 30.0  # beyond a call's time limit: after that its process has died
+LONGEST_WAIT = 3600.0  # after that a document tries again: the cap may have been raised
+
+
+USAGE_NAMES = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
 
 class BudgetError(TransientError):
-    """The cap of the day allows no such call now. `retry_after`: seconds until it is worth another try."""
+    """The day's cap does not allow the call now. `retry_after`: seconds until a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Of one call or several; `input`: those that were neither written to a cache nor read from one."""
+    """Tokens of one call or several. `input`: those that were neither written to a cache nor read from one."""
 
     input: int = 0
     output: int = 0
@@ -54,19 +59,24 @@ class Tokens:
     cache_read: int = 0
 
     def __add__(self, other: "Tokens") -> "Tokens":
-        return Tokens(
-            self.input + other.input,
-            self.output + other.output,
-            self.cache_write + other.cache_write,
-            self.cache_read + other.cache_read,
-        )
+        return Tokens(*map(operator.add, astuple(self), astuple(other)))
+
+    def __sub__(self, other: "Tokens") -> "Tokens":
+        return Tokens(*map(operator.sub, astuple(self), astuple(other)))
+
+    @property
+    def total(self) -> int:
+        return sum(astuple(self))
 
     @classmethod
     def of(cls, usage: Any) -> "Tokens":
-        """From the `usage` of a message of Anthropic's, or its counts by their names."""
+        """Read the `usage` of a message of Anthropic's, or counts by Anthropic's names."""
         counts = usage if isinstance(usage, Mapping) else vars(usage)
-        names = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-        return cls(*(counts.get(name) or 0 for name in names))
+        return cls(*(counts.get(name) or 0 for name in USAGE_NAMES))
+
+    def by_name(self) -> dict[str, int]:
+        """The counts by Anthropic's names."""
+        return dict(zip(USAGE_NAMES, astuple(self), strict=True))
 
 
 NOTHING = Tokens()
@@ -74,7 +84,7 @@ NOTHING = Tokens()
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """Calls to be written down, and the reservation that they were made under. dollars: None: no price is known."""
+    """Calls to be recorded, and their reservation. `dollars`: None if no price is known."""
 
     purpose: Purpose
     model: str
@@ -84,20 +94,21 @@ class Spending:
     reservation: UUID | None = None
 
 
-# --- what is written -------------------------------------------------------------------------------------------------
+# --- statements
 
 
 def reserve(connection: Connection, budget: Budget, dollars: float, cap: float, seconds: float) -> UUID | None:
-    """Takes dollars out of what today's cap leaves; None when that is less. After so many seconds it counts as lost.
+    """Reserve dollars of today's cap. Return None if less is left. The reservation expires after `seconds`.
 
-    One statement: the row of the day is locked and compared as it is then, however many processes ask. It does not wait for
-    the disk: what a crash of PostgreSQL takes from it, `settle` counts all the same.
+    One statement locks the row of the day, so that any number of processes stay within the cap. It does not wait for
+    the disk: `settle` also counts a call whose reservation was lost in a crash of PostgreSQL.
     """
     row = connection.execute(
         """
         WITH taken AS (
             INSERT INTO budget (name, day, reserved)
-            SELECT %(name)s, (now() AT TIME ZONE 'utc')::date, %(dollars)s::numeric WHERE %(dollars)s::numeric <= %(cap)s::numeric
+            SELECT %(name)s, (now() AT TIME ZONE 'utc')::date, %(dollars)s::numeric
+            WHERE %(dollars)s::numeric <= %(cap)s::numeric
             ON CONFLICT (name, day) DO UPDATE SET reserved = budget.reserved + excluded.reserved
             WHERE budget.spent + budget.reserved + excluded.reserved <= %(cap)s::numeric
             RETURNING name, day
@@ -112,7 +123,7 @@ def reserve(connection: Connection, budget: Budget, dollars: float, cap: float, 
 
 
 def expire(connection: Connection) -> int:
-    """Gives back what processes reserved that died. Returns how many reservations."""
+    """Give back the reservations of processes that died. Return their number."""
     row = connection.execute(
         """
         WITH lost AS (
@@ -132,7 +143,7 @@ def expire(connection: Connection) -> int:
 
 
 def settle(connection: Connection, spending: Spending) -> None:
-    """Writes down what calls took, and gives back the rest of what was reserved for them."""
+    """Record the cost of calls, and give back the rest of their reservation."""
     connection.execute(
         """
         WITH mine AS (
@@ -140,8 +151,10 @@ def settle(connection: Connection, spending: Spending) -> None:
         ), today AS (
             SELECT coalesce((SELECT day FROM mine), (now() AT TIME ZONE 'utc')::date) AS day
         ), counted AS (
-            INSERT INTO usage (day, purpose, model, calls, input_tokens, output_tokens, cache_write_tokens, cache_read_tokens, dollars)
-            SELECT day, %(purpose)s, %(model)s, %(calls)s, %(input)s, %(output)s, %(cache_write)s, %(cache_read)s, %(dollars)s::numeric
+            INSERT INTO usage (day, purpose, model, calls, input_tokens, output_tokens,
+                               cache_write_tokens, cache_read_tokens, dollars)
+            SELECT day, %(purpose)s, %(model)s, %(calls)s, %(input)s, %(output)s,
+                   %(cache_write)s, %(cache_read)s, %(dollars)s::numeric
             FROM today WHERE %(calls)s > 0
             ON CONFLICT (day, purpose, model) DO UPDATE SET
                 calls = usage.calls + excluded.calls,
@@ -156,39 +169,25 @@ def settle(connection: Connection, spending: Spending) -> None:
             spent = budget.spent + excluded.spent,
             reserved = greatest(budget.reserved - coalesce((SELECT dollars FROM mine), 0), 0)
         """,
-        {
-            "budget": BUDGETS[spending.purpose],
-            "purpose": spending.purpose,
-            "model": spending.model,
-            "calls": spending.calls,
-            "input": spending.tokens.input,
-            "output": spending.tokens.output,
-            "cache_write": spending.tokens.cache_write,
-            "cache_read": spending.tokens.cache_read,
-            "dollars": spending.dollars,
-            "reservation": spending.reservation,
-        },
+        {"budget": BUDGETS[spending.purpose], **asdict(spending), **asdict(spending.tokens)},
     )
 
 
-# --- what is read ----------------------------------------------------------------------------------------------------
-
-
 def by_day(connection: Connection, days: int) -> list[dict[str, Any]]:
-    """The rows of the last so many days, today's first. dollars: None where a call had no known price."""
+    """Rows of the last days, today's first. `dollars`: None if the price of a call was unknown."""
     with connection.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(
+        return cursor.execute(
             """
-            SELECT day::text, purpose, model, calls, input_tokens, output_tokens, cache_write_tokens, cache_read_tokens, dollars::float8
+            SELECT day::text, purpose, model, calls, input_tokens, output_tokens,
+                   cache_write_tokens, cache_read_tokens, dollars::float8
             FROM usage WHERE day > (now() AT TIME ZONE 'utc')::date - %s::integer ORDER BY day DESC, purpose, model
             """,
             [days],
         ).fetchall()
-    return rows
 
 
 def today(connection: Connection, caps: Mapping[Budget, float | None]) -> dict[Budget, dict[str, float | None]]:
-    """Dollars by budget: spent today, reserved by calls under way, and the cap; None: there is none."""
+    """Dollars by budget: spent today, reserved by calls under way, and the cap (None: no cap)."""
     rows = connection.execute(
         """
         SELECT name, spent::float8, (SELECT coalesce(sum(dollars), 0)::float8 FROM reservation r
@@ -196,94 +195,57 @@ def today(connection: Connection, caps: Mapping[Budget, float | None]) -> dict[B
         FROM budget b WHERE day = (now() AT TIME ZONE 'utc')::date
         """
     ).fetchall()
-    found = {name: (spent, reserved) for name, spent, reserved in rows}
-    names: tuple[Budget, ...] = ("embedding", "answers")
-    sums = {name: found.get(name, (0.0, 0.0)) for name in names}
-    return {name: {"spent": sums[name][0], "reserved": sums[name][1], "cap": caps.get(name)} for name in names}
+    sums = {name: (spent, reserved) for name, spent, reserved in rows}
+    budgets: dict[Budget, dict[str, float | None]] = {}
+    for name in SETTING:
+        spent, reserved = sums.get(name, (0.0, 0.0))
+        budgets[name] = {"spent": spent, "reserved": reserved, "cap": caps.get(name)}
+    return budgets
 
 
-# --- what callers use ------------------------------------------------------------------------------------------------
+# --- calls
 
 
 class Call:
-    """One call, with its repetitions, while it is made. Of no meter, it counts for itself."""
+    """One call, with its repetitions, while it is made. `took`: the tokens of all of them."""
 
-    def __init__(
-        self,
-        meter: "Meter | None" = None,
-        purpose: Purpose = "answers",
-        model: str = "",
-        most: Tokens = NOTHING,
-        seconds: float = 0.0,
-    ) -> None:
-        """As `Meter.call`."""
-        self.calls, self.tokens = 0, NOTHING
-        self.took = NOTHING  # in all, that was settled already included
-        self._meter, self._purpose, self._model, self._most, self._seconds = meter, purpose, model, most, seconds
+    def __init__(self, meter: "Meter", purpose: Purpose, model: str, most: Tokens, seconds: float) -> None:
+        """The parameters are those of `Meter.call`."""
+        self.most, self.took = most, NOTHING
+        self.calls, self.tokens = 0, NOTHING  # since the last settlement
+        self._meter, self._purpose, self._model, self._seconds = meter, purpose, model, seconds
         self._reservation: UUID | None = None
 
-    @property
-    def redis_url(self) -> str:
-        """As the meter's."""
-        return self._meter.redis_url if self._meter is not None else ""
-
     def begin(self) -> None:
-        """BudgetError: the cap does not allow it."""
-        if self._meter is not None:
-            self._reservation = self._meter.reserve(self._purpose, self._model, self._most, self._seconds)
+        """Reserve the most that the call may cost. BudgetError: the cap does not allow it."""
+        self._reservation = self._meter.reserve(self._purpose, self._model, self.most, self._seconds)
 
     def end(self) -> None:
-        """Has written down what was billed since it began."""
-        if self._meter is not None and (self.calls or self._reservation):
+        """Settle what was billed since the call began."""
+        if self.calls or self._reservation:
             self._meter.settle(self._purpose, self._model, self.calls, self.tokens, self._reservation)
         self.calls, self.tokens, self._reservation = 0, NOTHING, None
 
+    def renew(self) -> None:
+        """Settle, and reserve a repetition of the call. BudgetError: the cap does not allow the repetition."""
+        self.end()
+        self.begin()
+
     def billed(self, tokens: Tokens) -> None:
-        """What one request took that was, or may have been, paid for; also one that failed then. Again for each repetition."""
+        """Count one request that was, or may have been, paid for, even if it failed. Call it for each repetition."""
         self.calls += 1
         self.tokens += tokens
         self.took += tokens
 
-    def watched(self, events: Iterator[Any]) -> Generator[Any]:
-        """The events of a stream of Anthropic's, as they come. What it took is billed when it ends, breaks off or is left.
-
-        Where it broke off, what was written is estimated: three letters a token. One that never spoke until a deadline
-        (TimeoutError) may have been read: its input counts as it was estimated. A repetition of what was billed is reserved
-        anew. BudgetError: the cap does not allow that.
-        """
-        if self.calls and self._meter is not None:
-            self.end()
-            self.begin()
-        tokens: Tokens | None = None
-        written, told = 0, False
-        try:
-            for event in events:
-                kind = getattr(event, "type", None)  # None: nothing for a while
-                if kind == "message_start":
-                    tokens = Tokens.of(event.message.usage)
-                elif kind == "content_block_delta":
-                    written += len(getattr(event.delta, "text", None) or getattr(event.delta, "thinking", None) or "")
-                elif kind == "message_delta" and tokens is not None:
-                    tokens, told = replace(tokens, output=event.usage.output_tokens or 0), True
-                yield event
-        except TimeoutError:
-            tokens = tokens or Tokens(self._most.input)
-            raise
-        finally:
-            if tokens is not None:
-                self.billed(tokens if told else replace(tokens, output=max(tokens.output, written // 3)))
-            if isinstance(events, Generator):
-                events.close()  # ends the call, when this one is left
-
 
 class Meter:
-    """Counts calls that leave this machine, and refuses those that the day's cap does not allow. Threads share it.
+    """Counts paid calls, and refuses those that the day's cap does not allow. Threads share it.
 
         with meter.call("answers", model, Tokens(input=…, output=…), seconds=90) as call:
             …
             call.billed(Tokens(…))
 
-    What is spent is written when the block ends, whatever ends it; when the database is away then, with the next one.
+    The spending is written when the block ends, also by an exception. If the database is away, the next call writes it.
     """
 
     def __init__(
@@ -294,16 +256,17 @@ class Meter:
         behind: bool = False,
         redis_url: str = "",
     ) -> None:
-        """`pool`: None: nothing is counted. `caps`: dollars a day. `behind`: written by a thread, where someone waits.
+        """`pool`: None to count nothing. `caps`: dollars a day. `behind`: write in a background thread.
 
-        `redis_url`: where those that make the calls share how fast they may (shared/providers/pace.py); empty: they do not.
+        `redis_url`: where processes share the pace of their calls (shared/providers/pace.py); empty: they do not.
         """
-        self.redis_url = redis_url
-        self._pool = pool
+        self.pool, self.redis_url = pool, redis_url
         self._caps = dict(caps or {})
         self._prices = {**prices.PRICES, **(own_prices or {})}
         self._by_thread = behind
         self._behind = Writer("usage", self._write)
+        self._spent: dict[Purpose, Tokens] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def of(cls, settings: Settings, pool: ConnectionPool[Connection], behind: bool = False) -> "Meter":
@@ -311,9 +274,9 @@ class Meter:
 
     @contextlib.contextmanager
     def call(self, purpose: Purpose, model: str, most: Tokens, seconds: float) -> Iterator[Call]:
-        """`most`: what it may take at most, as far as that is known. `seconds`: that it may last; then its process counts as dead.
+        """Reserve and settle one call. BudgetError: the cap does not allow it.
 
-        BudgetError: the cap does not allow it.
+        `most`: an upper estimate of its tokens. `seconds`: its time limit; a reservation that is older counts as lost.
         """
         call = Call(self, purpose, model, most, seconds)
         call.begin()
@@ -323,13 +286,13 @@ class Meter:
             call.end()
 
     def reserve(self, purpose: Purpose, model: str, most: Tokens, seconds: float) -> UUID | None:
-        """None: nothing needs to be. BudgetError: the cap does not allow it."""
+        """Return None if no reservation is needed. BudgetError: the cap does not allow it."""
         budget, dollars = BUDGETS[purpose], self._cost(model, most)
         cap = self._caps.get(budget)
-        if self._pool is None or cap is None or dollars is None:
+        if self.pool is None or cap is None or dollars is None:
             return None
-        self.write()  # what this process spent a moment ago counts
-        with self._pool.connection() as connection:
+        self.write()  # the latest spending of this process counts
+        with self.pool.connection() as connection:
             for _ in range(2):
                 if reservation := reserve(connection, budget, dollars, cap, seconds + MARGIN_SECONDS):
                     return reservation
@@ -337,44 +300,51 @@ class Meter:
                     break
             raise _refusal(budget, dollars, cap, today(connection, {})[budget]["spent"] or 0.0)
 
+    def spent(self, purpose: Purpose) -> Tokens:
+        """Tokens that this object has counted for a purpose, those of failed calls included."""
+        return self._spent.get(purpose, NOTHING)
+
     def settle(self, purpose: Purpose, model: str, calls: int, tokens: Tokens, reservation: UUID | None) -> None:
+        with self._lock:
+            self._spent[purpose] = self.spent(purpose) + tokens
         spending = Spending(purpose, model, calls, tokens, self._cost(model, tokens), reservation)
-        self._behind.add(spending, start=self._by_thread and self._pool is not None)
+        self._behind.add(spending, start=self._by_thread and self.pool is not None)
         if not self._by_thread:
             self.write()
 
     def _cost(self, model: str, tokens: Tokens) -> float | None:
-        return prices.cost(
-            model, tokens.input, tokens.output, tokens.cache_write, tokens.cache_read, known=self._prices
-        )
+        return prices.cost(model, **asdict(tokens), known=self._prices)
 
     def write(self) -> bool:
-        """Writes down what is not yet, as far as the database lets it. Returns whether nothing is left."""
+        """Write pending spending, as far as the database allows. Return True if nothing is left."""
         return self._behind.write()
 
     def _write(self, pending: list[Spending]) -> list[Spending]:
-        if self._pool is None:
+        if self.pool is None:
             return []
         try:
-            with self._pool.connection() as connection:
+            with self.pool.connection() as connection:
                 while pending:
                     settle(connection, pending[0])
                     del pending[0]
         except (psycopg.OperationalError, PoolTimeout) as error:
-            log.warning(f"What was spent is written later: {error}", action="usage.not_written")
-        except psycopg.Error as error:  # it must cost nobody the answer that was paid for
-            log.error(f"What was spent could not be written: {error}", action="usage.lost")
+            log.warning(f"Database unavailable, spending is written later: {error}", action="usage.not_written")
+        except psycopg.Error as error:  # an answer that was paid for must not be lost with it
+            log.error(f"Spending could not be written and is lost: {error}", action="usage.lost")
             del pending[0]
         return pending
 
 
+UNMETERED = Meter()
+
+
 def caps(settings: Settings) -> dict[Budget, float | None]:
-    """Dollars a day, by budget; None: as much as it takes."""
+    """Dollars a day by budget. None: no cap."""
     return {"embedding": settings.budget_embedding, "answers": settings.budget_answers}
 
 
 def _refusal(budget: Budget, dollars: float, cap: float, spent: float) -> BudgetError:
-    """Why a call is not allowed, and when it may be."""
+    """Explain why a call is not allowed, and when it may be."""
     name = SETTING[budget]
     if dollars > cap:
         return BudgetError(
@@ -383,14 +353,15 @@ def _refusal(budget: Budget, dollars: float, cap: float, spent: float) -> Budget
         )
     if spent + dollars <= cap:
         return BudgetError(
-            f"Calls under way have reserved what {name} (${cap:g} a day) leaves; try again in {BUSY_SECONDS:.0f} s.",
+            f"Calls under way have reserved the rest of {name} (${cap:g} a day); try again in {BUSY_SECONDS:.0f} s.",
             BUSY_SECONDS,
         )
     now = datetime.datetime.now(datetime.UTC)
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + datetime.timedelta(days=1)
     left = (midnight - now).total_seconds()
     return BudgetError(
-        f"Today's {name} is used up (${spent:.4f} of ${cap:g}); it goes on at 00:00 UTC, in {_span(left)}, or when it is raised.",
+        f"Today's {name} is used up (${spent:.4f} of ${cap:g}). "
+        f"Calls go on at 00:00 UTC, in {_span(left)}, or when it is raised.",
         min(left, LONGEST_WAIT),
     )
 

@@ -5,8 +5,7 @@ from typing import Literal
 
 import httpx2
 
-from shared.providers.embedder import UNMETERED
-from shared.providers.meter import Meter
+from shared.providers.meter import UNMETERED, Meter
 from shared.providers.remote import RemoteEmbedder, is_loopback
 from shared.text.tokens import ESTIMATE_FACTOR
 

@@ -1,4 +1,4 @@
-"""Against a server on loopback that speaks Anthropic's wire format, with true and with forged citations."""
+"""Answers by Claude: requests, true and forged citations, and errors, against a stand-in for Anthropic's API."""
 
 import json
 import random
@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from api.answering import claude
-from api.verification import second_opinion
 from api.verification.citations import Draft, Statement
+from api.verification.second_opinion import SecondOpinion
 from shared.errors import PermanentError, TransientError
 from shared.models import NO_ANSWER, Passage
-from shared.providers import claude as messages
+from shared.providers import claude as provider
+from shared.providers.claude import USES, Claude, Deadline
+from shared.providers.meter import NOTHING, Tokens
 from tests.standins.providers import AnthropicStandin, cite, search_results, text_block
 
 KEY = "sk-ant-the-secret-key"
@@ -38,35 +40,40 @@ PASSAGES = [
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnthropicStandin]:
-    monkeypatch.setattr(messages, "PAUSE", 0.01)
+    monkeypatch.setattr(provider, "PAUSE", 0.01)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # calls to loopback must not go there
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     with AnthropicStandin() as server:
         yield server
 
 
+def connect(server: AnthropicStandin, key: str = KEY, citing: dict[str, bool] | None = None) -> Claude:
+    """Claude at a server. `citing`: model → whether it is known to cite."""
+    opened = Claude(key, server.url)
+    opened.citing.update(citing or {})
+    return opened
+
+
 def ask(
-    server: AnthropicStandin,
+    server: AnthropicStandin | Claude,
     seconds: float = 10,
     question: str = "How high is it?",
     model: str = "m",
-    native: bool | None = True,
-    usage: dict[str, int] | None = None,
-    key: str = KEY,
+    native: bool = True,
     passages: list[Passage] = PASSAGES,
 ) -> Draft:
-    """The whole answer. `native`: whether the server is known to cite."""
-    claude._cites.pop((server.url, model), None)
-    if native is not None:
-        claude._cites[server.url, model] = native
-    usage = {} if usage is None else usage
-    *statements, rest = claude.answer(
-        question, passages, usage, api_key=key, model=model, base_url=server.url, seconds=seconds
-    )
-    said = tuple(part for part in statements if isinstance(part, Statement))
-    assert isinstance(rest, Draft)
+    """The complete answer, its usage included. `native`: whether a server is known to cite."""
+    opened = server if isinstance(server, Claude) else connect(server, citing={model: native})
+    parts = list(claude.answer(opened, model, question, passages, Deadline.after(seconds)))
+    (rest,) = (part for part in parts if isinstance(part, Draft))
     assert not rest.statements
-    return replace(rest, statements=said)
+    assert not [part for part in parts[parts.index(rest) :] if isinstance(part, Statement)]
+    tokens = sum((part for part in parts if isinstance(part, Tokens)), NOTHING)
+    return replace(
+        rest,
+        statements=tuple(part for part in parts if isinstance(part, Statement)),
+        usage=tokens.by_name() if tokens.total else {},
+    )
 
 
 def replies(server: AnthropicStandin, *texts: str, **citation: Any) -> Draft:
@@ -115,16 +122,15 @@ def test_the_request(server: AnthropicStandin) -> None:
 
 
 def test_without_passages_nobody_is_asked(server: AnthropicStandin) -> None:
-    usage: dict[str, int] = {}
-    assert ask(server, passages=PASSAGES[1:2], usage=usage) == Draft()
-    assert not usage
+    assert ask(server, passages=PASSAGES[1:2]) == Draft()
     assert not server.requests
 
 
 def test_a_model_that_does_not_know_effort(server: AnthropicStandin) -> None:
     server.misbehave("400", message="This model does not support the effort parameter.")
+    opened = connect(server, citing={"claude-old": True})
     for _ in range(2):
-        assert ask(server, model="claude-old").statements
+        assert ask(opened, model="claude-old").statements
     assert ["output_config" in request["body"] for request in server.requests] == [True, False, False]
 
 
@@ -183,19 +189,34 @@ def test_marks(server: AnthropicStandin, text: str, expected: list[tuple[str, li
 def test_whether_a_server_cites_is_found_out(server: AnthropicStandin) -> None:
     server.plain = True
     server.reply = lambda request: [text_block("No." if search_results(request) else '54 m. [1: "54 m"]')]
-    assert quoted(ask(server, native=None)) == [("54 m.", ["54 m"])]
+    marks, cites = connect(server), connect(server)
+    assert quoted(ask(marks)) == [("54 m.", ["54 m"])]
     assert len(server.requests) == 2
-    assert claude._cites[server.url, "m"] is False
+    assert marks.gives_citations("m") is False
     server.plain, server.reply = False, lambda request: [text_block("54 m.", [cite(request, 0, 1)])]
-    assert quoted(ask(server, native=None)) == [("54 m.", ["It is 54 m high."])]
-    assert claude._cites[server.url, "m"] is True
+    assert cites.gives_citations("m") is None
+    assert quoted(ask(cites)) == [("54 m.", ["It is 54 m high."])]
+    assert cites.gives_citations("m") is True
     assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("url", "cites"),
+    [
+        ("", True),
+        ("https://eu.anthropic.com", True),
+        ("https://anthropic.com.evil.com", None),
+        ("http://1.2.3.4", None),
+    ],
+)
+def test_anthropics_own_server_cites(url: str, cites: bool | None) -> None:
+    assert Claude(KEY, url).gives_citations("m") is cites
 
 
 def test_a_server_that_refuses_search_results(server: AnthropicStandin) -> None:
     server.misbehave("400", message="unknown content block type search_result")
     server.reply = lambda request: [text_block('54 m. [1: "54 m"]')]
-    assert quoted(ask(server, native=None)) == [("54 m.", ["54 m"])]
+    assert quoted(ask(connect(server))) == [("54 m.", ["54 m"])]
 
 
 # What nobody sees
@@ -231,16 +252,17 @@ def test_what_nobody_sees_is_not_sent(server: AnthropicStandin, native: bool) ->
 @pytest.mark.parametrize(("said", "opinion"), [("yes", True), ("No.", False), ("Perhaps", None), ("", None)])
 def test_judge(server: AnthropicStandin, said: str, opinion: bool | None) -> None:
     server.reply = lambda request: [text_block(said)] if said else []
-    usage: dict[str, int] = {}
-    options = {"api_key": KEY, "model": "claude-haiku-5-5", "base_url": server.url}
-    assert second_opinion.ask_judge("It is high.", ['"quoted"'], usage, seconds=5, **options) is opinion  # type: ignore[arg-type]
+    judge = SecondOpinion(connect(server), "claude-haiku-5-5", Deadline.after(5))
+    assert judge("It is high.", ['"quoted"']) is opinion
     assert json.loads(server.requests[0]["body"]["messages"][0]["content"]) == {
         "quotes": ['"quoted"'],
         "sentence": "It is high.",
     }
-    assert usage["check_input_tokens"] > 0
+    assert judge.usage["check_input_tokens"] > 0
     server.misbehave("hang", seconds=1)
-    assert second_opinion.ask_judge("It is high.", ["q"], usage, seconds=0.2, **options) is None  # type: ignore[arg-type]
+    late = SecondOpinion(connect(server), "claude-haiku-5-5", Deadline.after(0.2))
+    assert late("It is high.", ["q"]) is None
+    assert not late.usage
 
 
 # What comes back
@@ -256,8 +278,7 @@ def test_citations_become_characters(server: AnthropicStandin) -> None:
         ),
         text_block("That is all."),
     ]
-    usage: dict[str, int] = {}
-    draft = ask(server, usage=usage)
+    draft = ask(server)
     assert quoted(draft) == [
         (
             "The tower is 54 m high, and Ada Frost built it in 1887.\n\n",
@@ -275,9 +296,9 @@ def test_citations_become_characters(server: AnthropicStandin) -> None:
             assert origin.content[start : claim.char_end - origin.char_start] == claim.quote
     assert draft.statements[1].claims[0].passage == 2  # the blank one was not sent, and is not counted
     assert draft.statements[1].claims[0].char_start == OFFSET
-    assert usage["input_tokens"] > 0
-    assert usage["output_tokens"] > 0
-    assert usage.keys() == {
+    assert draft.usage["input_tokens"] > 0
+    assert draft.usage["output_tokens"] > 0
+    assert draft.usage.keys() == {
         "input_tokens",
         "output_tokens",
         "cache_creation_input_tokens",
@@ -341,7 +362,7 @@ def test_every_single_change_of_a_cited_text_is_noticed(server: AnthropicStandin
 @pytest.mark.parametrize("text", [NO_ANSWER, f"\n {NO_ANSWER} \n", NO_ANSWER.replace("'", "’"), "", " \n"])
 def test_no_answer(server: AnthropicStandin, text: str) -> None:
     server.reply = lambda request: [text_block(text)] if text else []
-    assert ask(server) == Draft(cut=bool(text.strip()))
+    assert replace(ask(server), usage={}) == Draft(cut=bool(text.strip()))
 
 
 def test_a_block_of_code_is_one_statement(server: AnthropicStandin) -> None:
@@ -394,7 +415,7 @@ def test_what_does_not_pass_ends_in_an_error(server: AnthropicStandin, fault: st
     server.misbehave(fault, times=None)
     with pytest.raises(TransientError, match=said):
         ask(server)
-    assert len(server.requests) == messages.ATTEMPTS
+    assert len(server.requests) == USES["answers"].attempts
 
 
 def test_retry_after_is_waited_for(server: AnthropicStandin) -> None:
@@ -472,7 +493,7 @@ def test_a_server_that_is_not_there() -> None:
 def test_a_key_that_cannot_be_one(server: AnthropicStandin) -> None:
     for key in ("sk-ant-ünicode", "two words", "line\nbreak"):
         with pytest.raises(PermanentError, match="ANTHROPIC_API_KEY") as caught:
-            ask(server, key=key)
+            ask(connect(server, key))
         assert key not in str(caught.value)
 
 

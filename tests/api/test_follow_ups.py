@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from api.answering import follow_ups
-from api.answering.follow_ups import Turn, joined, rewritten, stands_alone
+from api.answering.follow_ups import Turn, conversation, joined, rewrite, stands_alone
+from shared.providers.claude import Claude
 from tests.standins.providers import AnthropicStandin, text_block
 
 BOATHOUSE = Turn("When does the boathouse open in winter?", "It opens at 8:00.")
@@ -66,16 +67,15 @@ def server() -> Iterator[AnthropicStandin]:
         yield server
 
 
-def rewrite(server: AnthropicStandin, turns: list[Turn], seconds: float = 5) -> str | None:
-    return rewritten("And in summer?", turns, api_key="k", model="m", base_url=server.url, seconds=seconds)
+def rewritten(server: AnthropicStandin, turns: list[Turn], seconds: float = 5) -> str | None:
+    return rewrite(Claude("k", server.url), "m", conversation("And in summer?", turns), seconds)
 
 
 def test_rewritten_by_a_model(server: AnthropicStandin) -> None:
     server.thinking = True
     server.reply = lambda _: [text_block("When does the boathouse\nopen in summer? ")]
-    assert (
-        rewrite(server, [BOATHOUSE] * 50 + [Turn("x" * 9000, "y" * 9000)]) == "When does the boathouse open in summer?"
-    )
+    turns = [BOATHOUSE] * 50 + [Turn("x" * 9000, "y" * 9000)]
+    assert rewritten(server, turns) == "When does the boathouse open in summer?"
     body = server.requests[0]["body"]
     sent = json.loads(body["messages"][0]["content"])
     assert sent["new question"] == "And in summer?"
@@ -87,10 +87,10 @@ def test_rewritten_by_a_model(server: AnthropicStandin) -> None:
 @pytest.mark.parametrize("fault", ["401", "429", "hang", "malformed", "cut"])
 def test_a_model_that_fails(server: AnthropicStandin, fault: str) -> None:
     server.misbehave(fault)
-    assert rewrite(server, [BOATHOUSE], 0.5) is None
+    assert rewritten(server, [BOATHOUSE], 0.5) is None
 
 
 @pytest.mark.parametrize("said", ["", " \n", "x" * (follow_ups.LONGEST + 1)])
 def test_what_is_no_question(server: AnthropicStandin, said: str) -> None:
     server.reply = lambda _: [text_block(said or " ")]
-    assert rewrite(server, [BOATHOUSE]) is None
+    assert rewritten(server, [BOATHOUSE]) is None

@@ -16,6 +16,7 @@ from api.verification import citations
 from api.verification.citations import Draft, Statement, Verification
 from shared.db import Connection
 from shared.models import Answer, Passage
+from shared.providers.claude import Claude, Deadline
 from shared.settings import ROOT
 from tests.api.forgeries import WINDOW, Case, forged_cases, read_documents, true_cases
 from tests.standins.providers import AnthropicStandin, cite, search_results, text_block
@@ -93,10 +94,9 @@ def play(
     """The answer that is shown when a model says all of these."""
     passages = [passage_of(case, documents, ids) for case in cases]
     server.reply = lambda request: [block_of(request, case, n, documents) for n, case in enumerate(cases)]
-    claude._cites[server.url, "m"] = True
-    parts = claude.answer(
-        "What do the documents say?", passages, {}, api_key="k", model="m", base_url=server.url, seconds=20
-    )
+    opened = Claude("k", server.url)
+    opened.citing["m"] = True
+    parts = claude.answer(opened, "m", "What do the documents say?", passages, Deadline.after(20))
     verification = Verification(passages)
     gone = {case.gone: ids[case.document] for case in cases}
     if "deleted" in gone:

@@ -13,7 +13,6 @@ import pytest
 from flask.testing import FlaskClient
 from pydantic import SecretStr
 
-from api.answering import claude
 from api.answering import steps as deep
 from api.app import create_app
 from shared.providers import claude as messages
@@ -216,7 +215,8 @@ def playground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             apps = {
                 name: create_app(settings(system, standins[name].url if key else "", key)) for name, key in keys.items()
             }
-            claude._cites[native.url, MODEL], claude._cites[plain.url, MODEL] = True, False
+            for name, cites in (("native", True), ("marks", False)):
+                apps[name].extensions["askfolder"].claude.citing[MODEL] = cites
             yield Playground(system, standins, {name: app.test_client() for name, app in apps.items()})
             for app in apps.values():
                 app.extensions["askfolder"].pool.close()

@@ -21,6 +21,7 @@ from api.retrieval.reranking import CANDIDATES, Reranking, open_reranking, text_
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
 from shared.models import Passage
 from shared.providers import minilm, privacy
+from shared.providers.claude import Claude
 from shared.settings import ROOT, Settings
 from shared.system.servers import Servers
 from tests.conftest import KEY as API_KEY
@@ -269,7 +270,7 @@ def anthropic() -> Iterator[AnthropicStandin]:
 
 
 def at_claude(standin: AnthropicStandin, seconds: float = 5) -> ClaudeReranker:
-    return ClaudeReranker(KEY, "claude-haiku-5-5", standin.url, seconds)
+    return ClaudeReranker(Claude(KEY, standin.url), "claude-haiku-5-5", seconds)
 
 
 def test_claude_orders(anthropic: AnthropicStandin) -> None:
@@ -481,7 +482,8 @@ def test_each_is_opened_with_its_model(tmp_path: Path) -> None:
     lite = open_reranking(settings(reranker="voyage", voyage_api_key=key, reranker_model="rerank-2.5-lite"))
     assert lite is not None
     assert lite.label == "Voyage rerank-2.5-lite"
-    claude = open_reranking(settings(reranker="claude", anthropic_api_key=key))
+    by_claude = settings(reranker="claude", anthropic_api_key=key)
+    claude = open_reranking(by_claude, claude=Claude.of(by_claude))
     assert claude is not None
     assert claude.label == "Claude (claude-haiku-5-5)"
     local = open_reranking(settings(reranker="local", reranker_model=str(cross_encoder(tmp_path / "m"))))

@@ -24,7 +24,7 @@ from shared.models import Chunk
 from shared.text import languages
 from worker.indexing import index, inputs
 from worker.indexing import lexemes as counting
-from worker.indexing.lexemes import Counting, _is_due
+from worker.indexing.lexemes import Counting, is_due
 
 DIMENSIONS = 32
 ALL = Filters()
@@ -330,7 +330,7 @@ def test_lexemes_are_counted_when_enough_has_changed(
 
     def due() -> bool:
         connection.execute("SELECT pg_stat_force_next_flush()")
-        return _is_due(connection, generation)
+        return is_due(connection, generation)
 
     store(connection, generation, ["a few words here"] * 30)
     assert not due()

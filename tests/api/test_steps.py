@@ -1,6 +1,5 @@
-"""A model that searches by itself before it answers, against a server on loopback that speaks Anthropic's wire format."""
+"""Answers in steps: a model that searches before it answers, against a stand-in for Anthropic's API."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -8,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from api.answering import claude
 from api.answering import steps as deep
 from api.verification.citations import Draft, Statement
 from shared.errors import TransientError
-from shared.models import Passage, Step
-from shared.providers import claude as messages
-from shared.providers.meter import BudgetError, Call, Tokens
+from shared.models import Passage, SearchResult, Step, Waiting
+from shared.providers import claude as provider
+from shared.providers.claude import Claude, Deadline
+from shared.providers.meter import NOTHING, BudgetError, Meter, Purpose, Tokens
 from tests.standins.providers import AnthropicStandin, Block, cite, question_of, search_results, text_block, tool_use
 
 QUESTION = "Who owns the key of the boathouse?"
@@ -33,12 +32,18 @@ MORE = {
 
 @dataclass
 class Asked:
-    """What came of a question: `passages` as they are in the end; `most` and `left`: tokens and seconds that each request reserved."""
+    """The outcome of a question. `most`: the tokens that each request reserved."""
 
-    parts: list[Any]
-    passages: list[Passage]
-    usage: dict[str, int]
+    parts: list[Any] = field(default_factory=list)
     most: list[Tokens] = field(default_factory=list)
+
+    @property
+    def passages(self) -> list[Passage]:
+        return [FIRST, *(passage for step in self.steps for passage in step.passages)]
+
+    @property
+    def tokens(self) -> Tokens:
+        return sum((part for part in self.parts if isinstance(part, Tokens)), NOTHING)
 
     @property
     def steps(self) -> list[Step]:
@@ -49,9 +54,23 @@ class Asked:
         return [part for part in self.parts if isinstance(part, Statement)]
 
 
+class Capped(Meter):
+    """A meter that allows so many requests, and notes their reservations."""
+
+    def __init__(self, cap: int, most: list[Tokens]) -> None:
+        super().__init__()
+        self.cap, self.most = cap, most
+
+    def reserve(self, purpose: Purpose, model: str, most: Tokens, seconds: float) -> None:
+        if len(self.most) == self.cap:
+            raise BudgetError("Today's cap is used up.", 60)
+        assert (purpose, model) == ("answers", "m")
+        self.most.append(most)
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnthropicStandin]:
-    monkeypatch.setattr(messages, "PAUSE", 0.01)
+    monkeypatch.setattr(provider, "PAUSE", 0.01)
     with AnthropicStandin() as server:
         yield server
 
@@ -64,33 +83,17 @@ def explore(
     cap: int = 99,
 ) -> Asked:
     """One reply a request, the last one for all further ones. `cap`: requests that the budget allows."""
-    claude._cites[server.url, "m"] = native
     number = iter(range(1000))
     server.reply = lambda request: replies[min(next(number), len(replies) - 1)](request)
-    asked = Asked([], [FIRST], {})
+    asked = Asked()
+    claude = Claude("k", server.url, Capped(cap, asked.most))
+    claude.citing["m"] = native
 
-    @contextlib.contextmanager
-    def call(most: Tokens, seconds: float) -> Iterator[Call]:
-        if len(asked.most) == cap:
-            raise BudgetError("Today's cap is used up.", 60)
-        asked.most.append(most)
-        yield Call()
+    def search(query: str) -> SearchResult:
+        return SearchResult(query, next((found for word, found in MORE.items() if word in query), []), {}, ["Slow."])
 
-    def search(query: str) -> list[Passage]:
-        return next((found for word, found in MORE.items() if word in query), [])
-
-    for part in deep.explore(
-        QUESTION,
-        asked.passages,
-        search,
-        asked.usage,
-        api_key="k",
-        model="m",
-        base_url=server.url,
-        seconds=seconds,
-        call=call,
-    ):
-        asked.parts += [] if part is None else [part]
+    for part in deep.explore(claude, "m", QUESTION, [FIRST], search, Deadline.after(seconds)):
+        asked.parts += [] if isinstance(part, Waiting) else [part]
     return asked
 
 
@@ -114,7 +117,8 @@ def test_it_searches_and_then_answers_from_all_that_was_found(server: AnthropicS
     assert [p.source for p in asked.passages] == ["1.md", "2.md", "3.md"]
     (said,) = asked.statements
     assert [(claim.passage, claim.quote) for claim in said.claims] == [(2, "The harbour master is Anna Frost.")]
-    assert isinstance(asked.parts[-1], Draft)
+    assert isinstance(asked.parts[-2], Draft)
+    assert [step.warnings for step in asked.steps] == [("Slow.",)] * 2
 
     first, second, third = (one["body"] for one in server.requests)
     assert [tool["name"] for tool in first["tools"]] == ["search"]
@@ -129,7 +133,7 @@ def test_it_searches_and_then_answers_from_all_that_was_found(server: AnthropicS
     assert [block["source"] for block in results[0]["content"]] == ["2.md"], "what is known already is not sent again"
     marked = [b for m in third["messages"] for b in m["content"] if b.get("cache_control")]
     assert marked == [third["messages"][-1]["content"][-1]], "the conversation is kept up to its end"
-    assert asked.usage["output_tokens"] > 0
+    assert asked.tokens.output > 0
     assert len(asked.most) == 3
     assert asked.most[2].input > asked.most[0].input, "each request reserves what it may take"
 

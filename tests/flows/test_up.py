@@ -46,17 +46,17 @@ class Up:
             **more,
         }
 
-    def command(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str, root: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [ROOT / "askfolder", *arguments], env=self.env(**env), capture_output=True, text=True, timeout=60
+            [root / "askfolder", *arguments], env=self.env(**env), capture_output=True, text=True, timeout=60
         )
 
-    def start(self) -> str:
-        """Starts it; returns the screen."""
+    def start(self, root: Path = ROOT) -> str:
+        """Start `askfolder up` of a checkout and return its screen."""
         with self.out.open("w") as out:
             self.processes.append(
                 subprocess.Popen(
-                    [ROOT / "askfolder", "up", "--inbox", str(self.inbox)],
+                    [root / "askfolder", "up", "--inbox", str(self.inbox)],
                     env=self.env(),
                     stdout=out,
                     stderr=out,
@@ -64,7 +64,7 @@ class Up:
                     start_new_session=True,
                 )
             )
-        until(lambda: "Leaves this machine" in self.out.read_text() or self.processes[-1].poll() is not None, 60)
+        until(lambda: "/?key=" in self.out.read_text() or self.processes[-1].poll() is not None, 60)
         return self.out.read_text()
 
     def family(self) -> list[psutil.Process]:
@@ -77,15 +77,18 @@ class Up:
         self.processes[-1].wait(30)
         return time.monotonic() - started
 
+    def end(self) -> None:
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGINT)
+                process.wait(30)
+
 
 @pytest.fixture
 def up(tmp_path: Path, model: Path) -> Iterator[Up]:
     run = Up(tmp_path, model)
     yield run
-    for process in run.processes:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGINT)
-            process.wait(30)
+    run.end()
 
 
 def test_up_whole(up: Up) -> None:

@@ -1,4 +1,4 @@
-"""What a model says of answers: what it is sent, what counts, what it costs; against a server that speaks Anthropic's wire format."""
+"""Grades of answers by a model: requests, grades and cost, against a stand-in for Anthropic's API."""
 
 import contextlib
 import json
@@ -22,6 +22,7 @@ from shared.evaluation.run import Outcome, Plan, _meter, as_data, as_text
 from shared.prices import PRICES
 from shared.providers import claude
 from shared.providers import meter as usage
+from shared.providers.claude import Claude
 from shared.providers.meter import Meter, Tokens
 from shared.settings import ROOT, Settings
 from shared.system.servers import Servers
@@ -52,7 +53,7 @@ def pool(database_url: str) -> Iterator[ConnectionPool[Connection]]:
 
 
 def judge(standin: AnthropicStandin, meter: Meter | None = None) -> Judge:
-    return Judge(MODEL, KEY, standin.url, meter or Meter(), PRICES)
+    return Judge(Claude(KEY, standin.url, meter or Meter()), MODEL, PRICES)
 
 
 def said(text: str, number: int = 0, **question: Any) -> Answered:
@@ -174,17 +175,17 @@ def test_where_it_is_counted(servers: Servers, capsys: pytest.CaptureFixture[str
     with contextlib.ExitStack() as stack:
         meter = _meter(plan, here, stack, 2)
         assert meter.redis_url == servers.redis_url
-        assert meter._pool is not None
-        assert meter._pool.max_size == 2
+        assert meter.pool is not None
+        assert meter.pool.max_size == 2
     assert capsys.readouterr().err == ""
     elsewhere = here.model_copy(update={"url": "http://elsewhere.example", "budget_answers": 1.0})
     with contextlib.ExitStack() as stack:
-        assert _meter(plan, elsewhere, stack, 2)._pool is None
+        assert _meter(plan, elsewhere, stack, 2).pool is None
         assert "ASKFOLDER_BUDGET_ANSWERS does not hold" in capsys.readouterr().err
-        assert _meter(replace(plan, temporary=True), elsewhere, stack, 2)._pool is not None
+        assert _meter(replace(plan, temporary=True), elsewhere, stack, 2).pool is not None
     away = here.model_copy(update={"database_url": "postgresql://127.0.0.1:9/none"})
     with contextlib.ExitStack() as stack:
-        assert _meter(plan, away, stack, 2)._pool is None
+        assert _meter(plan, away, stack, 2).pool is None
     assert "out of reach" in capsys.readouterr().err
 
 

@@ -1,9 +1,10 @@
 """What calls cost is counted, kept within the caps of a day by many processes together, and shown."""
 
 import datetime
+import json
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,25 +21,24 @@ from shared.db import Connection
 from shared.errors import PermanentError, SettingsError, TransientError
 from shared.models import Passage
 from shared.prices import PRICES, Price
-from shared.providers import claude as messages
+from shared.providers import claude as provider
 from shared.providers import meter as usage
 from shared.providers import remote
-from shared.providers.meter import BudgetError, Call, Meter, Tokens
+from shared.providers.claude import Claude, Deadline, reservation
+from shared.providers.meter import BudgetError, Meter, Tokens
 from shared.providers.openai import OpenAIEmbedder
 from shared.providers.voyage import VoyageEmbedder
+from shared.text.tokens import estimate_tokens
 from tests.conftest import until
 from tests.standins import spending
-from tests.standins.providers import AnthropicStandin, OpenAIStandin, Standin, VoyageStandin, text_block, write_contexts
+from tests.standins.providers import AnthropicStandin, OpenAIStandin, VoyageStandin, text_block, write_contexts
 from tests.standins.spending import CAP, PROCESSES, THREADS, WORDS
 from tests.worker.test_contexts import document
 from worker.indexing.contexts import AT_ONCE, ContextWriter
 
 KEY = "key-of-the-tests"
-REQUEST: dict[str, Any] = {
-    "model": "claude-haiku-5-5",
-    "max_tokens": 100,
-    "messages": [{"role": "user", "content": "Where is the oar, and whose?"}],
-}
+MODEL = "claude-haiku-5-5"
+QUESTION = "Where is the oar, and whose?"
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_cap_holds_back_what_may_exceed_it(pool: ConnectionPool[Connection], c
         assert embedding_budget(connection) == {"spent": 0.0, "reserved": 0.06, "cap": 1.0}
         with (
             pytest.raises(
-                BudgetError, match=r"have reserved what ASKFOLDER_BUDGET_EMBEDDING \(\$0\.1 a day\)"
+                BudgetError, match=r"have reserved the rest of ASKFOLDER_BUDGET_EMBEDDING \(\$0\.1 a day\)"
             ) as caught,
             meter.call("questions", "voyage-4", most, 9),
         ):
@@ -108,7 +108,7 @@ def test_a_cap_holds_back_what_may_exceed_it(pool: ConnectionPool[Connection], c
     assert embedding_budget(connection) == {"spent": 0.048, "reserved": 0.0, "cap": 1.0}
     with (
         pytest.raises(
-            BudgetError, match=r"used up \(\$0\.0480 of \$0\.1\); it goes on at 00:00 UTC, in .* min, or"
+            BudgetError, match=r"used up \(\$0\.0480 of \$0\.1\)\. Calls go on at 00:00 UTC, in .* min, or"
         ) as caught,
         meter.call("documents", "voyage-4", most, 9),
     ):
@@ -189,7 +189,7 @@ def test_nobody_waits_for_the_writing(
     until(lambda: [row[2:4] for row in rows(connection)] == [(20, 100)], 5)
 
 
-# --- what providers say ------------------------------------------------------------------------------------------------
+# --- what providers report
 
 
 def test_embedding_counts_what_was_paid_for(
@@ -240,45 +240,73 @@ def anthropic() -> Iterator[AnthropicStandin]:
         yield standin
 
 
-def complete(standin: Standin, call: Call, seconds: float = 5) -> Any:
-    return messages.complete(REQUEST, api_key=KEY, base_url=standin.url, seconds=seconds, call=call)
+def complete(claude: Claude, seconds: float = 5) -> Tokens:
+    """The tokens that one question takes."""
+    return claude.complete("answers", MODEL, "Be brief.", QUESTION, 100, seconds).tokens
 
 
-def test_each_attempt_of_claude_is_billed(anthropic: AnthropicStandin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "PAUSE", 0.01)
-    call = Call()
-    took = Tokens.of(complete(anthropic, call).usage)
+def test_each_attempt_of_claude_is_billed(
+    pool: ConnectionPool[Connection],
+    connection: Connection,
+    anthropic: AnthropicStandin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(provider, "PAUSE", 0.01)
+    claude = Claude(KEY, anthropic.url, Meter(pool))
+
+    def billed() -> tuple[int, Tokens]:
+        ((_, _, calls, *tokens, _),) = rows(connection)
+        connection.execute("TRUNCATE usage")
+        return calls, Tokens(*tokens)
+
+    took = complete(claude)
     assert took.input > 0
     assert took.output > 0
-    assert (call.calls, call.tokens) == (1, took)
-    call.end()
+    assert billed() == (1, took)
     anthropic.misbehave("529", times=2)  # not paid for
-    complete(anthropic, call)
-    assert (call.calls, call.tokens) == (1, took)
-    call.end()
+    complete(claude)
+    assert billed() == (1, took)
     anthropic.misbehave("cut_stream")  # what it wrote until then is, and is estimated
-    complete(anthropic, call)
-    assert call.calls == 2
-    assert call.tokens.input == 2 * took.input
-    assert took.output + 1 < call.tokens.output <= 2 * took.output
-    silent = Call(most=Tokens(50, 100))
+    twice = complete(claude)
+    assert billed() == (2, twice)
+    assert twice.input == 2 * took.input
+    assert took.output + 1 < twice.output <= 2 * took.output
+    assert claude.meter.spent("answers") == took + took + twice
     anthropic.misbehave("hang", seconds=3)
     with pytest.raises(TransientError):
-        complete(anthropic, silent, seconds=0.3)
-    assert (silent.calls, silent.tokens) == (1, Tokens(50))
+        complete(claude, seconds=0.3)
+    most = reservation({"system": "Be brief.", "messages": [{"content": QUESTION}], "max_tokens": 100})
+    assert billed() == (1, Tokens(most.input)), "the server may have read it"
 
 
-def test_a_stream_that_is_left_is_billed(anthropic: AnthropicStandin) -> None:
-    call = Call()
-    client = messages._client(KEY, anthropic.url)
-    inner = messages._events(client, REQUEST, time.monotonic() + 5)
-    events = call.watched(inner)
+def test_a_stream_that_is_left_is_billed(
+    pool: ConnectionPool[Connection], connection: Connection, anthropic: AnthropicStandin
+) -> None:
+    claude = Claude(KEY, anthropic.url, Meter(pool))
+    request = {"system": "", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 100}
+    events: Generator[Any] = claude.stream("answers", MODEL, request, iter, Deadline.after(5))
     while next(events).type != "text":
         pass
     events.close()
-    assert next(inner, "ended") == "ended"
-    assert call.calls == 1
-    assert call.tokens.input > 0
+    ((_, _, calls, tokens, *_),) = rows(connection)
+    assert (calls, tokens > 0) == (1, True)
+    assert claude.meter.spent("answers").input == tokens
+
+
+def test_what_a_request_reserves() -> None:
+    """Texts are estimated from above. Marked texts count as written to the cache. With tools the whole body counts."""
+    texts = ["one two", "three", "Where is it?"]
+    system = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
+    result = {"type": "search_result", "source": "a.md", "title": "A", "content": [{"type": "text", "text": texts[0]}]}
+    question = {"type": "text", "text": texts[2]}
+    request = {"model": "m", "system": system, "max_tokens": 9, "messages": [{"content": [result, question]}]}
+    assert reservation(request) == Tokens(estimate_tokens("Be brief.a.mdAone twoWhere is it?"), 9)
+    cached = {"type": "text", "text": texts[1], "cache_control": {"type": "ephemeral"}}
+    request["messages"] = [{"content": [cached, question]}]
+    assert reservation(request) == Tokens(estimate_tokens("Be brief.Where is it?"), 9, estimate_tokens(texts[1]))
+    request["tools"] = [{"name": "search"}]
+    body = json.dumps({name: value for name, value in request.items() if name != "model"})
+    assert reservation(request) == Tokens(estimate_tokens(body), 9)
 
 
 def test_a_repetition_is_reserved_anew(
@@ -288,15 +316,12 @@ def test_a_repetition_is_reserved_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A cut answer spends what is left: its repetition is not sent."""
-    monkeypatch.setattr(messages, "PAUSE", 0.01)
+    monkeypatch.setattr(provider, "PAUSE", 0.01)
     anthropic.usage_times = 100
     anthropic.misbehave("cut_stream")
-    meter = Meter(pool, {"answers": 0.00012})
-    with (
-        pytest.raises(BudgetError, match="used up"),
-        meter.call("answers", "claude-haiku-5-5", Tokens(100, 100), 5) as call,
-    ):
-        complete(anthropic, call)
+    claude = Claude(KEY, anthropic.url, Meter(pool, {"answers": 0.00012}))
+    with pytest.raises(BudgetError, match="used up"):
+        complete(claude)
     assert len(anthropic.requests) == 1
     today = usage.today(connection, {})["answers"]
     assert today["reserved"] == 0
@@ -312,7 +337,7 @@ def test_reranking_counts_and_is_held_back(
     with VoyageStandin() as voyage:
         for meter in (Meter(pool), broke):
             first = VoyageReranker(KEY, "rerank-2.5", voyage.url, 3, meter)
-            second = ClaudeReranker(KEY, "claude-haiku-5-5", anthropic.url, 3, meter)
+            second = ClaudeReranker(Claude(KEY, anthropic.url, meter), MODEL, 3)
             for reranker in (first, second):
                 if meter is broke:
                     with pytest.raises(BudgetError):
@@ -330,24 +355,19 @@ def test_reranking_counts_and_is_held_back(
 def test_contexts_count_and_are_held_back(pool: ConnectionPool[Connection], connection: Connection) -> None:
     parsed, chunks = document(AT_ONCE * 2 + 1)
     with AnthropicStandin(reply=write_contexts) as claude:
-        for _ in ContextWriter("claude-haiku-5-5", KEY, claude.url, Meter(pool, {"embedding": 1.0})).write(
-            "a.txt", parsed, chunks
-        ):
-            pass
+        writer = ContextWriter(Claude(KEY, claude.url, Meter(pool, {"embedding": 1.0})), MODEL)
+        assert list(writer.write("a.txt", parsed, chunks))
         (row,) = rows(connection)
         assert row[:3] == ("context", "claude-haiku-5-5", len(claude.requests))
         assert all(tokens > 0 for tokens in row[3:7]), "what was written to the cache, and read from it, apart"
+        broke = ContextWriter(Claude(KEY, claude.url, Meter(pool, {"embedding": 0.001})), MODEL)
         with pytest.raises(BudgetError):
-            next(
-                ContextWriter("claude-haiku-5-5", KEY, claude.url, Meter(pool, {"embedding": 0.001})).write(
-                    "a.txt", parsed, chunks
-                )
-            )
+            next(broke.write("a.txt", parsed, chunks))
         assert row[2] == len(claude.requests)
 
 
 def test_a_reranker_without_money_is_not_called_sick(pool: ConnectionPool[Connection]) -> None:
-    broke = Reranking(ClaudeReranker(KEY, "claude-haiku-5-5", "", 3, Meter(pool, {"answers": 0.0})), "Claude")
+    broke = Reranking(ClaudeReranker(Claude(KEY, "", Meter(pool, {"answers": 0.0})), MODEL, 3), "Claude")
     passage = Passage(1, 1, "oar.md", "Oar", "It is Anna's.", 0.5, None, (), 0, 13)
     for _ in range(FAILURES + 1):
         order, warnings = broke.order("an oar", [passage])
@@ -355,7 +375,7 @@ def test_a_reranker_without_money_is_not_called_sick(pool: ConnectionPool[Connec
         assert "ASKFOLDER_BUDGET_ANSWERS" in warnings[0]
 
 
-# --- under load --------------------------------------------------------------------------------------------------------
+# --- under load
 
 
 def run_processes(database_url: str, url: str) -> list[tuple[int, int]]:
@@ -398,13 +418,13 @@ def test_what_takes_more_than_was_thought_exceeds_by_the_calls_in_flight(
     assert CAP < spent <= CAP + PROCESSES * THREADS * one
 
 
-# --- prices ------------------------------------------------------------------------------------------------------------
+# --- prices
 
 
 def test_prices_of_ones_own(pool: ConnectionPool[Connection], connection: Connection) -> None:
     assert prices.read(" my-model=0.5, org/other:7b = 1/5 ,") == {"my-model": Price(0.5), "org/other:7b": Price(1, 5)}
     for wrong in ("my-model", "my-model=", "=1", "m=1/2/3", "m=-1", "m=nan", "m=inf"):
-        with pytest.raises(SettingsError, match=r"ASKFOLDER_PRICES: .* is no price; write"):
+        with pytest.raises(SettingsError, match=r"ASKFOLDER_PRICES: .* is not a price; write"):
             prices.read(wrong)
     meter = Meter(pool, {"embedding": 0.1}, {"my-model": Price(0.5)})
     with meter.call("documents", "my-model", Tokens(100_000), 9) as call:

@@ -14,11 +14,13 @@ import httpx2
 import pytest
 
 from api.retrieval.rerankers import ClaudeReranker, VoyageReranker
-from api.verification import second_opinion
+from api.verification.second_opinion import SecondOpinion
 from shared import broker
 from shared.errors import TransientError
-from shared.providers import claude, pace
-from shared.providers.meter import Call, Meter
+from shared.models import Waiting
+from shared.providers import pace
+from shared.providers.claude import Claude, Deadline
+from shared.providers.meter import Meter, Purpose
 from shared.providers.pace import Pace
 from shared.providers.voyage import VoyageEmbedder
 from shared.settings import ROOT
@@ -30,7 +32,6 @@ from worker.indexing.contexts import ContextWriter
 
 URL = "https://user:password@api.example.com/v1"
 MODEL = "claude-haiku-5-5"
-REQUEST = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "Who?"}]}
 Make = Callable[[], Pace]
 
 
@@ -204,34 +205,31 @@ def elsewhere(redis_url: str, standin: Standin, model: str = MODEL, who: str = "
     return Pace(redis_url, who, standin.url, model)
 
 
-def complete(standin: AnthropicStandin, redis_url: str, seconds: float = 20, **named: Any) -> Any:
-    call = Call(Meter(redis_url=redis_url))
-    return claude.complete(REQUEST, api_key=KEY, base_url=standin.url, seconds=seconds, call=call, **named)
+def connect(standin: AnthropicStandin, redis_url: str) -> Claude:
+    return Claude(KEY, standin.url, Meter(redis_url=redis_url))
 
 
-def stream(standin: AnthropicStandin, redis_url: str, seconds: float = 20, attempts: int = 4) -> Generator[Any]:
-    found = claude.stream(
-        REQUEST,
-        lambda events: (event and event.type for event in events),
-        api_key=KEY,
-        base_url=standin.url,
-        deadline=time.monotonic() + seconds,
-        seconds=seconds,
-        attempts=attempts,
-        call=Call(Meter(redis_url=redis_url)),
-    )
-    assert isinstance(found, Generator)
-    return found
+def complete(standin: AnthropicStandin, redis_url: str, purpose: Purpose = "answers", model: str = MODEL) -> None:
+    """One question. Purposes differ in the number of attempts (rewriting: one) and urgency (context: not urgent)."""
+    connect(standin, redis_url).complete(purpose, model, "", "Who?", 9, 20)
+
+
+def stream(
+    standin: AnthropicStandin, redis_url: str, seconds: float = 20, purpose: Purpose = "answers"
+) -> Generator[Any]:
+    request = {"max_tokens": 9, "system": "", "messages": [{"role": "user", "content": "Who?"}]}
+    return connect(standin, redis_url).stream(purpose, MODEL, request, iter, Deadline.after(seconds))
 
 
 ASK = """
 import sys
-from shared.providers import claude as messages
-from shared.providers.meter import Call, Meter
-url, redis_url, request = sys.argv[1], sys.argv[2], eval(sys.argv[3])
+from shared.providers.claude import Claude
+from shared.providers.meter import Meter
+url, redis_url, model = sys.argv[1:]
+claude = Claude("key", url, Meter(redis_url=redis_url))
 print("ready", flush=True)
 input()
-messages.complete(request, api_key="key", base_url=url, seconds=30, call=Call(Meter(redis_url=redis_url)))
+claude.complete("answers", model, "", "Who?", 9, 30)
 print("answered", flush=True)
 """
 
@@ -239,7 +237,7 @@ print("answered", flush=True)
 @pytest.mark.parametrize("fault", ["429", "529"])
 def test_what_one_process_is_told_all_keep(redis_url: str, anthropic: AnthropicStandin, fault: str) -> None:
     other = subprocess.Popen(
-        [sys.executable, "-c", ASK, anthropic.url, redis_url, repr(REQUEST)],
+        [sys.executable, "-c", ASK, anthropic.url, redis_url, MODEL],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -250,7 +248,7 @@ def test_what_one_process_is_told_all_keep(redis_url: str, anthropic: AnthropicS
         assert other.stdout.readline() == "ready\n"
         anthropic.misbehave(fault, retry_after=1.5)
         with pytest.raises(TransientError):
-            complete(anthropic, redis_url, attempts=1)
+            complete(anthropic, redis_url, "rewriting")
         assert other.communicate("\n", 40)[0] == "answered\n"
     told, answered = (request["time"] for request in anthropic.requests)
     assert answered - told >= 1.4, "it came before the pause was over"
@@ -259,32 +257,25 @@ def test_what_one_process_is_told_all_keep(redis_url: str, anthropic: AnthropicS
 def test_overloaded_in_the_middle_of_an_answer_counts_too(redis_url: str, anthropic: AnthropicStandin) -> None:
     anthropic.misbehave("error_event")
     with pytest.raises(TransientError, match="overloaded"):
-        list(stream(anthropic, redis_url, attempts=1))
+        list(stream(anthropic, redis_url, purpose="rewriting"))
     assert known(elsewhere(redis_url, anthropic))
     anthropic.misbehave("500", times=None)
     with pytest.raises(TransientError):
-        claude.complete(
-            REQUEST | {"model": "another"},
-            api_key=KEY,
-            base_url=anthropic.url,
-            seconds=5,
-            attempts=1,
-            call=Call(Meter(redis_url=redis_url)),
-        )
+        complete(anthropic, redis_url, "rewriting", "another")
     assert elsewhere(redis_url, anthropic, "another").wait(0) is False, "one that fails may be asked"
 
 
 def test_who_waits_hears_that_it_goes_on_and_may_leave(redis_url: str, anthropic: AnthropicStandin) -> None:
     elsewhere(redis_url, anthropic).slow(2)
     found = stream(anthropic, redis_url)
-    waited = list(itertools.takewhile(lambda item: item is None, found))
+    waited = list(itertools.takewhile(lambda item: isinstance(item, Waiting), found))
     assert len(waited) >= 3
-    assert "message_stop" in list(found)
+    assert "message_stop" in [getattr(event, "type", "") for event in found]
     assert len(anthropic.requests) == 1
 
     elsewhere(redis_url, anthropic).slow(30)
     found = stream(anthropic, redis_url, 60)
-    assert [next(found), next(found)] == [None, None]
+    assert [next(found), next(found)] == [Waiting(), Waiting()]
     started = time.monotonic()
     found.close()
     assert time.monotonic() - started < 5
@@ -300,8 +291,8 @@ def test_an_answer_keeps_the_pause_and_not_the_distance_that_contexts_keep(
     change(other, gap=60_000, next=time.time() * 1000 + 60_000)
     parsed, chunks = document(1)
     with pytest.raises(TransientError, match=r"Claude asked to slow down; it is left alone for \d\d s"):
-        complete(anthropic, redis_url, urgent=False)
-    writer = ContextWriter(MODEL, KEY, anthropic.url, Meter(redis_url=redis_url))
+        complete(anthropic, redis_url, "context")
+    writer = ContextWriter(connect(anthropic, redis_url), MODEL)
     monkeypatch.setattr("worker.indexing.contexts.SECONDS", 5.0)
     with pytest.raises(TransientError, match="left alone"):
         list(writer.write("a.txt", parsed, chunks))
@@ -317,11 +308,11 @@ def test_an_answer_keeps_the_pause_and_not_the_distance_that_contexts_keep(
 
 def test_what_has_little_time_gives_up_at_once(redis_url: str, anthropic: AnthropicStandin) -> None:
     elsewhere(redis_url, anthropic).slow(40)
-    meter = Meter(redis_url=redis_url)
+    meter, claude = Meter(redis_url=redis_url), connect(anthropic, redis_url)
     with VoyageStandin() as voyage:
         elsewhere(redis_url, voyage, "rerank-2.5", "Voyage").slow(40)
         rerankers = (
-            ClaudeReranker(KEY, MODEL, anthropic.url, 30, meter),
+            ClaudeReranker(claude, MODEL, 30),
             VoyageReranker(KEY, "rerank-2.5", voyage.url, 30, meter),
         )
         started = time.monotonic()
@@ -329,10 +320,7 @@ def test_what_has_little_time_gives_up_at_once(redis_url: str, anthropic: Anthro
             with pytest.raises(TransientError, match=r"asked to slow down; it is left alone for \d\d s") as caught:
                 reranker.rerank("Who?", ["a", "b"])
             assert 30 < (caught.value.retry_after or 0) <= 40
-        judged = second_opinion.ask_judge(
-            "a", ["b"], {}, api_key=KEY, model=MODEL, base_url=anthropic.url, seconds=30, call=Call(meter)
-        )
-        assert judged is None
+        assert SecondOpinion(claude, MODEL, Deadline.after(30))("a", ["b"]) is None
         assert time.monotonic() - started < 20
         assert not voyage.requests
         assert not anthropic.requests
@@ -376,7 +364,7 @@ def test_a_wish_that_makes_no_sense(redis_url: str, anthropic: AnthropicStandin,
         )
         anthropic.misbehave("429")
         with pytest.raises(TransientError, match="rate limit"):
-            complete(anthropic, redis_url, attempts=1)
+            complete(anthropic, redis_url, "rewriting")
     pause = known(elsewhere(redis_url, anthropic))["pause"] / 1000 - time.time()
     assert pause <= pace.LONGEST_PAUSE
 

@@ -49,7 +49,7 @@ def test_env_file_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ("ASKFOLDER_COSINE_WEIGHT", "1.5", "less than or equal to 1"),
         ("ASKFOLDER_BUDGET_ANSWERS", "-1", "greater than or equal to 0"),
         ("ASKFOLDER_BUDGET_EMBEDDING", "much", "ASKFOLDER_BUDGET_EMBEDDING"),
-        ("ASKFOLDER_PRICES", "my-model", "ASKFOLDER_PRICES: value error, 'my-model' is no price; write model=IN"),
+        ("ASKFOLDER_PRICES", "my-model", "ASKFOLDER_PRICES: value error, 'my-model' is not a price; write model=IN"),
     ],
 )
 def test_wrong_ones_are_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:

@@ -1,9 +1,8 @@
-"""Contexts of chunks: what is asked, what is read, what it costs; against a server that speaks Anthropic's wire format."""
+"""Contexts of chunks: requests, replies and cost, against a stand-in for Anthropic's API."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from itertools import pairwise
 
 import pytest
 from pydantic import SecretStr
@@ -14,6 +13,8 @@ from shared.ledger import claims, documents
 from shared.models import Chunk, Parsed
 from shared.providers import claude as messages
 from shared.providers import privacy
+from shared.providers.claude import Claude
+from shared.providers.meter import Meter
 from shared.settings import Settings
 from shared.text.tokens import estimate_tokens
 from tests.standins.providers import AnthropicStandin, context_word, numbered_chunks, text_block, write_contexts
@@ -43,7 +44,7 @@ def document(count: int, length: int = 60) -> tuple[Parsed, list[Chunk]]:
 
 def write(claude: AnthropicStandin, parsed: Parsed, chunks: list[Chunk]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for written in ContextWriter(MODEL, KEY, claude.url).write("a.txt", parsed, chunks):
+    for written in ContextWriter(Claude(KEY, claude.url), MODEL).write("a.txt", parsed, chunks):
         assert not found.keys() & written.keys()
         found |= written
     return found
@@ -74,21 +75,14 @@ def test_the_request(claude: AnthropicStandin) -> None:
 
 def test_requests_that_follow_read_the_document_from_the_cache(claude: AnthropicStandin) -> None:
     parsed, chunks = document(AT_ONCE * 2 + 1)
-    usages: list[Counter[str]] = []
-    complete = messages.complete
-
-    def counted(*arguments: Any, **named: Any) -> Any:
-        message = complete(*arguments, **named)
-        usages.append(Counter(messages.usage(message)))
-        return message
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(messages, "complete", counted)
-        assert len(write(claude, parsed, chunks)) == len(chunks)
+    provider = Claude(KEY, claude.url, Meter())
+    spent = [provider.meter.spent("context")]
+    for _ in ContextWriter(provider, MODEL).write("a.txt", parsed, chunks):
+        spent.append(provider.meter.spent("context"))
     sizes = [len(numbered_chunks(request["body"])) for request in claude.requests]
     assert sizes == [AT_ONCE, AT_ONCE, 1]
-    written = [usage["cache_creation_input_tokens"] for usage in usages]
-    read = [usage["cache_read_input_tokens"] for usage in usages]
+    written = [after.cache_write - before.cache_write for before, after in pairwise(spent)]
+    read = [after.cache_read - before.cache_read for before, after in pairwise(spent)]
     assert written[0] > 512
     assert written[1:] == [0, 0]
     assert read == [0, written[0], written[0]]
@@ -198,7 +192,7 @@ def test_a_wrong_key_or_model_is_said(claude: AnthropicStandin, fault: str, word
     with pytest.raises(PermanentError, match=words) as caught:
         write(claude, *document(2))
     assert KEY not in str(caught.value)
-    assert KEY not in repr(ContextWriter(MODEL, KEY, ""))
+    assert KEY not in repr(ContextWriter(Claude(KEY), MODEL))
 
 
 def test_the_estimate_is_that_of_the_requests(claude: AnthropicStandin) -> None:

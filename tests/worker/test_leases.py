@@ -15,24 +15,24 @@ from shared.db import Connection
 from shared.ledger import claims, documents, listing, sources
 from tests.conftest import System, until
 from tests.standins.providers import OpenAIStandin
-from worker.leases import blame, name_of
+from worker.leases import blame, hand_back_dead, name_of
 
 
 @pytest.mark.parametrize(
-    ("error", "out_of_memory", "said"),
+    ("error", "out_of_memory", "reason"),
     [
         (WorkerLostError("Worker exited prematurely: signal 9 (SIGKILL) Job: 1."), False, None),
         (WorkerLostError("Worker exited prematurely: signal 15 (SIGTERM) Job: 1."), False, None),
         (WorkerLostError("Worker exited prematurely: signal 9 (SIGKILL) Job: 1."), True, "out of memory"),
         (WorkerLostError("Worker exited prematurely: signal 11 (SIGSEGV) Job: 1."), False, "a crash, signal 11"),
-        (WorkerLostError("Worker exited prematurely: exitcode 1 Job: 1."), False, "it ended without a word"),
-        (TimeLimitExceeded(3600), False, "it never came to an end"),
+        (WorkerLostError("Worker exited prematurely: exitcode 1 Job: 1."), False, "the process exited without a reason"),
+        (TimeLimitExceeded(3600), False, "it exceeded the time limit"),
         (Terminated(15), False, None),
         (SystemExit(), False, None),
     ],
 )
-def test_blame(error: BaseException, out_of_memory: bool, said: str | None) -> None:
-    assert blame(error, out_of_memory) == said
+def test_blame(error: BaseException, out_of_memory: bool, reason: str | None) -> None:
+    assert blame(error, out_of_memory) == reason
 
 
 def leased(connection: Connection, worker: str, attempts: int) -> int:
@@ -118,17 +118,15 @@ def test_worker_that_is_told_to_end_hands_back(system: System, database_url: str
 
 
 def test_dead_process_of_a_dead_worker(connection: Connection) -> None:
-    from worker.leases import _hand_back_dead
-
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     number = leased(connection, name_of(gone.pid, gone.pid), 1)
-    _hand_back_dead(connection)
+    hand_back_dead(connection)
     assert listing.one(connection, number)["state"] == "queued"  # type: ignore[index]
     for main, pid in ((gone.pid, os.getpid()), (os.getpid(), os.getpid()), (os.getpid(), gone.pid)):
         connection.execute("UPDATE document SET not_before = NULL, state = 'queued', lease = NULL, leased_until = NULL")
         assert claims.claim(connection, number, name_of(pid, main))
-        _hand_back_dead(connection)
+        hand_back_dead(connection)
         row = listing.one(connection, number)
         assert row is not None
         assert row["state"] == "ingesting", (
@@ -146,7 +144,7 @@ def test_folder_that_a_worker_cannot_read_is_left_to_others(system: System, data
     with psycopg.connect(database_url, autocommit=True) as connection:
         until(lambda: connection.execute("SELECT roots FROM askfolder.worker").fetchone() == ([],))
     away.rename(system.folder)
-    until(lambda: "are taken again" in system.log("worker"))
+    until(lambda: "are ingested again" in system.log("worker"))
     (system.folder / "b.txt").write_text("The stork stands still.")
     until(lambda: system.search("stork") and [r for r in system.search("stork") if r["source"] == "b.txt"])
 
@@ -176,7 +174,7 @@ def test_longest_turn_ends_and_goes_on_where_it_was(system: System, database_url
             until(lambda: len(openai.requests) >= 2, pause=0.01)
             os.kill(int(worker.rpartition(":")[2]), signal.SIGUSR1)
             row = until(lambda: (d := system.documents()["a.txt"])["error"] and d)
-            assert "took a worker's longest turn" in row["error"]
+            assert "reached the time limit of one attempt" in row["error"]
             assert row["attempts"] == 0
         assert system.settled(1, 60)["a.txt"]["state"] == "ready"
         texts = [text for request in openai.requests for text in request["body"]["input"]]

@@ -1,7 +1,7 @@
-"""Word statistics: the text search configuration of a document, and how many chunks have each lexeme.
+"""The text search configuration of a document, and lexeme statistics: the number of chunks that hold each lexeme.
 
-Lexemes are counted in the background whenever enough has changed. Before the first count, and for lexemes newer than
-the last one, each question counts its own (api/retrieval/lexemes.py).
+Lexemes are counted in the background when enough has changed. A question counts the lexemes that the statistics lack by
+itself (api/retrieval/lexemes.py).
 """
 
 import threading
@@ -20,8 +20,8 @@ from shared.text.words import words
 
 FEW_WORDS = 20  # a shorter text takes its collection's language: a wrong guess would hide it
 VOTERS = 1_000  # documents, the oldest ones, that decide a collection's language
-LEAST = 1_000  # chunks: fewer are counted by each question, exactly
-SHARE = 0.1  # of the chunks must have changed since
+LEAST = 1_000  # chunks: every question counts fewer by itself, exactly
+SHARE = 0.1  # of the chunks must have changed before they are counted again
 LOCK = 0x61736B6C
 
 
@@ -42,31 +42,31 @@ def configuration(connection: Connection, collection_id: int, text: str) -> str:
 
 
 class Counting:
-    """Count the lexemes of generations in a thread with its own connection; `start()` does nothing while one runs."""
+    """Counts due generations in a thread with its own connection, one thread at a time."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.thread: threading.Thread | None = None
 
     def start(self, connection: Connection) -> None:
+        """Start counting what is due, unless a thread is counting already."""
         if self.thread and self.thread.is_alive():
             return
-        due = [generation for generation in generations.active(connection) if _is_due(connection, generation)]
-        if due:
+        if due := [generation for generation in generations.active(connection) if is_due(connection, generation)]:
             self.thread = threading.Thread(target=self._run, args=[due], daemon=True, name="lexemes")
             self.thread.start()
 
     def _run(self, due: list[Generation]) -> None:
         try:
             with db.connect(self.url) as connection:
-                db.prepare(connection)
                 for generation in due:
                     count(connection, generation)
-        except (psycopg.Error, TransientError) as error:
-            log.warning(f"Cannot count lexemes, trying again at the next sweep: {error}", action="lexemes.not_counted")
+        except (psycopg.Error, TransientError) as error:  # still due at the next sweep
+            log.warning(f"Lexemes could not be counted: {error}", action="lexemes.not_counted")
 
 
-def _is_due(connection: Connection, generation: Generation) -> bool:
+def is_due(connection: Connection, generation: Generation) -> bool:
+    """True if so many chunks changed since the last count that they should be counted again."""
     row = connection.execute(
         """
         SELECT n_live_tup, n_tup_ins + n_tup_upd + n_tup_del, counted_changes,
@@ -85,40 +85,36 @@ def _is_due(connection: Connection, generation: Generation) -> bool:
 
 
 def count(connection: Connection, generation: Generation) -> None:
-    """Count the lexemes of a generation's chunks. The earlier counts stay in use until this transaction commits."""
-    table = f"askfolder.lexical_{generation.id}"
+    """Count the lexemes of a generation's chunks. The previous counts stay in use until the transaction commits."""
     with connection.transaction():
-        taken = connection.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", [LOCK, generation.id]).fetchone()
-        if taken != (True,):  # another producer is counting
+        lock = connection.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", [LOCK, generation.id]).fetchone()
+        if lock != (True,):  # another producer is counting
             return
         row = connection.execute(
-            "SELECT n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables WHERE relid = to_regclass(%s)", [table]
+            "SELECT n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables WHERE relid = to_regclass(%s)",
+            [f"askfolder.lexical_{generation.id}"],
         ).fetchone()
         connection.execute("DELETE FROM lexeme_stats WHERE generation_id = %s", [generation.id])
-        chunks = 0
-        per_collection = sql.SQL("SELECT collection_id, count(*) FROM {lexical} GROUP BY 1")
-        for collection_id, number in connection.execute(per_collection.format(lexical=generation.lexical)).fetchall():
-            chunks += number
-            terms = sql.SQL("SELECT bm25_terms(bm25) FROM {lexical} WHERE collection_id = {collection}").format(
-                lexical=generation.lexical, collection=sql.Literal(collection_id)
-            )
+        per_collection = sql.SQL("SELECT collection_id, count(*) FROM {} GROUP BY 1").format(generation.lexical)
+        collections = connection.execute(per_collection).fetchall()
+        for collection_id, chunks in collections:
+            query = sql.SQL("SELECT bm25_terms(bm25) FROM {} WHERE collection_id = {}")
+            terms = query.format(generation.lexical, sql.Literal(collection_id)).as_string(connection)
             connection.execute(
                 """
                 INSERT INTO lexeme_stats (generation_id, collection_id, place, chunks, strong, stronger)
-                VALUES (%s, %s, 0, %s, 0, 0)
+                SELECT %(generation)s, %(collection)s, 0, %(chunks)s, 0, 0
+                UNION ALL
+                SELECT %(generation)s, %(collection)s, ltrim(word, 'ab')::integer AS place,
+                       sum(ndoc) FILTER (WHERE word !~ '^[ab]'),
+                       coalesce(sum(ndoc) FILTER (WHERE word LIKE 'a%%'), 0),
+                       coalesce(sum(ndoc) FILTER (WHERE word LIKE 'b%%'), 0)
+                FROM ts_stat(%(terms)s) GROUP BY place HAVING sum(ndoc) FILTER (WHERE word !~ '^[ab]') > 1
                 """,
-                [generation.id, collection_id, number],
+                {"generation": generation.id, "collection": collection_id, "chunks": chunks, "terms": terms},
             )
-            connection.execute(_COUNT, [generation.id, collection_id, terms.as_string(connection)])
         connection.execute(
             "UPDATE generation SET counted_changes = %s WHERE id = %s", [row[0] if row else 0, generation.id]
         )
-    log.info(f"Counted the lexemes of {chunks:,} chunks", action="lexemes.counted", generation=generation.id)
-
-
-_COUNT = """
-INSERT INTO lexeme_stats (generation_id, collection_id, place, chunks, strong, stronger)
-SELECT %s, %s, ltrim(word, 'ab')::integer AS place, sum(ndoc) FILTER (WHERE word !~ '^[ab]'),
-       coalesce(sum(ndoc) FILTER (WHERE word LIKE 'a%%'), 0), coalesce(sum(ndoc) FILTER (WHERE word LIKE 'b%%'), 0)
-FROM ts_stat(%s) GROUP BY 3 HAVING sum(ndoc) FILTER (WHERE word !~ '^[ab]') > 1
-"""
+    total = sum(chunks for _, chunks in collections)
+    log.info(f"Counted the lexemes of {total:,} chunks", action="lexemes.counted", generation=generation.id)

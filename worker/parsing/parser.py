@@ -19,6 +19,7 @@ from typing import Any, NoReturn, Self
 
 from shared.errors import TransientError, UnreadableError
 from shared.models import Heading, Parsed
+from shared.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,15 @@ class Parser:
         self._owner = 0
         self._peak = 0
         self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(
+            memory_bytes=settings.parse_memory_mb << 20,
+            seconds=settings.parse_seconds,
+            max_text_chars=settings.max_text_mb * 1_000_000,
+            max_file_bytes=settings.max_file_mb << 20,
+        )
 
     def __enter__(self) -> Self:
         return self
