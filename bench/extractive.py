@@ -32,6 +32,7 @@ from api import ask
 from api.answering import extractive
 from api.retrieval import passages, retrieve
 from api.retrieval.filters import Filters
+from api.retrieval.query import PASSAGES, Query
 from api.verification.citations import Verification, resolve
 from shared import db
 from shared.db import Connection
@@ -198,10 +199,9 @@ class Index:
         generation = generations.live(self.connection)
         assert generation is not None
         filters = Without(keys=tuple(without)) if without else Filters()
-        depth = ask.PASSAGES + ask.SPARE
-        vector = self.embedder.embed_question(question)
-        found = retrieve.retrieve(self.connection, generation, question, vector, depth, "hybrid", filters)
-        return passages.with_neighbours(self.connection, passages.diversify(found, ask.PASSAGES))
+        query = Query(question, PASSAGES + ask.SPARE, filters=filters)
+        found = retrieve.retrieve(self.connection, generation, query, self.embedder.embed_question(question))
+        return passages.with_neighbours(self.connection, passages.diversify(found, PASSAGES))
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         if fresh := [text for text in dict.fromkeys(texts) if text not in self.vectors]:

@@ -1,14 +1,13 @@
-"""Watches the folder, compares it with the ledger, publishes what is due. The scan is the truth, events only make it faster."""
+"""The producer of one source: watch the folder, scan it into the ledger, publish due documents, sweep lost ones."""
 
 import contextlib
 import signal
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import psycopg
-import redis
-from celery import current_app
-from kombu.exceptions import OperationalError as BrokerError
 
 from shared import db
 from shared.broker import check
@@ -16,135 +15,109 @@ from shared.db import Connection
 from shared.errors import AskfolderError, TransientError
 from shared.ledger import documents, generations, sources
 from shared.log import log
-from shared.providers.choice import wanted_embedder
+from shared.providers.choice import embedder_of
 from shared.settings import Settings, load
-from worker.app import celery_app, queue_of
-from worker.indexing import contexts
+from worker.app import celery_app
+from worker.indexing import contexts, index
 from worker.indexing.chunking import CHUNKER_VERSION
 from worker.indexing.inputs import chunk_sizes
 from worker.indexing.lexemes import Counting
-from worker.publishing import NO_REDIS_SECONDS, TINY_BYTES, WAITING_BYTES, WAITING_FILES
+from worker.publishing import Publisher
 from worker.source.folder import FolderSource
 from worker.source.scan import Scanner
 from worker.source.watch import Watch
-from worker.tasks import ingest_document
 
 TICK_SECONDS = 0.1
-SCAN_ALL_ABOVE = 200  # changed keys: beyond that one look at everything costs less than many
-HELD_SECONDS = 2.0  # between scans that ask whether a folder is back as it was
-BLIND_SECONDS = 30.0  # between scans, where not everything can be watched
+IDLE_SECONDS = 0.5  # wait for an event while there is no other work
+REQUEST_SECONDS = 0.5  # between looks for a scan that a person asked for
+SCAN_ALL_ABOVE = 200  # changed keys: one full scan costs less than more of them
+STOPPED_SECONDS = 2.0  # between scans of a folder that may be back as it was
+PARTLY_WATCHED_SECONDS = 30.0  # between scans of a folder that is not watched completely
 SWEEP_SECONDS = 5.0
-EMPTY_SECONDS = 3.0  # a task that nobody took for so long, and that is not in the queue any more, was lost with it
-REUNION_SECONDS = 15.0  # after the database was away, workers may first say that they still hold what they held
+EMPTY_SECONDS = 3.0  # a published task that no worker took, with an empty queue, was lost
+REUNION_SECONDS = 15.0  # workers may first renew their leases after a database outage
+
+
+@dataclass
+class Job:
+    """An action and the seconds between its runs."""
+
+    seconds: float
+    action: Callable[[], object]
+    due: float = 0.0
+
+    def run_if_due(self) -> None:
+        if (now := time.monotonic()) >= self.due:
+            self.due = now + self.seconds
+            self.action()
 
 
 class Producer:
-    """One source's watcher. `tick()` does what is due now; `run()` repeats it."""
+    """One source's loop. `tick()` does what is due now; `run()` repeats it."""
 
     def __init__(self, settings: Settings, connection: Connection, after_outage: bool = False) -> None:
         self.settings = settings
         self.connection = connection
         self.source = FolderSource(settings.inbox)
-        self.queue = queue_of("folder", str(settings.inbox))
         self.watch = Watch(self.source, settings.watch)
-        self.scanner = Scanner(settings, connection, self.source, self.watch.problem, meanwhile=self.publish)
-        self.source_id = self.scanner.source_id
-        self.dirty: set[str] = set()
-        self.next_scan = self.next_question = self.next_publish = self.last_scan = 0.0
-        self.next_sweep = time.monotonic() + (REUNION_SECONDS if after_outage else 0)
+        self.scanner = Scanner(settings, connection, self.source, self.watch.problem, index.rename)
+        self.publisher = Publisher(settings, connection, self.scanner.source_id)
+        self.scanner.meanwhile = self.publisher.publish
         self.counting = Counting(settings.database_url)
+        self.changed: set[str] = set()
+        self.request: tuple[bool, bool] | None = None
+        self.last_full_scan = self.next_full_scan = 0.0
         self.idle = False
-
-    # --- publishing ---
-
-    def publish(self) -> int:
-        """Sends what is due, up to the window: a small file never waits behind a backlog or for large ones. Returns how many."""
-        if time.monotonic() < self.next_publish:
-            return 0
-        flying = documents.in_flight(self.connection)
-        at_once = sources.capacity(self.connection, str(self.settings.inbox)) or self.settings.workers()
-        large = max(at_once - 1, 1) - sum(is_large for _, is_large, _ in flying)
-        waiting = [size for size, _, taken in flying if not taken]
-        files, room = WAITING_FILES - len(waiting), WAITING_BYTES - sum(waiting)
-        chosen = []
-        for document in documents.due(self.connection, [self.source_id], files) if files > 0 else ():
-            if room > 0:
-                room -= document.size
-                chosen.append(document)
-        if large > 0:
-            chosen += documents.due(self.connection, [self.source_id], large, large=True)
-        documents.published(self.connection, [document.id for document in chosen])
-        for sent, document in enumerate(chosen):
-            try:
-                ingest_document.apply_async(
-                    args=[document.id],
-                    argsrepr=f"({document.key!r})",
-                    queue=self.queue,
-                    priority=0 if document.size <= TINY_BYTES else 3,  # Redis serves 0 first
-                    retry=True,
-                    retry_policy={"max_retries": 1, "interval_start": 0.1},
-                )
-            except (BrokerError, redis.RedisError, OSError) as error:
-                # Scans go on meanwhile: what is deleted leaves answers.
-                documents.unpublished(self.connection, [document.id for document in chosen[sent:]])
-                log.error(f"Redis does not take work, it is tried again: {error}", action="producer.no_redis")
-                self.next_publish = time.monotonic() + NO_REDIS_SECONDS
-                return sent
-        return len(chosen)
-
-    def _queue_is_empty(self) -> bool:
-        """Whether Redis has no task that waits, as after a restart or a flush; False when it does not say."""
-        with (
-            contextlib.suppress(BrokerError, redis.RedisError, OSError),
-            current_app.connection_for_write() as connection,
-        ):
-            channel = connection.default_channel
-            try:
-                return bool(channel.queue_declare(self.queue, passive=True).message_count == 0)
-            except connection.channel_errors:  # a queue that holds nothing is none
-                return True
-        return False
-
-    # --- the loop ---
+        self.jobs = (
+            Job(0, self.collect_changes),
+            Job(REQUEST_SECONDS, self.look_for_request),
+            Job(0, self.scan),
+            Job(SWEEP_SECONDS, self.sweep, time.monotonic() + (REUNION_SECONDS if after_outage else 0)),
+            Job(0, self.publish),
+        )
 
     def tick(self) -> None:
-        self.dirty |= self.scanner.again
+        for job in self.jobs:
+            job.run_if_due()
+
+    def collect_changes(self) -> None:
+        self.changed |= self.scanner.again
         self.scanner.again.clear()
-        self.dirty |= self.watch.changed(TICK_SECONDS * (5 if self.idle and not self.dirty else 0))
+        self.changed |= self.watch.changed(IDLE_SECONDS if self.idle and not self.changed else 0)
+
+    def look_for_request(self) -> None:
+        self.request = sources.asked_scan(self.connection, self.scanner.source_id)
+
+    def scan(self) -> None:
+        """Run a full scan if one is due, otherwise scan the changed keys."""
         now = time.monotonic()
-        asked = None
-        if now >= self.next_question:
-            self.next_question = now + 0.5
-            asked = sources.asked_scan(self.connection, self.source_id)
-        if self.scanner.held:  # single events don't count now, but they may be the folder's return
-            if self.dirty:
-                self.next_scan = min(self.next_scan, self.last_scan + HELD_SECONDS)
-            self.dirty.clear()
-        if (
-            now >= self.next_scan
-            or asked
-            or self.watch.take_lost()
-            or "" in self.dirty
-            or len(self.dirty) > SCAN_ALL_ABOVE
-        ):
-            self.last_scan, self.next_scan = now, now + self.settings.rescan_seconds
-            self.dirty.clear()
-            self.scanner.scan(None, *(asked or ()))
-            if self.scanner.blind:
-                self.next_scan = min(self.next_scan, now + BLIND_SECONDS)
-        elif (self.dirty or self.scanner.unsettled) and not self.scanner.held:
-            below = {key for key in self.dirty | set(self.scanner.unsettled) if not self.source.ignores(key)}
-            self.dirty.clear()
+        if self.scanner.stopped:  # a single change is not applied, but may be the folder's return
+            if self.changed:
+                self.next_full_scan = min(self.next_full_scan, self.last_full_scan + STOPPED_SECONDS)
+            self.changed.clear()
+        keys, self.changed = self.changed, set()
+        is_due = now >= self.next_full_scan or self.request is not None
+        if is_due or self.watch.take_lost() or "" in keys or len(keys) > SCAN_ALL_ABOVE:
+            request, self.request = self.request or (False, False), None
+            self.last_full_scan, self.next_full_scan = now, now + self.settings.rescan_seconds
+            self.scanner.scan(None, *request)
+            if self.scanner.partly_watched:
+                self.next_full_scan = min(self.next_full_scan, now + PARTLY_WATCHED_SECONDS)
+        elif not self.scanner.stopped:
+            below = {key for key in keys | set(self.scanner.unsettled) if not self.source.rules.ignores(key)}
             if below:
                 self.scanner.scan(below)
-        if now >= self.next_sweep:
-            self.next_sweep = now + SWEEP_SECONDS
-            documents.sweep(self.connection, EMPTY_SECONDS if self._queue_is_empty() else documents.REPUBLISH_SECONDS)
-            documents.purge(self.connection)
-            self.counting.start(self.connection)
-            if promoted := generations.promote_when_whole(self.connection):
-                log.info(f"Now answering with {promoted.embedder} {promoted.model}", action="generation.switched")
-        self.idle = self.publish() == 0 and not documents.in_flight(self.connection)
+
+    def sweep(self) -> None:
+        seconds = EMPTY_SECONDS if self.publisher.queue_is_empty() else documents.REPUBLISH_SECONDS
+        documents.sweep(self.connection, seconds)
+        documents.purge(self.connection)
+        self.counting.start(self.connection)
+        if promoted := generations.promote_when_whole(self.connection):
+            log.info(f"Now answering with {promoted.embedder} {promoted.model}", action="generation.switched")
+
+    def publish(self) -> None:
+        self.idle = self.publisher.publish() == 0 and not documents.in_flight(self.connection)
 
     def run(self) -> None:
         self.watch.start()
@@ -157,8 +130,8 @@ class Producer:
 
 
 def want_generation(settings: Settings, connection: Connection) -> None:
-    """Says in the database which embedder, chunker and template are wanted."""
-    embedder = wanted_embedder(settings)
+    """Record the wanted embedder, chunker and template in the database."""
+    embedder = embedder_of(settings)
     sizes = "/".join(map(str, chunk_sizes(embedder, settings.chunk_tokens, settings.context != "off")))
     state = generations.want(
         connection,
@@ -174,33 +147,34 @@ def want_generation(settings: Settings, connection: Connection) -> None:
     log.info(f"Embedder {embedder.name} {embedder.model}: its index is {state}", action="generation.wanted")
 
 
+def wait_for_turn(settings: Settings, connection: Connection) -> None:
+    """Return once this process is the only producer of the folder."""
+    if not sources.serve(connection, "folder", str(settings.inbox)):
+        log.info(f"Another producer serves {settings.inbox}; this one stands by", action="producer.stands_by")
+        while not sources.serve(connection, "folder", str(settings.inbox)):
+            time.sleep(1)
+
+
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = load()
     celery_app(settings)
-    standing_by = outage = woken = False
+    after_outage, first = False, True
     while True:
         try:
-            with contextlib.suppress(TransientError):  # without Redis there is still what was deleted
+            with contextlib.suppress(TransientError):  # deletions are applied without Redis too
                 check(settings.redis_url)
             db.migrate(settings.database_url)
             with db.connect(settings.database_url) as connection:
-                while not sources.serve(connection, "folder", str(settings.inbox)):
-                    if not standing_by:
-                        log.info(
-                            f"Another producer serves {settings.inbox}; this one stands by", action="producer.stands_by"
-                        )
-                    standing_by = True
-                    time.sleep(1)
-                standing_by = False
+                wait_for_turn(settings, connection)
                 want_generation(settings, connection)
-                if not woken:
+                if first:
                     documents.wake(connection)
-                woken = True
+                first = False
                 log.info(f"Serving {settings.inbox}", action="producer.serves")
-                Producer(settings, connection, after_outage=outage).run()
+                Producer(settings, connection, after_outage).run()
         except (TransientError, psycopg.OperationalError) as error:
-            outage = True
+            after_outage = True
             log.error(f"The producer waits for the database: {error}", action="producer.waits")
             time.sleep(1)
         except AskfolderError as error:

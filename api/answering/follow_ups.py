@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from api.resources import Resources
 from shared.errors import AskfolderError
 from shared.log import log
+from shared.models import Turn
 from shared.providers.claude import Claude, prompt
 from shared.providers.meter import BudgetError
 from shared.text import words
@@ -26,14 +27,6 @@ SYSTEM = prompt(__file__, "follow_ups.md")
 _LISTS = read_word_lists(Path(__file__).with_suffix(".txt"))
 _POINTERS, _CONTINUATIONS = frozenset(_LISTS["pointers"]), frozenset(_LISTS["continuations"])
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A question and its answer, as the user saw them."""
-
-    question: str
-    answer: str = ""
 
 
 def stands_alone(question: str, least: int) -> bool:

@@ -14,11 +14,11 @@ from shared.db import Connection
 from shared.ledger.generations import Generation
 from shared.text import words
 
-COUNTED = 1_000  # rows that are counted for a lexeme without statistics; a lexeme in more rows is taken to be common
-SINGLES, ROWS = 1_000, 2_000  # rows that single lexemes, and with pairs of common ones, may bring up to …
-LARGE = 100_000  # … so many chunks; beyond, √ as many times more
-TOTAL = 0  # the place under which all chunks are counted
-PAIRED = 8  # common lexemes that are paired
+COUNTED = 1_000  # rows to count for a lexeme without statistics; in more rows it is called common
+SINGLES, ROWS = 1_000, 2_000  # candidates from single lexemes, and with pairs of common lexemes, in …
+LARGE = 100_000  # … so many chunks; in n times as many chunks √n times as many
+TOTAL = 0  # the place under which all chunks are counted; no lexeme has it
+PAIRED = 8  # common lexemes that pairs are made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Lexeme:
 
     place: int
     chunks: int
-    strong: int | None
+    strong: int | None  # None: not counted yet
     stronger: int | None
     words: Sequence[int] = ()
 
@@ -66,9 +66,9 @@ WHERE coalesce(known.chunks, counted.chunks) > 0
 
 
 def lexemes_of(connection: Connection, generation: Generation, question: str, filters: Filters) -> dict[int, Lexeme]:
-    """Read the question's lexemes in every text search configuration of the collection, by place.
+    """The question's lexemes in every language of the collection, by place; with TOTAL, if there are statistics.
 
-    TOTAL is among them where there are statistics. Lexemes without statistics are counted here, up to COUNTED rows.
+    Lexemes without statistics are counted, up to COUNTED rows.
     """
     question_words, exact = words.question(question)
     with connection.cursor(row_factory=class_row(Lexeme)) as cursor:
@@ -86,23 +86,23 @@ def lexemes_of(connection: Connection, generation: Generation, question: str, fi
 
 
 def weigh(lexemes: Sequence[Lexeme], total: int, allowed: int) -> tuple[list[str], dict[int, float]]:
-    """Return tsqueries of index terms that bring every row which may rank among the best, and place → idf.
+    """Tsqueries of index terms for the rows that can be among the best; and inverse document frequencies: place → idf.
 
-    `total`: chunks, of which `allowed` pass the filters. Every lexeme counts for the score of a row, but common lexemes
-    bring only the rows in which they are strong, then rows that hold two of them, the rarest first, within the budget.
-    The first query is of terms that bring rows by themselves; of each two further queries both must match.
+    Every lexeme counts in the score of a row, but common ones give no candidates by themselves: only their strong rows
+    do, then rows that contain two of them, the rarest pairs first, within the budget. `allowed` of `total` chunks pass
+    the filters. The first query is of terms that give candidates alone; the others come in pairs that must both match.
     """
     if not lexemes or not total:
         return [], {}
     known = [_plausible(lexeme, total) for lexeme in lexemes]
     idf = _inverse_frequencies(known, total)
-    # The filters drop some of the rows that are brought.
-    scale = max(math.sqrt(total / LARGE), 1.0) * min(total / max(allowed, 1), 10.0)
+    scale = max(math.sqrt(total / LARGE), 1.0)
+    scale *= min(total / max(allowed, 1), 10.0)  # filters drop some of the candidates
     singles, rows = _singles(known, SINGLES * scale)
     rest = sorted((x for x in known if str(x.place) not in singles), key=lambda x: (x.chunks, x.place))[:PAIRED]
     meeting: dict[int, list[int]] = defaultdict(list)
     for a, b in sorted(combinations(rest, 2), key=lambda pair: -idf[pair[0].place] - idf[pair[1].place]):
-        rows += 2 * a.chunks * b.chunks / total  # words that go together meet more often than by chance
+        rows += 2 * a.chunks * b.chunks / total  # related words meet more often than by chance
         if rows > ROWS * scale:
             break
         meeting[a.place].append(b.place)
@@ -129,13 +129,13 @@ def sparse(idf: dict[int, float]) -> str:
 
 
 def _plausible(lexeme: Lexeme, total: int) -> Lexeme:
-    """Correct an unlikely count: without statistics a lexeme in COUNTED rows or more is taken to be in half of all."""
+    """Correct the count: a common lexeme without statistics is assumed to be in half of all chunks."""
     common = lexeme.strong is None and lexeme.chunks >= COUNTED
     return replace(lexeme, chunks=min(max(lexeme.chunks, total // 2 if common else 0), total))
 
 
 def _singles(lexemes: Sequence[Lexeme], budget: float) -> tuple[list[str], float]:
-    """Return the index terms that bring rows by themselves, the rarest first, at least one, and the number of rows."""
+    """Index terms that give candidates alone, the rarest first, at least one; and the number of their rows."""
     terms = [(x.chunks, str(x.place)) for x in lexemes]
     terms += [(x.strong, f"a{x.place}") for x in lexemes if x.strong]
     terms += [(x.stronger, f"b{x.place}") for x in lexemes if x.stronger]

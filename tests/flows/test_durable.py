@@ -68,7 +68,7 @@ def test_deleted_documents_leave_answers_while_redis_is_away(system: System) -> 
     (system.folder / "a.txt").unlink()
     until(lambda: not system.search("heron", mode="lexical"))
     until(lambda: system.documents().get("b.txt", {}).get("state") == "queued")
-    until(lambda: "Redis does not take work" in system.log("producer"))
+    until(lambda: "Cannot publish to Redis" in system.log("producer"))
     system.stop("producer")
     system.start("worker", "producer")
     until(lambda: system.search("stork"))

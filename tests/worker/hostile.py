@@ -96,7 +96,7 @@ def office_bombs() -> dict[str, tuple[bytes, str]]:
             again(workbook("", {"xl/a.xml": spaces}), "xl/a.xml", 40),
             far_more,
         ),
-        "nested-bomb.docx": (nested(5), "zip archive without a word document"),
+        "nested-bomb.docx": (nested(5), "zip archive without a word file"),
         "unnamed-bomb.docx": (
             claim(
                 package(
@@ -170,14 +170,14 @@ def office_broken() -> dict[str, tuple[bytes, str]]:
     return {
         "deep.docx": (document(deep), "nested too deeply"),
         "deep.xlsx": (workbook("<row>" + "<c>" * 200_000), "nested too deeply"),
-        "cut.docx": (whole[:-40], "damaged or cut off"),
+        "cut.docx": (whole[:-40], "damaged or incomplete"),
         "cut-inside.docx": (package({"word/document.xml": f"<w:document {WORD}><w:body><w:p>"}), "damaged inside"),
-        "absurd-directory.docx": (absurd, "damaged or cut off"),
+        "absurd-directory.docx": (absurd, "damaged or incomplete"),
         "absurd-size.docx": (claim(whole, "word/document.xml", 100, 0xFFFFFFFE), "unpacks to far more"),
         "flipped-bits.docx": (bytes(flipped), "damaged"),
         "locked-part.docx": (bytes(locked), "password"),
         "locked.docx": (ole, "password"),
-        "no-document.docx": (package({"[Content_Types].xml": "<Types/>"}), "zip archive without a word document"),
+        "no-document.docx": (package({"[Content_Types].xml": "<Types/>"}), "zip archive without a word file"),
         "no-main-part.docx": (package({"word/documentation.xml": "<x/>"}), "damaged inside"),
         "own-slide.pptx": (
             presentation(
@@ -185,8 +185,8 @@ def office_broken() -> dict[str, tuple[bytes, str]]:
             ),
             "no text in it",
         ),
-        "junk.docx": (junk(20_000), "no word file inside"),
-        "junk-in-zip.xlsx": (b"PK\x03\x04" + junk(20_000), "damaged or cut off"),
+        "junk.docx": (junk(20_000), "is not a valid word file"),
+        "junk-in-zip.xlsx": (b"PK\x03\x04" + junk(20_000), "damaged or incomplete"),
         "empty.docx": (b"", "is empty"),
     }
 
@@ -213,7 +213,9 @@ def presentation(slides: int, parts: Parts, shown: int = 0) -> bytes:
     entries = "".join(f'<p:sldId r:id="s{number}"/>' for number in numbers)
     return package(
         {
-            "ppt/presentation.xml": f"<p:presentation {SLIDE} {RELATED}><p:sldIdLst>{entries}</p:sldIdLst></p:presentation>",
+            "ppt/presentation.xml": (
+                f"<p:presentation {SLIDE} {RELATED}><p:sldIdLst>{entries}</p:sldIdLst></p:presentation>"
+            ),
             "ppt/_rels/presentation.xml.rels": relations(
                 *((f"s{number}", "slide", f"slides/slide{number + 1}.xml") for number in range(slides))
             ),
@@ -281,7 +283,7 @@ def claim(data: bytes, part: str, packed: int, unpacked: int) -> bytes:
 
 def pdfs() -> dict[str, tuple[bytes, str]]:
     catalog = "<</Type/Catalog/Pages 2 0 R>>"
-    damaged = "damaged or cut off"
+    damaged = "damaged or incomplete"
     encrypt = f"/Encrypt 5 0 R/ID[({'a' * 16})({'a' * 16})]"
     standard = f"<</Filter/Standard/V 1/R 2/P -4/O({'A' * 32})/U({'B' * 32})>>"
     whole = pdf(one_page())
@@ -302,7 +304,7 @@ def pdfs() -> dict[str, tuple[bytes, str]]:
         ),
         "cut.pdf": (whole[:100], damaged),
         "locked.pdf": (pdf([*one_page(), standard], encrypt), "password"),
-        "junk.pdf": (junk(20_000), "no pdf file inside"),
+        "junk.pdf": (junk(20_000), "is not a valid pdf"),
         "junk-inside.pdf": (b"%PDF-1.7\n" + junk(200_000), damaged),
     }
 
@@ -314,7 +316,8 @@ def pdf(objects: Sequence[str | bytes], trailer: str = "") -> bytes:
         offsets.append(len(out))
         out += b"%d 0 obj" % number + (content if isinstance(content, bytes) else content.encode()) + b"endobj\n"
     table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
-    end = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer<</Size {len(objects) + 1}/Root 1 0 R{trailer}>>\n"
+    size = len(objects) + 1
+    end = f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer<</Size {size}/Root 1 0 R{trailer}>>\n"
     return out + f"{end}startxref\n{len(out)}\n%%EOF".encode()
 
 

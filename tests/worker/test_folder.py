@@ -1,4 +1,4 @@
-"""The folder as a source: keys, what is ignored, what is never followed, what cannot be concluded, who is still writing."""
+"""The folder as a source: keys, ignore rules, links, a missing root, files that are being written."""
 
 import hashlib
 import os
@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 
 from shared.errors import PermanentError, TransientError, UnreadableError
-from worker.source.file_system import file_system, is_remote
+from worker.source.file_system import being_written, file_system, is_remote
 from worker.source.folder import FolderSource
 from worker.source.ignore import RULES
+from worker.source.paths import encode
 
 ROOT = os.getuid() == 0
 LINUX = sys.platform == "linux"
 
 
 def keys(source: FolderSource, below: set[str] | None = None) -> list[str]:
-    return sorted(file.key for file in source.discover(below).found)
+    return sorted(file.key for file in source.discover(below).files)
 
 
 def fill(root: Path, *names: str) -> FolderSource:
@@ -37,7 +38,8 @@ def as_nobody(folder: Path, code: str) -> str:
     """What the code prints as a user who owns nothing, in this folder; `source` is there."""
     folder.chmod(0o755)
     code = (
-        "import os; from pathlib import Path; from worker.source.folder import FolderSource; source = FolderSource(Path('.'))\n"
+        "import os; from pathlib import Path; from worker.source.file_system import being_written\n"
+        "from worker.source.folder import FolderSource; source = FolderSource(Path('.'))\n"
         f"os.chdir({str(folder)!r}); os.setgroups([]); os.setgid(65534); os.setuid(65534)\n{code}"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -60,9 +62,9 @@ def test_keys_are_relative_and_lead_back(tmp_path: Path) -> None:
     assert {"caf%E9.md", "sub%FF/c.md"} < set(found)
     assert all(key.encode() for key in found), "valid Unicode"
     assert sorted(source.path(key).read_bytes() for key in found) == sorted(names)
-    assert [source.key(source.path(key)) for key in found] == found
+    assert [encode(os.path.relpath(source.path(key), tmp_path)) for key in found] == found
     assert keys(source, set(found)) == found
-    assert not any(source.ignores(key) for key in found)
+    assert not any(source.rules.ignores(key) for key in found)
 
 
 def test_names_stay_as_the_file_system_has_them(tmp_path: Path) -> None:
@@ -75,9 +77,10 @@ def test_names_stay_as_the_file_system_has_them(tmp_path: Path) -> None:
 # --- what is ignored ---
 
 DEFAULTS = """
-.hidden .git/y.md .DS_Store ._a.md .~lock.a.odt# .a.md.swp a.swp .#a.md #a.md# a.md~ ~$open.docx a.tmp ~WRL0001.tmp a.md.tmp.123.456 4913
-a.md.sb-1a2b3c4d-AbCdEf a.md___jb_tmp___ c.part c.crdownload c.pdf.download/c.pdf node_modules/x.md __MACOSX/x.md Thumbs.db THUMBS.DB
-$RECYCLE.BIN/x.md @eaDir/x.md .Trash-1000/files/x.md sub/node_modules/deep/x.md
+.hidden .git/y.md .DS_Store ._a.md .~lock.a.odt# .a.md.swp a.swp .#a.md #a.md# a.md~ ~$open.docx a.tmp ~WRL0001.tmp
+a.md.tmp.123.456 4913 a.md.sb-1a2b3c4d-AbCdEf a.md___jb_tmp___ c.part c.crdownload c.pdf.download/c.pdf
+node_modules/x.md __MACOSX/x.md Thumbs.db THUMBS.DB $RECYCLE.BIN/x.md @eaDir/x.md .Trash-1000/files/x.md
+sub/node_modules/deep/x.md
 """.split()
 
 
@@ -90,8 +93,8 @@ def test_ignored_by_default_and_links(tmp_path: Path) -> None:
     (tmp_path / "in" / "folder").symlink_to(tmp_path / "outside")
     os.mkfifo(tmp_path / "in" / "pipe.md")
     assert keys(source) == kept
-    assert all(source.ignores(key) for key in DEFAULTS)
-    assert not any(source.ignores(key) for key in (*kept, "", "gone.md"))
+    assert all(source.rules.ignores(key) for key in DEFAULTS)
+    assert not any(source.rules.ignores(key) for key in (*kept, "", "gone.md"))
     assert keys(source, {"node_modules/x.md", ".git", "good.md", "gone.md", "link.md", "pipe.md", "folder/x.md"}) == [
         "good.md"
     ]
@@ -104,9 +107,10 @@ def test_ignored_by_default_and_links(tmp_path: Path) -> None:
 
 
 NAMES = """
-a.md b.txt A.MD foo doc/a.md doc/foo/b.md doc/foo/x/y/z.md doc/frotz/a.md build/o.md src/build/o.md src/build/keep.md #hash.md
-!bang.md a[1].md a1.md ab.md a-b.md a]b.md ü.md 日本/語.md x/y/z/w.md x/z.md x/yy/z.md back\\slash.md log/1.log log/debug/2.log
-log/keep.log deep/a/b/c/d.md deep/a/d.md a/b a/x/b a/x/y/b q?.md st*r.md {a,b}.md abc/def/ghi.md dir.d/in.md keep/foo/bar.md
+a.md b.txt A.MD foo doc/a.md doc/foo/b.md doc/foo/x/y/z.md doc/frotz/a.md build/o.md src/build/o.md src/build/keep.md
+#hash.md !bang.md a[1].md a1.md ab.md a-b.md a]b.md ü.md 日本/語.md x/y/z/w.md x/z.md x/yy/z.md back\\slash.md log/1.log
+log/debug/2.log log/keep.log deep/a/b/c/d.md deep/a/d.md a/b a/x/b a/x/y/b q?.md st*r.md {a,b}.md abc/def/ghi.md
+dir.d/in.md keep/foo/bar.md
 """.split()
 
 CASES: list[dict[str, str]] = [
@@ -233,7 +237,7 @@ def test_rules_are_those_of_git(tmp_path: Path) -> None:
             command, cwd=tmp_path, input="\0".join(entries), capture_output=True, text=True, check=False
         )
         git = {name for name in done.stdout.split("\0") if name}
-        wrong += [(case, e, e in git) for e in entries if source.ignores(e) != (e in git)]
+        wrong += [(case, e, e in git) for e in entries if source.rules.ignores(e) != (e in git)]
         seen, files_left = set(keys(source)), {e for e in entries if e not in git and (tmp_path / e).is_file()}
         wrong += [(case, e, "seen") for e in seen ^ files_left]
         for path in files:
@@ -250,7 +254,7 @@ def test_rules_override_the_defaults_but_never_uncover_git(tmp_path: Path) -> No
     (tmp_path / "sub" / RULES).write_text("*")
     (tmp_path / RULES).unlink()
     assert keys(source) == [], "changed rules hold at once"
-    assert source.ignores("sub/new.md")
+    assert source.rules.ignores("sub/new.md")
 
 
 def test_rules_hold_for_both_forms_of_an_accent(tmp_path: Path) -> None:
@@ -273,7 +277,7 @@ def test_a_wrong_rule_is_said_once_and_the_others_hold(tmp_path: Path) -> None:
 import os, sys; from pathlib import Path; from worker.source.folder import FolderSource
 source = FolderSource(Path(sys.argv[1]))
 for second in (1, 2):
-    os.utime(source.root / ".askfolderignore", (second, second)); print([file.key for file in source.discover().found])
+    os.utime(source.root / ".askfolderignore", (second, second)); print([file.key for file in source.discover().files])
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout == "['b.md']\n" * 2
@@ -286,7 +290,7 @@ def test_nothing_is_read_where_the_rules_cannot_be(tmp_path: Path) -> None:
     fill(tmp_path, "private/a.md", "b.md")
     (tmp_path / "private" / RULES).write_text("a.md")
     (tmp_path / "private" / RULES).chmod(0)
-    show = "seen = source.discover({}); print([f.key for f in seen.found], seen.closed)"
+    show = "seen = source.discover({}); print([f.key for f in seen.files], seen.closed)"
     assert as_nobody(tmp_path, show.format("")) == "['b.md'] ['private']\n"
     assert as_nobody(tmp_path, show.format("['private/a.md']")) == "[] ['private/a.md']\n"
     (tmp_path / RULES).write_text("b.md")
@@ -304,7 +308,7 @@ def test_what_is_closed_is_said(tmp_path: Path) -> None:
     fill(tmp_path, "closed/a.md", "listed/b.md", "open/c.md", "e.md")
     (tmp_path / "closed").chmod(0)
     (tmp_path / "listed").chmod(0o744)  # its names can be read, nothing about them
-    code = "seen = source.discover(); print(sorted(f.key for f in seen.found), sorted(seen.closed), seen.folders)"
+    code = "seen = source.discover(); print(sorted(f.key for f in seen.files), sorted(seen.closed), seen.folders)"
     assert as_nobody(tmp_path, code) == "['e.md', 'open/c.md'] ['closed', 'listed'] 2\n"
 
 
@@ -313,9 +317,9 @@ def test_listing(tmp_path: Path) -> None:
     seen = source.discover()
     assert (seen.closed, seen.folders) == ([], 3)
     status = os.stat(tmp_path / "a.md")
-    file = next(file for file in seen.found if file.key == "a.md")
+    file = next(file for file in seen.files if file.key == "a.md")
     assert (file.revision, file.size, file.modified) == (f"{status.st_mtime_ns}-1", 1, status.st_mtime)
-    assert [f.key for f in source.discover(["sub/deep", "sub/deep/c.md", "sub/deep"]).found] == ["sub/deep/c.md"], (
+    assert [f.key for f in source.discover(["sub/deep", "sub/deep/c.md", "sub/deep"]).files] == ["sub/deep/c.md"], (
         "once"
     )
 
@@ -350,9 +354,9 @@ def test_change_while_reading_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.md"
     with pytest.raises(TransientError, match="changed while"), source.fetch("a.md"):
         path.write_text("two!")
-    with pytest.raises(TransientError, match="not there any more"), source.fetch("a.md"):
+    with pytest.raises(TransientError, match="no longer exists"), source.fetch("a.md"):
         path.unlink()
-    with pytest.raises(TransientError, match="not there any more"), source.fetch("a.md"):
+    with pytest.raises(TransientError, match="no longer exists"), source.fetch("a.md"):
         pass
 
 
@@ -366,12 +370,14 @@ def test_root_may_be_a_link(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (LINUX and ROOT and shutil.which("unshare")), reason="mounting needs root and `unshare`")
 def test_mounts(tmp_path: Path) -> None:
     code = f"""
-import subprocess; from pathlib import Path; from worker.source.folder import FolderSource, file_system
+import subprocess; from pathlib import Path; from worker.source.file_system import file_system
+from worker.source.folder import FolderSource
 root = Path({str(tmp_path)!r}); below = root / "disk"; below.mkdir(); (root / "link").symlink_to(below)
 before = FolderSource(below).identity()
 subprocess.run(["mount", "-t", "tmpfs", "tmpfs", below], check=True); (below / "a.md").write_text("x")
-print(FolderSource(below).identity() != before, FolderSource(root / "link").identity() != before, file_system(below / "a.md"))
-print([file.key for file in FolderSource(root).discover().found])
+after, link = FolderSource(below).identity(), FolderSource(root / "link").identity()
+print(after != before, link != before, file_system(below / "a.md"))
+print([file.key for file in FolderSource(root).discover().files])
 """
     done = subprocess.run(["unshare", "-m", sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if "unshare" in done.stderr or "mount:" in done.stderr:
@@ -398,20 +404,20 @@ file.close(); print("closed", flush=True); sys.stdin.readline()
 @pytest.mark.parametrize(("mode", "expected"), [("ab", True), ("r+b", True), ("rb", False)])
 def test_a_file_that_is_open_for_writing(tmp_path: Path, mode: str, expected: bool) -> None:
     source = fill(tmp_path, "a.md")
-    assert source.being_written("a.md") is False
+    assert being_written(source.path("a.md")) is False
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path / "a.md"), mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as writer:
         assert writer.stdin
         assert writer.stdout
         assert writer.stdout.readline() == b"open\n"
-        assert source.being_written("a.md") is expected
+        assert being_written(source.path("a.md")) is expected
         (tmp_path / "a.md").rename(tmp_path / "b.md")
-        assert source.being_written("b.md") is expected
+        assert being_written(source.path("b.md")) is expected
         writer.stdin.write(b"\n")
         writer.stdin.flush()
         assert writer.stdout.readline() == b"closed\n"
-        assert source.being_written("b.md") is False
+        assert being_written(source.path("b.md")) is False
         writer.stdin.close()
 
 
@@ -422,29 +428,31 @@ def test_a_slow_copy(tmp_path: Path) -> None:
     seen = []
     while copy.poll() is None:
         if (tmp_path / "a.md").exists():
-            seen.append(source.being_written("a.md"))
+            seen.append(being_written(source.path("a.md")))
         time.sleep(0.02)
     assert len(seen) > 5
     assert set(seen[:-1]) == {True}
-    assert source.being_written("a.md") is False
+    assert being_written(source.path("a.md")) is False
 
 
 def test_what_cannot_be_told(tmp_path: Path) -> None:
     source = fill(tmp_path, "a.md")
     (tmp_path / "link.md").symlink_to("a.md")
     os.mkfifo(tmp_path / "pipe.md")
-    assert [source.being_written(key) for key in ("gone.md", "link.md", "pipe.md", "")] == [None] * 4
+    assert [being_written(source.path(key)) for key in ("gone.md", "link.md", "pipe.md", "")] == [None] * 4
     if ROOT and LINUX:
-        assert as_nobody(tmp_path, "print(source.being_written('a.md'))") == "None\n", "not its owner"
+        assert as_nobody(tmp_path, "print(being_written(source.path('a.md')))") == "None\n", "not its owner"
 
 
 STORM = """
 import sys, threading, time
 from pathlib import Path
+from worker.source.file_system import being_written
 from worker.source.folder import FolderSource
 source, end, seen = FolderSource(Path(sys.argv[1])), time.monotonic() + 1.0, set()
-threading.Thread(target=lambda: [None for _ in iter(lambda: time.monotonic() < end, False)], daemon=True).start()  # the GIL is busy
-while time.monotonic() < end: seen.add(source.being_written("a.md"))
+# keep the GIL busy
+threading.Thread(target=lambda: [None for _ in iter(lambda: time.monotonic() < end, False)], daemon=True).start()
+while time.monotonic() < end: seen.add(being_written(source.path("a.md")))
 print(sorted(seen))
 """
 
@@ -476,7 +484,7 @@ def test_quick_with_many_files(tmp_path: Path) -> None:
         work()
         return time.perf_counter() - began
 
-    files = [file.key for file in source.discover().found]
+    files = [file.key for file in source.discover().files]
     assert len(files) == 2000
     assert min(seconds(source.discover) for _ in range(5)) < 0.3, "about 0.02 s"
-    assert min(seconds(lambda: [source.ignores(key) for key in files]) for _ in range(3)) < 0.6, "about 0.05 s"
+    assert min(seconds(lambda: [source.rules.ignores(key) for key in files]) for _ in range(3)) < 0.6, "about 0.05 s"

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -23,10 +22,11 @@ import pytest
 from shared.errors import TransientError, UnreadableError
 from shared.models import Parsed
 from tests.worker.hostile import write_hostile, write_odd
+from worker.parsing import html
+from worker.parsing import text as text_format
 from worker.parsing.detect import detect
-from worker.parsing.html import parse_html
 from worker.parsing.parser import Parser
-from worker.parsing.text import markdown_headings, parse_text, rst_headings
+from worker.parsing.text import markdown_headings, rst_headings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = Path(__file__).parents[3] / "shared" / "documents"
@@ -199,8 +199,13 @@ def test_html_reads_as_a_reader_sees_it(parser: Parser, tmp_path: Path) -> None:
 
 
 def test_html_charset_and_navigation_only() -> None:
-    assert parse_html(b'<meta charset="koi8-r"><p>' + "привет".encode("koi8-r"), "a.html").text == "привет\n"
-    assert parse_html(b"<html><body><nav><p>Only a menu</p></nav></body></html>", "a.html").text == "Only a menu\n"
+    assert (
+        html.parse(b'<meta charset="koi8-r"><p>' + "привет".encode("koi8-r"), "a.html", "html", 1000).text == "привет\n"
+    )
+    assert (
+        html.parse(b"<html><body><nav><p>Only a menu</p></nav></body></html>", "a.html", "html", 1000).text
+        == "Only a menu\n"
+    )
 
 
 def test_pdf_pages(parser: Parser, tmp_path: Path) -> None:
@@ -349,7 +354,7 @@ def test_encodings(parser: Parser, tmp_path: Path) -> None:
 
 
 def test_a_broken_byte_does_not_garble_utf8() -> None:
-    text = parse_text("naïve café über alles, Ωmega, ½ ¾ €\n".encode() + b"\xff", "a.txt", "text").text
+    text = text_format.parse("naïve café über alles, Ωmega, ½ ¾ €\n".encode() + b"\xff", "a.txt", "text", 1000).text
     assert text == "naïve café über alles, Ωmega, ½ ¾ €\n\ufffd"
 
 
@@ -391,15 +396,15 @@ def test_pdf_refusals(parser: Parser, tmp_path: Path) -> None:
     assert "no text in it (2 pages of pictures)" in refusal(parser, tmp_path, "scan.pdf", pdf("", ""))
     assert "password" in refusal(parser, tmp_path, "locked.pdf", pdf("secret", encrypted=True))
     whole = pdf("words", "more words")
-    assert "damaged or cut off" in refusal(parser, tmp_path, "cut.pdf", whole[:60])
-    assert "no PDF file inside" in refusal(parser, tmp_path, "no.pdf", b"just words")
+    assert "damaged or incomplete" in refusal(parser, tmp_path, "cut.pdf", whole[:60])
+    assert "is not a valid PDF: it may be damaged or incomplete" in refusal(parser, tmp_path, "no.pdf", b"just words")
 
 
 def test_office_refusals(parser: Parser, tmp_path: Path) -> None:
     whole = docx(word_paragraph("words"))
-    assert "ZIP archive without a Word document" in refusal(parser, tmp_path, "z.docx", archive({"a.txt": "hello"}))
-    assert "damaged or cut off" in refusal(parser, tmp_path, "cut.docx", whole[:-40])
-    assert "no Word file inside" in refusal(parser, tmp_path, "words.docx", b"just words")
+    assert "ZIP archive without a Word file" in refusal(parser, tmp_path, "z.docx", archive({"a.txt": "hello"}))
+    assert "damaged or incomplete" in refusal(parser, tmp_path, "cut.docx", whole[:-40])
+    assert "is not a valid Word file" in refusal(parser, tmp_path, "words.docx", b"just words")
     assert "damaged inside" in refusal(parser, tmp_path, "x.docx", archive({"word/document.xml": "<w:document"}))
     ole = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504) + "EncryptedPackage".encode("utf-16-le") + bytes(480)
     assert "protected by a password" in refusal(parser, tmp_path, "secret.docx", ole)
@@ -476,7 +481,7 @@ def test_hostile_files_end_with_a_reason(tmp_path: Path) -> None:
                 message = str(error)
             if time.monotonic() - began > 20:  # seconds, on a busy machine; alone the slowest takes 3
                 slow[name] = time.monotonic() - began
-            peak = max(peak, parser._peak)
+            peak = max(peak, parser.peak_bytes)
             plain = (
                 message.startswith(name) and message.endswith(".") and not {"\n", "Traceback"} & set(message.split())
             )
@@ -521,16 +526,16 @@ OBEYING = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from dataclasses import replace
-from worker import formats_text
-parse_text = formats_text.parse_text
-def obey(data, name, format):
-    parsed = parse_text(data, name, format)
+from worker.parsing import text
+parse = text.parse
+def obey(data, name, format, max_text_chars):
+    parsed = parse(data, name, format, max_text_chars)
     if parsed.text.startswith({OBEY!r}):
         scope = {{"said": "done"}}
         exec(parsed.text, scope)
         return replace(parsed, text=str(scope["said"]), headings=scope.get("headings", ()))
     return parsed
-formats_text.parse_text = obey
+text.parse = obey
 """
 
 
@@ -581,7 +586,7 @@ def tries(act):
         ("import os; os._exit(3)", "exit 3"),
         ("import os; os._exit(0)", "exit 0"),
         ("import os; os.closerange(3, 20); import time; time.sleep(60)", "it closed its pipe"),
-        ("import os; os.write(3, b'\\0' * 7 + b'\\2]')", "makes no sense"),
+        ("import os; os.write(3, b'\\0' * 7 + b'\\2]')", "is invalid"),
     ],
 )
 def test_a_reader_that_crashes_costs_one_document(obeying: Obeying, code: str, how: str) -> None:
@@ -589,7 +594,7 @@ def test_a_reader_that_crashes_costs_one_document(obeying: Obeying, code: str, h
         began = time.monotonic()
         message = obeying.refused(parser, code)
         assert time.monotonic() - began < 5
-    assert "made its reader crash (" in message
+    assert "crashed the parser (" in message
     assert how in message
 
 
@@ -651,7 +656,7 @@ def test_processor_time_is_limited_by_the_kernel(obeying: Obeying) -> None:
 
 def test_a_reply_has_a_length_that_is_read(obeying: Obeying) -> None:
     with Parser(max_text_chars=1000) as parser:
-        many = "import worker.formats_text as t; headings = (t.Heading(0, 1, 'x' * 100_000_000),)"
+        many = "import worker.parsing.text as t; headings = (t.Heading(0, 1, 'x' * 100_000_000),)"
         message = obeying.refused(parser, many)
         assert "answer with 100 MB" in message
         assert "raise ASKFOLDER_MAX_TEXT_MB." in message
@@ -740,19 +745,19 @@ def test_a_file_without_permission(parser: Parser, tmp_path: Path) -> None:
         parser.parse(secret, "secret.txt")
 
 
-def test_a_file_that_vanishes_between_the_look_and_the_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Vanishing(type(Path())):  # type: ignore[misc]
+    """The path of a file that is deleted after the parser checked its size."""
+
+    def absolute(self) -> Path:
+        self.unlink()
+        return Path(super().absolute())
+
+
+def test_a_file_that_vanishes_between_the_look_and_the_read(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"words")
-    with Parser() as parser:
-        ask = parser._ask
-
-        def ask_too_late(request: dict[str, Any], name: str) -> Any:
-            path.unlink()
-            return ask(request, name)
-
-        monkeypatch.setattr(parser, "_ask", ask_too_late)
-        with pytest.raises(TransientError, match=r"a\.txt could not be opened or went away"):
-            parser.parse(path, "a.txt")
+    with Parser() as parser, pytest.raises(TransientError, match=r"a\.txt could not be opened or disappeared"):
+        parser.parse(Vanishing(path), "a.txt")
 
 
 def test_a_document_that_takes_too_long(tmp_path: Path) -> None:
@@ -764,7 +769,7 @@ def test_a_document_that_takes_too_long(tmp_path: Path) -> None:
         with pytest.raises(UnreadableError, match=r"slow\.html took longer than 0.3 s .* ASKFOLDER_PARSE_SECONDS\."):
             parser.parse(slow, "slow.html")
         assert time.monotonic() - began < 2
-        assert parser._child is None
+        assert parser.child is None
         parser.seconds = 20
         assert parser.parse(tmp_path / "a.txt", "a.txt").text == "words"
 
@@ -785,12 +790,12 @@ def test_a_child_that_dies_between_calls(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"words")
     with Parser() as parser:
         parser.parse(tmp_path / "a.txt", "a.txt")
-        first = parser._child
+        first = parser.child
         assert first is not None
         os.kill(first.pid, signal.SIGKILL)
         assert parser.parse(tmp_path / "a.txt", "a.txt").text == "words"
-        assert parser._child is not None
-        assert parser._child.pid != first.pid
+        assert parser.child is not None
+        assert parser.child.pid != first.pid
 
 
 def test_a_child_that_dies_in_a_call(tmp_path: Path) -> None:
@@ -799,13 +804,13 @@ def test_a_child_that_dies_in_a_call(tmp_path: Path) -> None:
     slow.write_bytes(b"<p>word</p>" * 120_000)
     with Parser() as parser:
         assert end_while_reading(parser, slow, signal.SIGKILL).text.startswith("word")  # from outside: read again
-        with pytest.raises(UnreadableError, match=r"slow\.html made its reader crash \(SIGSEGV\)"):
+        with pytest.raises(UnreadableError, match=r"slow\.html crashed the parser \(SIGSEGV\)"):
             end_while_reading(parser, slow, signal.SIGSEGV)
         assert parser.parse(tmp_path / "a.txt", "a.txt").text == "words"
 
 
 def end_while_reading(parser: Parser, path: Path, number: signal.Signals) -> Parsed:
-    child = parser._running()
+    child = parser.start()
     timer = threading.Timer(0.3, os.kill, (child.pid, number))
     timer.start()
     try:
@@ -819,8 +824,9 @@ def test_the_child_ends_when_its_parent_is_killed_in_a_document(obeying: Obeying
     path = obeying.folder / "endless.txt"
     path.write_text(OBEY + "import signal; signal.alarm(0)\nwhile True: pass")
     script = (
-        "import sys, threading, time; from pathlib import Path; from worker.parsing import Parser; p = Parser()\n"
-        "threading.Timer(0.5, lambda: print(p._child.pid, flush=True)).start()\n"
+        "i"
+        "mport sys, threading, time; from pathlib import Path; from worker.parsing.parser import Parser; p = Parser()\n"
+        "threading.Timer(0.5, lambda: print(p.child.pid, flush=True)).start()\n"
         "p.parse(Path(sys.argv[1]), 'endless.txt')"
     )
     parent = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
@@ -839,8 +845,8 @@ def test_the_child_ends_when_its_parent_is_killed_in_a_document(obeying: Obeying
 def test_the_child_ends_when_its_parent_dies(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"words")
     script = (
-        "import os; from pathlib import Path; from worker.parsing import Parser; p = Parser();"
-        f"p.parse(Path({str(tmp_path / 'a.txt')!r}), 'a.txt'); print(p._child.pid, flush=True); os._exit(9)"
+        "import os; from pathlib import Path; from worker.parsing.parser import Parser; p = Parser();"
+        f"p.parse(Path({str(tmp_path / 'a.txt')!r}), 'a.txt'); print(p.child.pid, flush=True); os._exit(9)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert gone_within(2, int(done.stdout))
@@ -879,24 +885,26 @@ def test_a_forked_process_gets_a_child_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"words")
     with Parser() as parser:
         parser.parse(tmp_path / "a.txt", "a.txt")
-        assert parser._child is not None
-        before = parser._child.pid
+        assert parser.child is not None
+        before = parser.child.pid
         process = os.fork()
         if process == 0:
             try:
                 text = parser.parse(tmp_path / "a.txt", "a.txt").text
-                good = text == "words" and parser._child is not None and parser._child.pid != before
+                good = text == "words" and parser.child is not None and parser.child.pid != before
                 parser.close()
                 os._exit(0 if good else 1)
             finally:
                 os._exit(2)
         assert os.waitpid(process, 0)[1] == 0
         assert parser.parse(tmp_path / "a.txt", "a.txt").text == "words"
-        assert parser._child.pid == before
+        assert parser.child.pid == before
 
 
 def test_the_parent_loads_no_parsing_library_and_the_child_gets_no_keys(tmp_path: Path) -> None:
-    script = "import sys, worker.parsing; print([m for m in ('lxml', 'liteparse', 'filetype') if m in sys.modules])"
+    script = (
+        "import sys, worker.parsing.parser; print([m for m in ('lxml', 'liteparse', 'filetype') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "[]\n"
     if sys.platform != "linux":
@@ -906,8 +914,8 @@ def test_the_parent_loads_no_parsing_library_and_the_child_gets_no_keys(tmp_path
     try:
         with Parser() as parser:
             parser.parse(tmp_path / "a.txt", "a.txt")
-            assert parser._child is not None
-            environment = Path(f"/proc/{parser._child.pid}/environ").read_bytes()
+            assert parser.child is not None
+            environment = Path(f"/proc/{parser.child.pid}/environ").read_bytes()
     finally:
         del os.environ["ANTHROPIC_API_KEY"]
     assert b"secret-key" not in environment
@@ -944,8 +952,10 @@ def metadata(parser: Parser, folder: Path, front: str, name: str = "a.md") -> di
 
 def test_front_matter(parser: Parser, tmp_path: Path) -> None:
     front = (
-        "Title: On herons\nauthors: [Anna, Béla]\nupdated: 2024-05-02 10:00:00 +0200\nDate: 2024-05-01\nlang: no\ntags:\n  - x\n  - y\n"
-        "keywords: fish; frogs, eels\nlevel: 3\nratio: 0.5\nbig: 12345678901234567890\ncode: 007\nat: 12:30\nflag: yes\ndraft: true\nnone: ~\n"
+        "Title: On herons\nauthors: [Anna, Béla]\nupdated: 2024-05-02 10:00:00 +0200\n"
+        "Date: 2024-05-01\nlang: no\ntags:\n  - x\n  - y\n"
+        "keywords: fish; frogs, eels\nlevel: 3\nratio: 0.5\nbig: 12345678901234567890\ncode: 007\n"
+        "at: 12:30\nflag: yes\ndraft: true\nnone: ~\n"
         "empty:\nnested:\n  deep: {er: [1, two]}\nsummary: |\n  Two\n  lines\n2024: a year\n? [a, b]\n: odd"
     )
     found = metadata(parser, tmp_path, front.partition("\n?")[0])
@@ -1013,7 +1023,8 @@ def test_front_matter_that_is_text_only(parser: Parser, tmp_path: Path, front: s
 
 def test_odd_values(parser: Parser, tmp_path: Path) -> None:
     front = (
-        "picture: !!binary R0lGODlhDAAMAIQAAPAA\nset: !!set {x, y}\nday: !!timestamp 2024-05-01\nnan: .nan\ninf: !!float .inf\nbig: !!int 0xffffffffffffffffffff\n"
+        "picture: !!binary R0lGODlhDAAMAIQAAPAA\nset: !!set {x, y}\nday: !!timestamp 2024-05-01\n"
+        "nan: .nan\ninf: !!float .inf\nbig: !!int 0xffffffffffffffffffff\n"
         f'long: {"x" * 2001}\nfits: {"x" * 2000}\nnul: "a\\0b"\nhalf: "\\ud800"\n{"n" * 101}: name\nTags: a\ntags: b\n'
         "deep: {a: {b: {c: {d: {e: {}, f: 1}}}}}"
     )
@@ -1082,10 +1093,14 @@ def test_which_date_is_the_documents_own(parser: Parser, tmp_path: Path) -> None
 
 def test_metadata_of_html(parser: Parser, tmp_path: Path) -> None:
     page = (
-        '<html lang="de"><head><title>Vom Reiher</title><meta charset="utf-8"><meta name="Author" content="Anna"><meta name="keywords" content="fish, frogs,">'
-        '<meta name="viewport" content="width=1"><meta name="csrf-token" content="secret"><meta property="og:image" content="x.png">'
-        '<meta property="article:published_time" content="2024-05-01T10:00:00+02:00"><meta property="og:description" content="A bird">'
-        '<meta name="citation_author" content="Béla"><meta name="citation_author" content="Cleo"><meta http-equiv="refresh" content="1">'
+        '<html lang="de"><head><title>Vom Reiher</title><meta charset="utf-8">'
+        '<meta name="Author" content="Anna"><meta name="keywords" content="fish, frogs,">'
+        '<meta name="viewport" content="width=1"><meta name="csrf-token" content="secret">'
+        '<meta property="og:image" content="x.png">'
+        '<meta property="article:published_time" content="2024-05-01T10:00:00+02:00">'
+        '<meta property="og:description" content="A bird">'
+        '<meta name="citation_author" content="Béla"><meta name="citation_author" content="Cleo">'
+        '<meta http-equiv="refresh" content="1">'
         '<meta name="empty" content=""><meta name="none"></head><body><p>The heron.</p></body></html>'
     )
     parsed = parse(parser, tmp_path, "a.html", page.encode())
@@ -1107,7 +1122,8 @@ def test_metadata_of_html(parser: Parser, tmp_path: Path) -> None:
 
 def test_metadata_of_pdf(parser: Parser, tmp_path: Path) -> None:
     info = (
-        "/Author(Anna)/Title(On herons)/Subject<FEFF00520065006900680065007200FC>/Keywords(fish, frogs)/Creator(TeX)/Producer(x)"
+        "/Author(Anna)/Title(On herons)/Subject<FEFF00520065006900680065007200FC>"
+        "/Keywords(fish, frogs)/Creator(TeX)/Producer(x)"
         "/CreationDate(D:20240501100000+02'00')/ModDate(D:20240502)"
     )
     parsed = parse(parser, tmp_path, "a.pdf", pdf("The heron stands.", info=info))
@@ -1132,22 +1148,29 @@ def test_metadata_of_pdf(parser: Parser, tmp_path: Path) -> None:
 
 CORE = (
     '<cp:coreProperties xmlns:cp="http://schemas.openxmlformats.org/package/2006/metadata/core-properties" '
-    'xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:dcterms="http://purl.org/dc/terms/" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">'
-    "<dc:title>On herons</dc:title><dc:creator>Anna</dc:creator><cp:lastModifiedBy>Béla</cp:lastModifiedBy><cp:keywords>fish; frogs</cp:keywords>"
-    '<dc:subject>Birds</dc:subject><dc:description/><dc:language>de</dc:language><dcterms:created xsi:type="dcterms:W3CDTF">{}</dcterms:created>'
+    "x"
+    'mlns:dc="http://purl.org/dc/elements/1.1/" xmlns:dcterms="http://purl.org/dc/terms/" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">'
+    "<dc:title>On herons</dc:title><dc:creator>Anna</dc:creator>"
+    "<cp:lastModifiedBy>Béla</cp:lastModifiedBy><cp:keywords>fish; frogs</cp:keywords>"
+    "<dc:subject>Birds</dc:subject><dc:description/><dc:language>de</dc:language>"
+    '<dcterms:created xsi:type="dcterms:W3CDTF">{}</dcterms:created>'
     '<dcterms:modified xsi:type="dcterms:W3CDTF">2024-05-02T08:00:00Z</dcterms:modified></cp:coreProperties>'
 )
 
 
 def test_metadata_of_office(parser: Parser, tmp_path: Path) -> None:
     core = {"docProps/core.xml": CORE.format("2024-05-01T08:00:00Z")}
-    slide = '<p:sld xmlns:p="p" xmlns:a="a"><p:cSld><p:spTree><p:sp><p:txBody><a:p><a:r><a:t>The heron.</a:t></a:r></a:p></p:txBody></p:sp></p:spTree></p:cSld></p:sld>'
+    slide = (
+        '<p:sld xmlns:p="p" xmlns:a="a"><p:cSld><p:spTree><p:sp><p:txBody><a:p><a:r><a:t>The heron.</a:t></a:r></a:p>'
+        "</p:txBody></p:sp></p:spTree></p:cSld></p:sld>"
+    )
+    slides = f'<p:presentation xmlns:p="p" {R}><p:sldIdLst><p:sldId id="1" r:id="r1"/></p:sldIdLst></p:presentation>'
     files = {
         "a.docx": docx(word_paragraph("The heron."), **core),
         "a.xlsx": xlsx('<row r="1"><c r="A1" t="inlineStr"><is><t>The heron.</t></is></c></row>', **core),
         "a.pptx": archive(
             {
-                "ppt/presentation.xml": f'<p:presentation xmlns:p="p" {R}><p:sldIdLst><p:sldId id="1" r:id="r1"/></p:sldIdLst></p:presentation>',
+                "ppt/presentation.xml": slides,
                 "ppt/_rels/presentation.xml.rels": relations({"r1": ("slide", "slides/slide1.xml")}),
                 "ppt/slides/slide1.xml": slide,
                 **core,

@@ -1,4 +1,4 @@
-"""The scan against the ledger: what is taken, what is moved, what is held back; one producer at a time. Without Celery."""
+"""The scan against the ledger, without Celery: new, renamed and removed files; one producer at a time."""
 
 import os
 import shutil
@@ -14,6 +14,7 @@ from shared.db import Connection, connect
 from shared.ledger import claims, documents, generations, sources
 from shared.models import Parsed
 from shared.settings import Settings
+from worker.indexing import index
 from worker.source import guard, scan
 from worker.source.folder import FolderSource
 from worker.source.scan import Scanner
@@ -29,7 +30,8 @@ def inbox(tmp_path: Path) -> Path:
 @pytest.fixture
 def scanner(connection: Connection, inbox: Path, tmp_path: Path) -> Scanner:
     generations.want(connection, "local", "model", "", 8, "1/200/28", "1")
-    return Scanner(Settings(inbox=inbox, data=tmp_path / "data"), connection, FolderSource(inbox), lambda folders: None)
+    settings = Settings(inbox=inbox, data=tmp_path / "data")
+    return Scanner(settings, connection, FolderSource(inbox), lambda folders: None, index.rename)
 
 
 def write(path: Path, text: str, age: float = 60.0) -> None:
@@ -60,7 +62,7 @@ def problem(connection: Connection) -> tuple[str | None, bool]:
     return row["problem"], row["held"]  # type: ignore[return-value]
 
 
-def settle(scanner: Scanner, below: set[str] | None = None, seconds: float = guard.SECOND_LOOK_SECONDS) -> None:
+def settle(scanner: Scanner, below: set[str] | None = None, seconds: float = guard.MASS_STILL_SECONDS) -> None:
     """A scan that has looked twice."""
     scanner.scan(below)
     time.sleep(seconds + 0.05)
@@ -239,7 +241,7 @@ def test_large_share_is_held_until_confirmed(scanner: Scanner, connection: Conne
     assert held
     assert "30 of the 50 documents" in str(said)
     assert "askfolder reconcile --confirm" in str(said)
-    assert scanner.held
+    assert scanner.stopped
     scanner.scan(confirmed=True)
     assert sorted(states(connection).values()) == ["deleted"] * 30 + ["queued"] + ["ready"] * 20
     assert problem(connection) == (None, False)
@@ -291,7 +293,7 @@ def test_small_numbers_and_small_shares_are_removed_at_once(
         assert list(states(connection).values()).count("deleted") == 19, (
             "many at once are looked at twice, a second apart"
         )
-    time.sleep(guard.SECOND_LOOK_SECONDS + 0.05)
+    time.sleep(guard.MASS_STILL_SECONDS + 0.05)
     scanner.scan()
     assert list(states(connection).values()).count("deleted") == 39
 
@@ -304,7 +306,7 @@ def test_removal_that_goes_on_is_judged_as_a_whole(scanner: Scanner, connection:
         if n in (0, 4) or n % 10 == 9:
             scanner.scan({f"{k:03}.txt" for k in range(n + 1)})
             time.sleep(0.2)
-    time.sleep(guard.SECOND_LOOK_SECONDS + 0.05)
+    time.sleep(guard.MASS_STILL_SECONDS + 0.05)
     scanner.scan()
     assert set(states(connection).values()) == {"ready"}
     assert "80 of the 100" in str(problem(connection)[0])
@@ -352,7 +354,7 @@ def test_closed_folder_keeps_its_documents(
     scanner.scan()
     ingest_all(connection, scanner)
     whole = scanner.source.discover()  # the tests may run as root, to whom nothing is closed
-    seen = replace(whole, found=[file for file in whole.found if file.key == "b.txt"], closed=["sub"])
+    seen = replace(whole, files=[file for file in whole.files if file.key == "b.txt"], closed=["sub"])
     monkeypatch.setattr(scanner.source, "discover", lambda below: seen)
     settle(scanner)
     assert set(states(connection).values()) == {"ready"}
@@ -377,7 +379,7 @@ def test_second_producer_stands_by_and_takes_over(database_url: str, connection:
 def test_scan_is_asked_for_only_of_who_serves(database_url: str, connection: Connection, scanner: Scanner) -> None:
     assert sources.ask_scan(connection, True, False) == []
     with connect(database_url) as serving:
-        sources.serve(serving, "folder", str(scanner.settings.inbox))
+        sources.serve(serving, "folder", str(scanner.source.root))
         assert sources.ask_scan(connection, True, False) == [scanner.source_id]
         assert sources.asked_scan(connection, scanner.source_id) == (True, False)
         assert sources.asked_scan(connection, scanner.source_id) is None
@@ -398,4 +400,4 @@ def test_twenty_thousand_files_are_queued_by_one_scan(scanner: Scanner, connecti
     assert len(states(connection)) == 20_000
     shutil.move(inbox / "3", inbox / "three")
     scanner.scan()
-    assert not scanner.held
+    assert not scanner.stopped

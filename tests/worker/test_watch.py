@@ -1,4 +1,4 @@
-"""The watcher on real folders: what it reports, what it says it lost, what it says it cannot watch."""
+"""The watcher on real folders: reported keys, lost events, folders that cannot be watched."""
 
 import contextlib
 import json
@@ -216,9 +216,9 @@ def test_root_is_a_link(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_dead_watcher_is_started_again(root: Path, watch: Watch) -> None:
-    assert watch._observer
-    watch._observer.stop()
-    watch._observer.join()
+    assert watch.observer
+    watch.observer.stop()
+    watch.observer.join()
     assert not watch.alive()
     until(lambda: lost(watch), 4)
     (root / "a.md").write_text("x")
@@ -240,7 +240,7 @@ Told = Callable[[], list[object]]
 
 @contextlib.contextmanager
 def child(root: Path, *prefix: str, code: str = CHILD) -> Iterator[tuple[subprocess.Popen[str], Told]]:
-    """A process that watches, and what it tells next: keys, lost, problem. Fails the test when it tells nothing for long."""
+    """Yield a watching process, and a function that returns its next report: keys, lost, problem."""
     command = [*prefix, sys.executable, "-c", code, str(root)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""Writes converted documents: blocks of reading Markdown, with the offsets of headings and pages."""
+"""Blocks of plain Markdown, with the offsets of headings and pages."""
 
 import re
 
@@ -16,7 +16,7 @@ def refuse_pages(count: int, name: str) -> None:
 
 
 class Blocks:
-    """Collects blocks separated by blank lines; neighbouring list items stand on neighbouring lines."""
+    """Collects blocks, separated by blank lines; consecutive list items are on consecutive lines."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
@@ -30,11 +30,11 @@ class Blocks:
         return "".join(self.parts) + "\n" if self.parts else ""
 
     def page(self, number: int) -> None:
-        """What is written from here on stands on this page; a page without any text leaves no trace."""
+        """Start a page with the next block; a page without text is not recorded."""
         self._page = number
 
     def block(self, text: str, kind: str = "") -> int:
-        """Write a block and return its offset, or where it would stand if it is blank."""
+        """Write a block unless it is blank. Return its offset."""
         text = CONTROL.sub("", storable(text)).rstrip()
         if not text.strip():
             return self.length
@@ -62,20 +62,18 @@ class Blocks:
             self.headings.append(Heading(start, level, title))
 
     def table(self, rows: list[list[str]]) -> None:
-        """Write rows as a pipe table, its head first; blank rows, and blank columns at the right, are left out."""
+        """Write a pipe table, its first row as the head; blank rows and blank columns at the right are left out."""
         rows = [[cell_text(cell) for cell in row] for row in rows]
         rows = [row for row in rows if any(row)]
         columns = max((index + 1 for row in rows for index, cell in enumerate(row) if cell), default=0)
-        if columns == 0:
-            return
-        lines = [pipe_row(row[:columns], columns) for row in rows]
-        self.block("\n".join([lines[0], pipe_row(["---"] * columns, columns), *lines[1:]]), "table")
+        if columns:
+            self.block(pipe_table([row[:columns] for row in rows], columns), "table")
 
 
 def cell_text(text: str) -> str:
     return " ".join(text.split())
 
 
-def pipe_row(cells: list[str], columns: int) -> str:
-    cells = cells + [""] * (columns - len(cells))
-    return "| " + " | ".join(cells) + " |"
+def pipe_table(rows: list[list[str]], columns: int) -> str:
+    padded = [row + [""] * (columns - len(row)) for row in [rows[0], ["---"] * columns, *rows[1:]]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in padded)

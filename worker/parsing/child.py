@@ -1,4 +1,4 @@
-"""The child's side of the wall, run by `worker/parsing/parser.py`: tell a file's format and take out its text."""
+"""The parsing child, run by `worker/parsing/parser.py`: detect a file's format and extract its text."""
 
 import errno
 import json
@@ -6,48 +6,45 @@ import os
 import signal
 import stat
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
+from importlib import import_module
 from typing import Any, BinaryIO
 
 from shared.errors import UnreadableError
 from shared.models import Parsed
 from worker.parsing.blocks import refuse_pages
-from worker.parsing.detect import detect, later, refuse_broken
+from worker.parsing.detect import detect, refuse_broken, unsupported
 from worker.parsing.limits import allow, die_with, set_limits
 from worker.parsing.metadata import document_date, front_matter
-from worker.parsing.text import parse_text
 
-MAX_HEADINGS = 100_000  # with MAX_PAGES it bounds what the parent has to hold, however small they are
-TEXT_FORMATS = ("markdown", "rst", "text", "csv", "tsv", "code")
+MAX_HEADINGS = 100_000  # with MAX_PAGES a bound on the memory of the parent
+# Format → module whose `parse(data, name, format, max_text_chars)` reads it. A module is imported with the first
+# document of its format, because some libraries take long to load.
+PARSERS = {
+    **dict.fromkeys(("markdown", "rst", "text", "csv", "tsv", "code"), "text"),
+    **dict.fromkeys(("docx", "pptx", "xlsx"), "office"),
+    "html": "html",
+    "pdf": "pdf",
+}
 
 
 def parse_file(path: str, name: str, max_text_chars: int) -> Parsed:
-    """Read the file at `path`. Raises UnreadableError, or OSError when it cannot be opened."""
+    """Parse the file at `path`. Raises UnreadableError, or OSError if it cannot be opened."""
     data = read_bytes(path, name)
     if not data:
         raise UnreadableError(f"{name} is empty (0 bytes); write something into it and it is read again.")
     format = detect(data, name)
     refuse_broken(format, name)
-    if format in TEXT_FORMATS:
-        parsed = parse_text(data, name, format)
-        if format in ("markdown", "text"):  # it stays in the text too: its words can be searched for and cited
-            parsed = replace(parsed, metadata=front_matter(parsed.text))
-    elif format == "html":
-        from worker.parsing.html import parse_html
-
-        parsed = parse_html(data, name)
-    elif format == "pdf":
-        from worker.parsing.pdf import parse_pdf
-
-        parsed = parse_pdf(data, name, max_text_chars)
-    elif format in ("docx", "pptx", "xlsx"):
-        from worker.parsing.office import parse_office
-
-        parsed = parse_office(data, name, format, max_text_chars)
-    else:
-        raise later(format, name)
+    if format not in PARSERS:
+        raise unsupported(format, name)
+    parsed: Parsed = import_module(f"worker.parsing.{PARSERS[format]}").parse(data, name, format, max_text_chars)
+    if format in ("markdown", "text"):  # its words stay in the text, to be searched and cited
+        parsed = replace(parsed, metadata=front_matter(parsed.text))
     if len(parsed.text) > max_text_chars:
-        raise too_long(name, len(parsed.text), max_text_chars)
+        raise UnreadableError(
+            f"{name} holds {len(parsed.text):,} characters of text, the limit is {max_text_chars:,}; "
+            "split it, or raise ASKFOLDER_MAX_TEXT_MB."
+        )
     if not parsed.text.strip():
         raise UnreadableError(
             f"{name} has no text in it, only blank space; write something into it and it is read again."
@@ -56,7 +53,7 @@ def parse_file(path: str, name: str, max_text_chars: int) -> Parsed:
 
 
 def bounded(parsed: Parsed, name: str) -> Parsed:
-    """Leave the lowest levels out of too many headings: the paths that stay are true."""
+    """Remove the lowest levels of too many headings, so that the paths of the others stay correct."""
     refuse_pages(len(parsed.pages), name)
     headings = parsed.headings
     while len(headings) > MAX_HEADINGS:
@@ -70,32 +67,19 @@ def read_bytes(path: str, name: str) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UnreadableError(f"{name} is not a regular file; drop a copy of what it stands for instead.")
+        raise UnreadableError(f"{name} is not a regular file; drop a copy of the file instead.")
     with os.fdopen(descriptor, "rb") as file:
         return file.read()
-
-
-def too_long(name: str, chars: int, limit: int) -> UnreadableError:
-    return UnreadableError(
-        f"{name} holds {chars:,} characters of text, the limit is {limit:,}; split it, or raise ASKFOLDER_MAX_TEXT_MB."
-    )
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     name = request["name"]
     try:
         parsed = parse_file(request["path"], name, request["max_text_chars"])
-        # Not asdict: it copies every value, which takes longer than reading a small file.
-        return {
-            "text": parsed.text,
-            "format": parsed.format,
-            "kind": parsed.kind,
-            "title": parsed.title,
-            "headings": [(heading.start, heading.level, heading.title) for heading in parsed.headings],
-            "pages": parsed.pages,
-            "metadata": parsed.metadata,
-            "dated": parsed.dated.isoformat() if parsed.dated else None,
-        }
+        # asdict would copy each value, which takes longer than parsing a small file.
+        values = {field.name: getattr(parsed, field.name) for field in fields(parsed)}
+        headings = [(heading.start, heading.level, heading.title) for heading in parsed.headings]
+        return values | {"headings": headings, "dated": parsed.dated.isoformat() if parsed.dated else None}
     except UnreadableError as error:
         return {"error": "unreadable", "message": str(error)}
     except PermissionError:
@@ -103,10 +87,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except MemoryError:
         return {"error": "memory"}
     except RecursionError:
-        return {
-            "error": "unreadable",
-            "message": f"{name} is nested too deeply to be read; save it again in a simpler form.",
-        }
+        message = f"{name} is nested too deeply to be read; save it again in a simpler form."
+        return {"error": "unreadable", "message": message}
     except OSError as error:
         if error.errno == errno.ENOMEM:
             return {"error": "memory"}
@@ -121,9 +103,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def receive(pipe: BinaryIO) -> dict[str, Any] | None:
     header = pipe.read(8)
-    if len(header) < 8:
-        return None
-    request: dict[str, Any] = json.loads(pipe.read(int.from_bytes(header, "big")))
+    size = int.from_bytes(header, "big")
+    request: dict[str, Any] | None = json.loads(pipe.read(size)) if len(header) == 8 else None
     return request
 
 
@@ -136,7 +117,7 @@ def send(pipe: BinaryIO, reply: dict[str, Any]) -> None:
 
 def main() -> None:
     memory_bytes, parent = int(sys.argv[1]), int(sys.argv[2])
-    # A library that prints must not write into the replies: the real pipe moves away from descriptor 1.
+    # The pipes move away from descriptors 0 and 1, so that a library that prints does not write into a reply.
     replies = os.fdopen(os.dup(1), "wb")
     requests = os.fdopen(os.dup(0), "rb")
     null = os.open(os.devnull, os.O_RDWR)
@@ -144,7 +125,7 @@ def main() -> None:
     os.dup2(null, 1)
     die_with(parent)
     set_limits(memory_bytes)
-    sys.setrecursionlimit(20_000)  # documents nest; Python's frames are no danger to the C stack
+    sys.setrecursionlimit(20_000)  # for nested documents; Python frames do not use the C stack
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     while (request := receive(requests)) is not None:

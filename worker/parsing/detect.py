@@ -1,4 +1,4 @@
-"""What a file is, by its content; its name decides only among formats that are plain text."""
+"""Detect a file's format by its content; the name only distinguishes plain text formats."""
 
 import io
 import re
@@ -6,54 +6,25 @@ import zipfile
 
 from shared.errors import UnreadableError
 from shared.file_types import FORMAT_OF_EXTENSION
-from worker.parsing.text import BOMS, CONTROLS, wide_encoding
+from worker.parsing.tables import read_table
+from worker.parsing.text import CONTROLS, unicode_encoding
 
-CODE_NAMES = (
-    "makefile",
-    "dockerfile",
-    "gnumakefile",
-    "cmakelists.txt",
-    "rakefile",
-    "gemfile",
-    "vagrantfile",
-    "jenkinsfile",
-)
-
-AS_DOCX = "save it as DOCX or PDF and drop that instead."
-AS_XLSX = "save it as XLSX or CSV and drop that instead."
-AS_PPTX = "save it as PPTX or PDF and drop that instead."
+CODE_NAMES = "makefile dockerfile gnumakefile cmakelists.txt rakefile gemfile vagrantfile jenkinsfile".split()
+# Format → its name and advice, "; " between them.
+UNSUPPORTED = read_table("unsupported.txt")
 AS_PDF = "save it as PDF, DOCX or plain text and drop that instead."
 UNPACK = "unpack it and drop the files in it instead."
-OCR = "run OCR on it (for example ocrmypdf) and drop the PDF instead."
-# format: (what people call it, what to do instead)
-LATER = {
-    "eml": ("e-mail (EML)", AS_PDF),
-    "mbox": ("mailbox (MBOX)", AS_PDF),
-    "msg": ("Outlook message (MSG)", AS_PDF),
-    "mht": ("web archive (MHTML)", "save it as HTML or PDF and drop that instead."),
-    "rtf": ("RTF", AS_DOCX),
-    "odt": ("OpenDocument text (ODT)", AS_DOCX),
-    "fodt": ("flat OpenDocument", AS_DOCX),
-    "ods": ("OpenDocument spreadsheet (ODS)", AS_XLSX),
-    "odp": ("OpenDocument presentation (ODP)", AS_PPTX),
-    "odg": ("OpenDocument drawing (ODG)", AS_PDF),
-    "epub": ("EPUB", "save it as PDF or HTML and drop that instead."),
-    "doc": ("old Word (DOC)", AS_DOCX),
-    "xls": ("old Excel (XLS)", AS_XLSX),
-    "xlsb": ("binary Excel (XLSB)", AS_XLSX),
-    "ppt": ("old PowerPoint (PPT)", AS_PPTX),
-    "ole": ("old Office (OLE)", AS_DOCX),
-    "pages": ("Apple iWork", AS_PDF),
-    "svg": ("SVG image", AS_PDF),
-    "ps": ("PostScript", "convert it to PDF (for example ps2pdf) and drop that instead."),
-    "zip": ("ZIP archive", UNPACK),
-    "sqlite": ("SQLite database", "export its tables as CSV and drop those instead."),
-    "parquet": ("Parquet", "export it as CSV and drop that instead."),
+ARCHIVES = "zip tar rar gz bz2 7z xz zst lz lz4 Z cab ar deb rpm".split()
+SIGNATURES = {
+    "rtf": (b"{\\rtf",),
+    "ps": (b"%!PS", b"\x04%!PS", b"\xc5\xd0\xd3\xc6"),
+    "parquet": (b"PAR1",),
+    "sqlite": (b"SQLite format 3\0",),
 }
 OPENDOCUMENT = {"text": "odt", "spreadsheet": "ods", "presentation": "odp", "graphics": "odg"}
 OFFICE = {"docx": "Word", "docm": "Word", "pptx": "PowerPoint", "pptm": "PowerPoint", "xlsx": "Excel", "xlsm": "Excel"}
 HTML_START = re.compile(
-    # Atomic: a row of comments could be cut up in 2^n ways.
+    # Atomic: otherwise a row of comments has 2^n ways to match.
     r"\s*(?:<\?xml[^>]*>\s*)?(?>(?:<!--.*?-->\s*)*)<(?:!doctype\s+html|html|head|body)[\s>]",
     re.I | re.S,
 )
@@ -61,7 +32,7 @@ MAIL_HEADER = re.compile(r"^(?:MIME-Version|Received|Return-Path|Message-ID|Deli
 
 
 def detect(data: bytes, name: str) -> str:
-    """The format's short name: one that is read, one of LATER, or "broken:…" / "encrypted" / "other:…"."""
+    """Return a supported format, one of UNSUPPORTED, or "broken:…", "encrypted", "zip-named:…", "other:…", "binary"."""
     head = data[:4096]
     extension = name.lower().rpartition(".")[2] if "." in name else ""
     if head.lstrip(b"\xef\xbb\xbf\0 \t\r\n").startswith(b"%PDF-") or (extension == "pdf" and b"%PDF-" in head[:1024]):
@@ -70,26 +41,24 @@ def detect(data: bytes, name: str) -> str:
         return detect_zip(data, extension)
     if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
         return detect_ole(data)
-    if head.startswith(b"{\\rtf"):
-        return "rtf"
-    if head.startswith((b"%!PS", b"\x04%!PS", b"\xc5\xd0\xd3\xc6")):
-        return "ps"
-    if head.startswith((b"PAR1", b"SQLite format 3\0")):
-        return "parquet" if head.startswith(b"PAR1") else "sqlite"
+    for format, marks in SIGNATURES.items():
+        if head.startswith(marks):
+            return format
     if not text_like(data):
         return detect_binary(head, extension)
     return detect_text(data, name.lower(), extension)
 
 
 def text_like(data: bytes) -> bool:
-    if data.startswith(tuple(mark for mark, _ in BOMS)) or wide_encoding(data):
+    if unicode_encoding(data):
         return True
     sample = data[:65536]
     return len(sample.translate(None, CONTROLS)) >= 0.95 * len(sample) and not data.startswith((b"\x7fELF", b"\x89PNG"))
 
 
 def detect_text(data: bytes, name: str, extension: str) -> str:
-    start = opening(data)
+    encoding, mark = unicode_encoding(data) or ("utf-8", 0)
+    start = data[mark:8192].decode(encoding, "replace")
     if extension == "pdf" or extension in OFFICE:
         if not HTML_START.match(start):
             return f"broken:{extension}"
@@ -106,13 +75,6 @@ def detect_text(data: bytes, name: str, extension: str) -> str:
     if extension not in ("txt", "text", "log") and len(MAIL_HEADER.findall(start)) >= 2:
         return "eml"
     return "code" if start.startswith("#!") and not extension else "text"
-
-
-def opening(data: bytes) -> str:
-    for mark, encoding in BOMS:
-        if data.startswith(mark):
-            return data[len(mark) : 8192].decode(encoding, "replace")
-    return data[:8192].decode(wide_encoding(data) or "utf-8", "replace")
 
 
 def detect_zip(data: bytes, extension: str) -> str:
@@ -160,56 +122,40 @@ def detect_binary(head: bytes, extension: str) -> str:
 
 
 def refuse_broken(format: str, name: str) -> None:
-    """Raise UnreadableError for what `detect` found to be no document at all."""
+    """Raise UnreadableError if `detect` found a damaged, protected or binary file."""
     kind, _, extension = format.partition(":")
-    wanted = "PDF" if extension == "pdf" else OFFICE.get(extension, "")
-    article = "an" if wanted == "Excel" else "a"
+    wanted = "PDF" if extension == "pdf" else f"{OFFICE.get(extension)} file"
+    article = "an" if wanted.startswith("Excel") else "a"
     if kind == "encrypted":
         raise UnreadableError(f"{name} is protected by a password; save it without one and drop it again.")
     if kind == "zip-named":
         raise UnreadableError(
-            f"{name} is a ZIP archive without {article} {wanted} document in it, whatever its name says; "
-            "unpack it and drop the files in it instead."
+            f"{name} is a ZIP archive without {article} {wanted} in it, whatever its name says; {UNPACK}"
         )
     if kind == "broken" and extension == "zip":
-        raise UnreadableError(f"{name} is a ZIP archive that is damaged or cut off; copy it again.")
+        raise UnreadableError(f"{name} is a damaged or incomplete ZIP archive; copy it again.")
     if kind == "broken":
         raise UnreadableError(
-            f"{name} is no {wanted} file inside, or it is damaged or cut off; copy it again, "
+            f"{name} is not a valid {wanted}: it may be damaged or incomplete. Copy it again, "
             "or open it in the program that made it, save it again and drop it again."
         )
     if kind == "binary":
         raise UnreadableError(f"{name} does not look like text or a document; {AS_PDF}")
 
 
-def later(format: str, name: str) -> UnreadableError:
-    """The error for a format that is known but not read."""
-    label, advice = LATER.get(format, ("", ""))
+def unsupported(format: str, name: str) -> UnreadableError:
+    """Return the error for a format that is recognised but not read."""
+    label, _, advice = UNSUPPORTED.get(format, "").partition("; ")
     if not label:
         mime, _, extension = format.removeprefix("other:").partition(":")
         group = mime.partition("/")[0]
         label, advice = extension.upper(), AS_PDF
         if group == "image":
-            label, advice = f"{label} image", OCR
+            label += " image"
+            advice = "run OCR on it (for example ocrmypdf) and drop the PDF instead."
         elif group in ("audio", "video"):
             label, advice = f"{label} {group}", "drop a transcript of it instead."
-        elif extension in (
-            "zip",
-            "tar",
-            "rar",
-            "gz",
-            "bz2",
-            "7z",
-            "xz",
-            "zst",
-            "lz",
-            "lz4",
-            "Z",
-            "cab",
-            "ar",
-            "deb",
-            "rpm",
-        ):
+        elif extension in ARCHIVES:
             label, advice = f"{label} archive", UNPACK
         elif extension in ("exe", "elf", "dll"):
             label, advice = f"{label} program", "drop its documentation instead."

@@ -1,6 +1,7 @@
 """The text of a Word document: headings by style, list numbers as Word counts them, tables, notes."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from worker.parsing.blocks import Blocks, cell_text
@@ -8,21 +9,21 @@ from worker.parsing.ooxml import WRAPPERS, Archive, attribute, child, count, ins
 
 SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 HEADING_NAME = re.compile(r"(?i)heading (\d)$")
-# Deleted text, field codes and the copy of a drawing for old programs are not what a reader sees.
+CHARACTERS = {"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+# Invisible to the reader: deleted text, field codes, the copy of a drawing for old programs.
 UNSEEN = {"del", "moveFrom", "delText", "instrText", "Fallback", "rPr", "pPr", "rt"}
 
 
-def read_docx(archive: Archive, writer: Blocks, main: str, max_text_chars: int) -> str | None:
-    """Write a document's blocks; the text in the style "Title", if there is one."""
-    return Document(archive, writer, main).read()
+def read_docx(archive: Archive, writer: Blocks) -> str | None:
+    """Write a document's blocks. Return the text in the style "Title", if there is one."""
+    return Document(archive, writer).read()
 
 
 class Document:
-    def __init__(self, archive: Archive, writer: Blocks, main: str) -> None:
+    def __init__(self, archive: Archive, writer: Blocks) -> None:
         self.archive = archive
         self.writer = writer
-        self.main = main
-        parts = {kind: part for kind, part in archive.relations(main).values()}
+        parts = dict(archive.relations(archive.main).values())
         self.styles = read_styles(archive.optional(parts.get("styles", "word/styles.xml")))
         self.numbering = Numbering(archive.optional(parts.get("numbering", "word/numbering.xml")))
         self.notes = {
@@ -33,7 +34,7 @@ class Document:
         self.title: str | None = None
 
     def read(self) -> str | None:
-        body = child(self.archive.xml(self.main), "body")
+        body = child(self.archive.xml(self.archive.main), "body")
         if body is None:
             raise self.archive.damaged()
         self.blocks(body)
@@ -74,7 +75,7 @@ class Document:
             self.blocks(box)
 
     def text(self, element: Any) -> tuple[str, list[Any]]:
-        """A paragraph's words, and the text boxes that hang in it."""
+        """Return a paragraph's words, and the text boxes anchored in it."""
         parts: list[str] = []
         boxes: list[Any] = []
         self.collect(element, parts, boxes)
@@ -85,12 +86,8 @@ class Document:
             name = local(inner)
             if name == "t":
                 parts.append(inner.text or "")
-            elif name == "tab" or name == "ptab":
-                parts.append("\t")
-            elif name in ("br", "cr"):
-                parts.append("\n")
-            elif name == "noBreakHyphen":
-                parts.append("-")
+            elif name in CHARACTERS:
+                parts.append(CHARACTERS[name])
             elif name == "sym":
                 parts.append(symbol(inner))
             elif name in ("footnoteReference", "endnoteReference"):
@@ -124,7 +121,7 @@ class Document:
                 texts.append("" if continued else self.cell(cell))
                 texts += [""] * (min(int(span), 60) - 1 if span.isdigit() else 0)
             rows.append(texts)
-        if max(map(len, rows), default=0) < 2:  # a frame around text rather than a table
+        if max(map(len, rows), default=0) < 2:  # a frame around text
             for cell in cells:
                 self.blocks(cell)
         else:
@@ -142,7 +139,7 @@ class Document:
                     self.blocks([element])
         finally:
             self.writer = outer
-        # In a cell the hash of a heading would be noise.
+        # Remove the hashes of headings.
         marks = {heading.start: heading.level + 1 for heading in inner.headings}
         text = inner.text()
         for start in sorted(marks, reverse=True):
@@ -150,16 +147,16 @@ class Document:
         return cell_text(text)
 
 
+@dataclass
 class Style:
-    def __init__(self, name: str = "", outline: int | None = None, number_id: str = "", number_level: str = "") -> None:
-        self.name = name
-        self.outline = outline
-        self.number_id = number_id
-        self.number_level = number_level
+    name: str = ""
+    outline: int | None = None
+    number_id: str = ""
+    number_level: str = ""
 
 
 def read_styles(root: Any) -> dict[str, Style]:
-    """Paragraph styles by their id, with what they inherit."""
+    """Return the paragraph styles by id, with inherited properties."""
     raw = {attribute(style, "styleId") or "": style for style in root if local(style) == "style"}
     styles: dict[str, Style] = {}
     for identity in raw:
@@ -185,7 +182,7 @@ def read_styles(root: Any) -> dict[str, Style]:
 
 
 class Numbering:
-    """Counts list items as Word does, so that "3." in the text is the "3." on the page."""
+    """Numbers list items as Word does."""
 
     def __init__(self, root: Any) -> None:
         abstract = {attribute(element, "abstractNumId"): element for element in root if local(element) == "abstractNum"}
@@ -198,19 +195,17 @@ class Numbering:
                 continue
             identity = attribute(number, "numId") or ""
             list_id = value_of(number, "abstractNumId") or ""
-            levels = read_levels(abstract.get(list_id))
-            restarts: dict[int, int] = {}
+            self.levels[identity] = read_levels(abstract.get(list_id))
+            self.list_of[identity] = list_id
+            self.restarts[identity] = {}
             for override in number:
                 start = value_of(override, "startOverride")
                 depth = attribute(override, "ilvl") or "0"
                 if local(override) == "lvlOverride" and start and start.isdigit() and depth.isdigit():
-                    restarts[int(depth)] = int(start)
-            self.levels[identity] = levels
-            self.list_of[identity] = list_id
-            self.restarts[identity] = restarts
+                    self.restarts[identity][int(depth)] = int(start)
 
     def marker(self, number_id: str, depth: int) -> str:
-        """The mark of the next item: "-" for bullets, "" where the list is unknown."""
+        """Return the marker of the next item: "-" for bullets, "" if the list is unknown."""
         levels = self.levels.get(number_id, {})
         if depth not in levels:
             return "" if number_id == "0" else "-"
@@ -223,18 +218,17 @@ class Numbering:
             del counts[deeper]
         if form in ("bullet", "none") or "%" not in pattern:
             return "-" if form == "bullet" else ""
-        return re.sub(
-            r"%(\d)",
-            lambda found: count(
-                counts.get(int(found[1]) - 1, levels.get(int(found[1]) - 1, ("", "", 1))[2]),
-                levels.get(int(found[1]) - 1, ("decimal", "", 1))[0],
-            ),
-            pattern,
-        ).strip()
+
+        def number(match: re.Match[str]) -> str:
+            level = int(match[1]) - 1
+            form, _, first = levels.get(level, ("decimal", "", 1))
+            return count(counts.get(level, first), form)
+
+        return re.sub(r"%(\d)", number, pattern).strip()
 
 
 def read_levels(abstract: Any | None) -> dict[int, tuple[str, str, int]]:
-    """Depth: (number format, pattern as "%1.%2", first number)."""
+    """Return depth → (number format, pattern such as "%1.%2", first number)."""
     levels = {}
     for level in abstract if abstract is not None else ():
         depth = attribute(level, "ilvl") if local(level) == "lvl" else None
@@ -253,16 +247,16 @@ def symbol(element: Any) -> str:
         code = int(attribute(element, "char") or "", 16)
     except ValueError:
         return ""
-    # F000–F0FF are places in a symbol font, which have no meaning as text.
+    # The private use area holds glyphs of symbol fonts, which have no meaning as text.
     return "" if 0xE000 <= code <= 0xF8FF or code > 0x10FFFF else chr(code)
 
 
 def rows_of(element: Any, name: str = "tr") -> list[Any]:
-    """Rows (or cells), also those in content controls."""
-    found = []
+    """Return the rows (or cells) of an element, also those in content controls."""
+    rows = []
     for inner in element:
         if local(inner) == name:
-            found.append(inner)
+            rows.append(inner)
         elif local(inner) in WRAPPERS:
-            found += rows_of(inner, name)
-    return found
+            rows += rows_of(inner, name)
+    return rows

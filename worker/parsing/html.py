@@ -1,7 +1,7 @@
-"""HTML to plain reading Markdown: headings, lists, fences and pipe tables; no emphasis, links, images or escapes.
+"""HTML to plain Markdown: headings, lists, fences and pipe tables; no emphasis, links, images or escapes.
 
-A reader of ours over lxml's tree: html-to-markdown 3.21 writes escapes (`1\\.`, `\\#`, `\\|`) and emphasis (captions,
-summaries) that no option turns off and that cannot be told from the page's own characters afterwards.
+Written over lxml's tree, because html-to-markdown 3.21 always writes escapes (`1\\.`, `\\#`, `\\|`) and emphasis
+(captions, summaries), which cannot be distinguished from the page's own characters afterwards.
 """
 
 import codecs
@@ -14,129 +14,31 @@ from lxml import etree  # type: ignore[import-untyped]
 
 from shared.errors import UnreadableError
 from shared.models import Parsed
-from worker.parsing.blocks import Blocks, pipe_row
-from worker.parsing.metadata import described
+from worker.parsing.blocks import Blocks, pipe_table
+from worker.parsing.metadata import clean_metadata
+from worker.parsing.tables import read_table
 from worker.parsing.text import clean_title, decode, first_title, storable
 
 META_CHARSET = re.compile(rb"(?:<meta[^>]+charset|<\?xml[^>]+encoding)\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
-# <meta> that speaks to browsers, robots and networks, or holds a secret, rather than saying what the page is about.
-FOR_PROGRAMS = re.compile(
-    r"(?:viewport|robots|\w*bot|referrer|generator|progid|originator|rating|theme-color|color-scheme|format-detection|next-head-count"
-    r"|handheldfriendly|mobile|apple-|application-|msapplication|msvalidate|ms\.|x-|fb:|twitter:|og:(?!description$)"
-    r"|.*(?:csrf|token|nonce|verif|param)|$)",
-    re.I,
-)
 MAX_META = 500
-SKIPPED = {
-    "head",
-    "script",
-    "style",
-    "template",
-    "noscript",
-    "iframe",
-    "object",
-    "embed",
-    "applet",
-    "audio",
-    "video",
-    "canvas",
-    "svg",
-    "map",
-    "img",
-    "picture",
-    "source",
-    "select",
-    "datalist",
-    "textarea",
-    "button",
-    "input",
-    "dialog",
-    "rp",
-    "annotation",
-    "annotation-xml",
-}
-BLOCKS = {
-    "html",
-    "body",
-    "address",
-    "article",
-    "aside",
-    "blockquote",
-    "center",
-    "dd",
-    "details",
-    "dir",
-    "div",
-    "dl",
-    "dt",
-    "fieldset",
-    "figcaption",
-    "figure",
-    "footer",
-    "form",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-    "header",
-    "hgroup",
-    "hr",
-    "legend",
-    "li",
-    "main",
-    "menu",
-    "ol",
-    "p",
-    "pre",
-    "search",
-    "section",
-    "summary",
-    "table",
-    "ul",
-    "tr",
-    "td",
-    "th",
-    "tbody",
-    "thead",
-    "tfoot",
-    "caption",
-    "nav",
-}
-CHROME_ROLES = {"navigation", "search", "contentinfo", "dialog"}
-CHROME_CLASSES = {
-    "navheader",
-    "navfooter",
-    "headerlink",
-    "permalink",
-    "sphinxsidebar",
-    "skip-link",
-    "breadcrumb",
-    "breadcrumbs",
-    "docnav",
-    "mw-editsection",
-    "navbox",
-    "cookie-banner",
-    "visually-hidden",
-    "sr-only",
-    "linenos",
-    "lineno",
-}
-LAYOUT = {"h1", "h2", "h3", "h4", "h5", "h6", "pre", "table"}
-BREAK = "\v"  # stands for <br> until white space is collapsed
+_NAMES = {kind: frozenset(names.split()) for kind, names in read_table("html_names.txt").items()}
+# <meta> for browsers, robots and networks, or with a secret; nothing about the content of the page.
+FOR_PROGRAMS = re.compile("|".join(_NAMES["meta_for_programs"]), re.I)
+HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+ENCLOSED = {"q": ("“", "”"), "rt": ("(", ")")}
+BREAK = "\v"  # a <br>, until white space is collapsed
 MAX_DEPTH = 900
 
 
-def parse_html(data: bytes, name: str) -> Parsed:
-    """Read an HTML page without its navigation, or whole where nothing else is in it."""
+def parse(data: bytes, name: str, format: str, max_text_chars: int) -> Parsed:
+    """Read an HTML page without its navigation, or with it if the page has no other text."""
     text = decode(data, name, declared_encoding(data))
     root = tree(text, name)
     for skip in (is_chrome, is_hidden):
         writer = Blocks()
         if root is not None:
             page = Page(writer, skip)
-            page.menus = skip is is_chrome and any(root.find(f".//{tag}") is not None for tag in ("h1", "h2"))
+            page.menus = skip is is_chrome and next(root.iter("h1", "h2"), None) is not None
             page.read(root)
         if writer.text().strip():
             break
@@ -145,54 +47,50 @@ def parse_html(data: bytes, name: str) -> Parsed:
             f"{name} has no text in it, only markup, scripts or pictures; "
             "open it in a browser, save it as PDF and drop that instead."
         )
-    found = root.find(".//title")
-    title = first_title(tuple(writer.headings)) or clean_title(found.text if found is not None else None)
-    metadata = page_metadata(root) if root is not None else {}
-    return Parsed(writer.text(), "html", "markdown", title, tuple(writer.headings), metadata=metadata)
+    title = first_title(tuple(writer.headings)) or clean_title(root.findtext(".//title"))
+    return Parsed(writer.text(), format, "markdown", title, tuple(writer.headings), metadata=page_metadata(root))
 
 
 def page_metadata(root: Any) -> dict[str, Any]:
-    """What a page's <meta>, <title> and lang say of it."""
-    title = root.find(".//title")
+    """Return the metadata of a page's <meta>, <title> and lang."""
     language = root.get("lang") or root.get("{http://www.w3.org/XML/1998/namespace}lang") or root.get("xml:lang")
-    found = [("title", title.text if title is not None else None), ("language", language)]
+    pairs = [("title", root.findtext(".//title")), ("language", language)]
     for element in islice(root.iter("meta"), MAX_META):
         name = element.get("name") or element.get("property") or ""
         if not FOR_PROGRAMS.match(name):
-            found.append((name, element.get("content")))
-    return described(found)
+            pairs.append((name, element.get("content")))
+    return clean_metadata(pairs)
 
 
 def declared_encoding(data: bytes) -> str | None:
-    found = META_CHARSET.search(data[:4096])
-    if not found:
-        return None
+    declaration = META_CHARSET.search(data[:4096])
     try:
-        encoding = codecs.lookup(found[1].decode("ascii")).name
+        encoding = codecs.lookup(declaration[1].decode("ascii")).name if declaration else ""
     except LookupError:
         return None
-    if encoding.startswith(("utf-16", "utf-32")):  # it cannot be: the declaration was read as ASCII
+    if not encoding or encoding.startswith(("utf-16", "utf-32")):  # wrong: the declaration was read as ASCII
         return None
     return "cp1252" if encoding in ("iso8859-1", "ascii") else encoding  # as browsers read them
 
 
 def tree(text: str, name: str) -> Any:
-    """The root element, None for a page without any element."""
+    """Return the root element, None for a page without elements."""
     parser = etree.HTMLParser(encoding="utf-8", no_network=True, huge_tree=True, remove_comments=True, remove_pis=True)
     try:
         root = etree.fromstring(text.encode("utf-8"), parser)
     except etree.XMLSyntaxError:
         root = None
-    # libxml2 leaves out what comes after 2,048 levels: better no text than some of it.
+    # libxml2 drops elements below 2,048 levels: no text is better than a part of it.
     if any("Excessive depth" in error.message for error in parser.error_log):
         raise UnreadableError(
-            f"{name} is nested too deeply to be read whole; open it in a browser, save it as PDF and drop that instead."
+            f"{name} is nested too deeply to be read completely; "
+            "open it in a browser, save it as PDF and drop that instead."
         )
     return root
 
 
 def is_menu(element: Any) -> bool:
-    """A list of short links and nothing else."""
+    """Return True for a list of short links and nothing else."""
     items = [item for item in element.iter("li") if not item.findall(".//li")]
     linked = sum(len("".join(link.itertext()).strip()) for link in element.iter("a"))
     words = len("".join("".join(element.itertext()).split("\n")).strip())
@@ -200,36 +98,34 @@ def is_menu(element: Any) -> bool:
 
 
 def is_hidden(element: Any) -> bool:
-    if element.tag in SKIPPED or element.get("hidden") is not None:
-        return True
-    return bool(re.search(r"display\s*:\s*none", element.get("style") or ""))
+    hidden = element.tag in _NAMES["skipped"] or element.get("hidden") is not None
+    return hidden or bool(re.search(r"display\s*:\s*none", element.get("style") or ""))
 
 
 def is_chrome(element: Any) -> bool:
-    if is_hidden(element) or element.get("role") in CHROME_ROLES:
-        return True
-    if element.tag == "nav":
+    if element.tag == "nav" or is_hidden(element) or element.get("role") in _NAMES["chrome_roles"]:
         return True
     if element.tag == "footer":
         return element.getparent() is None or element.getparent().tag in ("body", "div", "html")
-    return not CHROME_CLASSES.isdisjoint((element.get("class") or "").split())
+    return not _NAMES["chrome_classes"].isdisjoint((element.get("class") or "").split())
 
 
 class Page:
-    """Walks a page's tree and writes its blocks."""
+    """Writes the blocks of a page's tree."""
 
     def __init__(self, writer: Blocks, skip: Callable[[Any], bool]) -> None:
         self.writer = writer
         self.skip = skip
-        self.menus = False  # whether lists of links before the first heading are left out
+        self.menus = False  # True: skip lists of links before the first heading
         self.words: list[str] = []
         self.indent = ""
         self.marker = ""
         self.depth = 0
 
-    def read(self, root: Any) -> None:
-        self.children(root)
-        self.flush()
+    def read(self, element: Any, kind: str = "") -> None:
+        """Write an element's content and end its last block."""
+        self.children(element)
+        self.flush(kind)
 
     def flush(self, kind: str = "") -> None:
         text = collapse("".join(self.words))
@@ -238,7 +134,7 @@ class Page:
             self.block(text, kind)
 
     def block(self, text: str, kind: str = "") -> None:
-        """Write a block; the first of a list item carries the item's mark."""
+        """Write a block; the first block of a list item gets the item's marker."""
         kind = "item" if self.marker else kind
         first = self.indent[: -len(self.marker)] + self.marker if self.marker else self.indent
         self.marker = ""
@@ -265,24 +161,21 @@ class Page:
             return
         if tag == "br":
             self.words.append(BREAK)
-        elif tag == "q":
-            self.words.append("“")
+        elif tag in ENCLOSED:
+            opening, closing = ENCLOSED[tag]
+            self.words.append(opening)
             self.children(element)
-            self.words.append("”")
-        elif tag == "rt":
-            self.words.append("(")
-            self.children(element)
-            self.words.append(")")
-        elif tag not in BLOCKS:
+            self.words.append(closing)
+        elif tag not in _NAMES["blocks"]:
             self.children(element)
         else:
             self.flush()
             self.block_element(element, tag)
 
     def block_element(self, element: Any, tag: str) -> None:
-        if tag in ("h1", "h2", "h3", "h4", "h5", "h6"):
+        if tag in HEADINGS:
             title = collapse(self.plain(element)).replace("\n", " ").rstrip("¶ ")
-            # In a list item or a table a heading would cut its surroundings apart.
+            # Inside a list item or a table a heading would split its surroundings.
             if title and not self.indent:
                 self.writer.heading(int(tag[1]), title)
             elif title:
@@ -296,8 +189,7 @@ class Page:
         elif tag == "li":
             self.item(element, "- ")
         elif tag != "hr":
-            self.children(element)
-            self.flush("term" if tag == "dt" else "")
+            self.read(element, "term" if tag == "dt" else "")
 
     def items(self, element: Any, ordered: bool) -> None:
         if self.menus and not self.writer.headings and is_menu(element):
@@ -320,18 +212,14 @@ class Page:
     def item(self, element: Any, marker: str) -> None:
         if self.marker:  # a list that opens an item: the outer item has no words of its own
             self.marker, self.indent = "", self.indent[: -len(self.marker)]
-            outer = self.indent
-        else:
-            outer = self.indent
+        outer = self.indent
         if len(outer) < 24:
             self.indent, self.marker = outer + " " * len(marker), marker
-        self.children(element)
-        self.flush()
+        self.read(element)
         self.indent, self.marker = outer, ""
 
     def code(self, element: Any) -> None:
-        parts = self.raw(element)
-        code = storable("".join(parts)).strip("\n").rstrip()
+        code = storable("".join(self.raw(element))).strip("\n").rstrip()
         if not code.strip():
             return
         classes = " ".join([element.get("class") or "", *(child.get("class") or "" for child in element)])
@@ -350,11 +238,10 @@ class Page:
         return parts
 
     def plain(self, element: Any) -> str:
-        """All words of an element on one line."""
+        """Return the words of an element on one line."""
         inner = Page(Blocks(), self.skip)
         inner.depth = self.depth
-        inner.children(element)
-        inner.flush()
+        inner.read(element)
         return " ".join(part for part in inner.writer.text().replace("\n", " ").split(" ") if part)
 
     def table(self, element: Any) -> None:
@@ -364,29 +251,22 @@ class Page:
         if (
             widest < 2
             or element.get("role") == "presentation"
-            or any(inner.tag in LAYOUT for inner in element.iterdescendants())
+            or any(inner.tag in _NAMES["layout"] for inner in element.iterdescendants())
         ):
             for row in element.iter("tr", "caption"):
                 if nearest_table(row) is element:
-                    self.children(row)
-                    self.flush()
+                    self.read(row)
             return
         for caption in element.iterchildren("caption"):
-            self.children(caption)
-            self.flush()
-        written = []
-        for row in cells:
-            texts: list[str] = []
-            for cell in row:
-                span = cell.get("colspan") or "1"
-                blanks = min(int(span), 50) - 1 if re.fullmatch(r"\d{1,9}", span) else 0
-                texts += [self.plain(cell)] + [""] * blanks
-            if any(texts):
-                written.append(texts)
-        if written:
-            columns = max(map(len, written))
-            lines = [pipe_row(texts, columns) for texts in written]
-            self.block("\n".join([lines[0], pipe_row(["---"] * columns, columns), *lines[1:]]), "table")
+            self.read(caption)
+        texts = [[text for cell in row for text in self.cell(cell)] for row in cells]
+        if texts := [row for row in texts if any(row)]:
+            self.block(pipe_table(texts, max(map(len, texts))), "table")
+
+    def cell(self, cell: Any) -> list[str]:
+        """Return a cell's words, and "" for each further column that it spans."""
+        span = cell.get("colspan") or "1"
+        return [self.plain(cell)] + [""] * (min(int(span), 50) - 1 if re.fullmatch(r"\d{1,9}", span) else 0)
 
 
 def nearest_table(element: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the child denies itself before it reads other people's files. What Linux alone can do is left out elsewhere."""
+"""Resource limits and the system-call filter of the parsing child. The filter is for Linux only."""
 
 import contextlib
 import ctypes
@@ -10,33 +10,33 @@ import struct
 import sys
 from pathlib import Path
 
-# liteparse reserves 1.2 GB of address space (measured: 30 MB of it resident), so the fence on addresses stands that
-# much higher than the limit on resident memory, which the parent watches.
+# liteparse reserves 1.2 GB of address space (measured: 30 MB of it resident), so the limit on addresses is that much
+# higher than the limit on resident memory, which the parent enforces.
 RESERVED_ADDRESSES = 1536 << 20
 OPEN_FILES = 64
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
-# (architecture, socket, execve, execveat, io_uring_setup): the numbers of <asm/unistd.h>. socketpair stays, tokio
-# needs it and it leads nowhere.
+# (architecture, socket, execve, execveat, io_uring_setup) of <asm/unistd.h>. socketpair is allowed: tokio needs it, and
+# it reaches no other process.
 CALLS = {"x86_64": (0xC000003E, 41, 59, 322, 425), "aarch64": (0xC00000B7, 198, 221, 281, 425)}
 DENIED = 0x00050001  # SECCOMP_RET_ERRNO | EPERM
 ALLOWED = 0x7FFF0000
 
 
 def set_limits(memory_bytes: int) -> None:
-    """Limit this process for good. Not RLIMIT_NPROC: it counts all processes of the user, not those of the child."""
+    """Limit this process permanently, without RLIMIT_NPROC, which counts all processes of the user."""
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, 0)
     _lower(resource.RLIMIT_NOFILE, OPEN_FILES)
     if sys.platform == "linux":
         _lower(resource.RLIMIT_AS, memory_bytes + RESERVED_ADDRESSES)
         _deny_calls()
-        # When memory runs out, the kernel ends this process rather than the worker or the database.
+        # Out of memory, the kernel should end this process, not the worker or the database.
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def die_with(parent: int) -> None:
-    """End this process when the thread that started it ends: a reader inside a C library never looks at its pipe."""
+    """End this process with the thread that started it; a C library that hangs never notices a closed pipe."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
@@ -44,7 +44,7 @@ def die_with(parent: int) -> None:
 
 
 def allow(seconds: float) -> None:
-    """Time for the next document. The parent waits for `seconds`; these end a reader whose parent is gone or stopped."""
+    """Limit the time for the next document, in case the parent, which waits `seconds`, is gone or stopped."""
     signal.alarm(math.ceil(seconds) + 30)
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
@@ -59,9 +59,9 @@ def _lower(limit: int, value: int) -> None:
 
 
 def _deny_calls() -> None:
-    """No sockets (PostgreSQL's and Redis' unix sockets too) and no other programs, where the kernel has seccomp.
+    """Deny sockets (also unix sockets) and other programs with seccomp, if the kernel has it.
 
-    Unlike a network namespace it needs no rights, so that it holds in a container and for any user.
+    Unlike a network namespace, seccomp needs no privileges, so it works in a container and for any user.
     """
     numbers = CALLS.get(os.uname().machine)
     if numbers is None or sys.maxsize < 1 << 32:

@@ -1,48 +1,38 @@
 """Parse an Office file: DOCX, PPTX or XLSX."""
 
-from collections.abc import Callable
-
 from shared.errors import UnreadableError
 from shared.models import Parsed
 from worker.parsing.blocks import Blocks
-from worker.parsing.metadata import stamps
+from worker.parsing.docx import read_docx
+from worker.parsing.metadata import file_properties
 from worker.parsing.ooxml import Archive
+from worker.parsing.pptx import read_pptx
 from worker.parsing.text import clean_title, first_title
+from worker.parsing.xlsx import read_xlsx
 
-MAIN_PART = {"docx": "word/document.xml", "pptx": "ppt/presentation.xml", "xlsx": "xl/workbook.xml"}
-
+READERS = {"docx": read_docx, "pptx": read_pptx, "xlsx": read_xlsx}
 NOT_METADATA = {"lastModifiedBy", "lastPrinted", "revision", "version", "identifier"}
 
 
-def parse_office(data: bytes, name: str, format: str, max_text_chars: int) -> Parsed:
+def parse(data: bytes, name: str, format: str, max_text_chars: int) -> Parsed:
     """Read a DOCX, PPTX or XLSX file."""
-    from worker.parsing.docx import read_docx
-    from worker.parsing.pptx import read_pptx
-    from worker.parsing.xlsx import read_xlsx
-
-    archive = Archive(data, name, format)
+    archive = Archive(data, name, format, max_text_chars)
     writer = Blocks()
-    readers: dict[str, Callable[[Archive, Blocks, str, int], str | None]] = {
-        "docx": read_docx,
-        "pptx": read_pptx,
-        "xlsx": read_xlsx,
-    }
-    main = next((part for kind, part in archive.relations("").values() if kind == "officeDocument"), MAIN_PART[format])
-    title = readers[format](archive, writer, main, max_text_chars)
-    text = writer.text()
+    title = READERS[format](archive, writer)
+    text, headings = writer.text(), tuple(writer.headings)
     if not text.strip():
-        raise UnreadableError(nothing_in(name, format))
+        raise UnreadableError(no_text(name, format))
     if not title and format == "docx":
-        title = first_title(tuple(writer.headings))
+        title = first_title(headings)
     properties = archive.properties()
     title = clean_title(title) or clean_title(dict(properties).get("title"))
-    if not title and format == "pptx" and writer.headings:
-        title = clean_title(writer.headings[0].title)
-    metadata = stamps((name, value) for name, value in properties if name not in NOT_METADATA)
-    return Parsed(text, format, "markdown", title, tuple(writer.headings), tuple(writer.pages), metadata)
+    if not title and format == "pptx" and headings:
+        title = clean_title(headings[0].title)
+    metadata = file_properties((key, value) for key, value in properties if key not in NOT_METADATA)
+    return Parsed(text, format, "markdown", title, headings, tuple(writer.pages), metadata)
 
 
-def nothing_in(name: str, format: str) -> str:
+def no_text(name: str, format: str) -> str:
     if format == "xlsx":
         return f"{name} has no text in it, all its sheets are empty; fill it and it is read again."
     return (

@@ -1,9 +1,10 @@
-"""DOCX, PPTX and XLSX to plain reading Markdown: a bounded reader over the XML in the archive.
+"""The XML parts of a DOCX, PPTX or XLSX archive, read within limits.
 
-Ours because the known readers are slow or can be brought down; names are compared without their namespace, so that
-strict and transitional files read alike.
+python-docx, python-pptx and openpyxl are slow, and a crafted file can crash them. Names are compared without their
+namespace, so that strict and transitional files are read alike.
 """
 
+import contextlib
 import io
 import posixpath
 import zipfile
@@ -18,17 +19,20 @@ MAX_MEMBERS = 20_000
 MAX_BYTES = 300_000_000
 MAX_RATIO = 400
 MAX_PROPERTIES = 1_000_000  # bytes
-BIG = 10_000_000  # below this a high ratio does no harm
+BIG = 10_000_000  # bytes; a high ratio of a smaller part does no harm
+MAIN_PART = {"docx": "word/document.xml", "pptx": "ppt/presentation.xml", "xlsx": "xl/workbook.xml"}
+SAVE_AGAIN = "open it in the program that made it, save it again and drop it again."
 KIND = {"docx": "Word document", "pptx": "presentation", "xlsx": "workbook"}
 XML_LIMITS: dict[str, Any] = {"resolve_entities": False, "no_network": True, "load_dtd": False, "huge_tree": False}
 
 
 class Archive:
-    """An Office file's parts; a part is read only within the limits."""
+    """An Office file's parts. `main`: the name of the part with the content."""
 
-    def __init__(self, data: bytes, name: str, format: str) -> None:
+    def __init__(self, data: bytes, name: str, format: str, max_text_chars: int) -> None:
         self.name = name
         self.format = format
+        self.max_text_chars = max_text_chars
         self.zip = zipfile.ZipFile(io.BytesIO(data))
         members = self.zip.infolist()
         total = sum(member.file_size for member in members if member.filename.endswith((".xml", ".rels")))
@@ -39,24 +43,21 @@ class Archive:
                 raise self.bomb(f"{member.filename} alone to {member.file_size / 1e6:,.0f} MB")
         self.names = {member.filename for member in members}
         self.unpacked = 0
+        targets = self.relations("").values()
+        self.main = next((part for kind, part in targets if kind == "officeDocument"), MAIN_PART[format])
 
     def bomb(self, what: str) -> UnreadableError:
         return UnreadableError(
             f"{self.name} unpacks to far more than a {KIND[self.format]} of its size should ({what}), "
-            "so it was not read; "
-            "save its text as PDF or plain text and drop that instead."
+            "so it was not read; save its text as PDF or plain text and drop that instead."
         )
 
     def damaged(self) -> UnreadableError:
-        return UnreadableError(
-            f"{self.name} is a {KIND[self.format]} that is damaged inside; "
-            "open it in the program that made it, save it again and drop it again."
-        )
+        return UnreadableError(f"{self.name} is a {KIND[self.format]} that is damaged inside; {SAVE_AGAIN}")
 
     def entities(self) -> UnreadableError:
         return UnreadableError(
-            f"{self.name} declares XML entities, as no {KIND[self.format]} does, so it was not read; "
-            "open it in the program that made it, save it again and drop it again."
+            f"{self.name} declares XML entities, as no {KIND[self.format]} does, so it was not read; {SAVE_AGAIN}"
         )
 
     def invalid(self, error: etree.XMLSyntaxError) -> UnreadableError:
@@ -66,12 +67,12 @@ class Archive:
 
     def open(self, part: str) -> io.BytesIO:
         try:
-            # Counted at each reading: a presentation may show the same slide a million times.
+            # Counted each time: a presentation may refer to the same slide a million times.
             self.unpacked += self.zip.getinfo(part).file_size
             if self.unpacked > MAX_BYTES:
                 raise self.bomb(f"more than {MAX_BYTES / 1e6:,.0f} MB")
             data = self.zip.read(part)
-        except RuntimeError as error:  # how zipfile says that a member is encrypted
+        except RuntimeError as error:  # from zipfile: the member is encrypted
             raise UnreadableError(
                 f"{self.name} is protected by a password; save it without one and drop it again."
             ) from error
@@ -92,7 +93,7 @@ class Archive:
         return root
 
     def refuse_entities(self, element: Any) -> None:
-        """Such a declaration may also stand behind a long comment."""
+        """Raise UnreadableError if there is a DOCTYPE, which `open` misses behind a long comment."""
         if element.getroottree().docinfo.doctype:
             raise self.entities()
 
@@ -100,81 +101,75 @@ class Archive:
         return self.xml(part) if part in self.names else etree.Element("none")
 
     def relations(self, part: str) -> dict[str, tuple[str, str]]:
-        """Relation id: (kind, part) of what `part` refers to inside the archive."""
+        """Return relation id → (kind, part) of the references of `part` inside the archive."""
         folder, file = posixpath.split(part)
-        found = {}
+        relations = {}
         for relation in self.optional(posixpath.join(folder, "_rels", f"{file}.rels")):
             if local(relation) == "Relationship" and relation.get("TargetMode") != "External":
                 target = posixpath.normpath(posixpath.join("/", folder, relation.get("Target") or ""))
-                found[relation.get("Id") or ""] = ((relation.get("Type") or "").rpartition("/")[2], target.lstrip("/"))
-        return found
+                kind = (relation.get("Type") or "").rpartition("/")[2]
+                relations[relation.get("Id") or ""] = (kind, target.lstrip("/"))
+        return relations
 
     def properties(self) -> list[tuple[str, str | None]]:
-        """(name, value) of the core properties; none where they are damaged, for the text can still be read."""
+        """Return (name, value) of the core properties, [] if they are damaged."""
         part = next(
             (part for kind, part in self.relations("").values() if kind == "core-properties"), "docProps/core.xml"
         )
-        if part not in self.names or self.zip.getinfo(part).file_size > MAX_PROPERTIES:
-            return []
-        try:
-            root = self.xml(part)
-        except UnreadableError:
-            return []
-        return [("author" if local(e) == "creator" else local(e), e.text) for e in root if local(e)]
+        if part in self.names and self.zip.getinfo(part).file_size <= MAX_PROPERTIES:
+            with contextlib.suppress(UnreadableError):
+                root = self.xml(part)
+                return [("author" if local(e) == "creator" else local(e), e.text) for e in root if local(e)]
+        return []
 
 
 def local(element: Any) -> str:
-    """An element's name without its namespace; "" for what is no element."""
+    """Return an element's name without its namespace, "" for comments and instructions."""
     tag = element.tag
     return tag.rpartition("}")[2] if isinstance(tag, str) else ""
 
 
 def attribute(element: Any, name: str) -> str | None:
-    for key, value in element.attrib.items():
-        if key.rpartition("}")[2] == name:
-            return str(value)
-    return None
+    return next((str(value) for key, value in element.attrib.items() if key.rpartition("}")[2] == name), None)
 
 
 def relation_id(element: Any) -> str:
-    """The r:id of an element, which may also have an id of its own."""
+    """Return the r:id of an element, which may also have an id of its own."""
     return next((str(value) for key, value in element.attrib.items() if key.endswith("}id")), "")
 
 
 def child(element: Any, *path: str) -> Any | None:
-    """The first child with a name, then its child, and so on."""
+    """Return the first child of a name, then its child, and so on; None if one is missing."""
     for name in path:
-        element = next((inner for inner in element if local(inner) == name), None)
-        if element is None:
-            return None
+        if element is not None:
+            element = next((inner for inner in element if local(inner) == name), None)
     return element
 
 
 def value_of(element: Any | None, *path: str) -> str | None:
-    """The val attribute of a descendant."""
-    found = child(element, *path) if element is not None else None
-    return attribute(found, "val") if found is not None else None
+    """Return the val attribute of a descendant."""
+    element = child(element, *path)
+    return attribute(element, "val") if element is not None else None
 
 
 def inside(element: Any, *names: str) -> Iterator[Any]:
-    """Descendants with one of these names."""
+    """Return the descendants with one of these names."""
     return (inner for inner in element.iter() if local(inner) in names)
 
 
+ROMAN_VALUES = (1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1)
+ROMAN_DIGITS = "M CM D CD C XC L XL X IX V IV I".split()
 WRAPPERS = {"sdt", "sdtContent", "customXml", "smartTag", "ins", "moveTo", "AlternateContent", "Choice"}
 
 
 def count(number: int, form: str) -> str:
+    """Return a number in one of Word's forms ("decimal", "lowerRoman", …)."""
     if form in ("lowerLetter", "upperLetter"):
         letter = chr(ord("a") + (number - 1) % 26) * ((number - 1) // 26 % 9 + 1)
         return letter.upper() if form == "upperLetter" else letter
     if form in ("lowerRoman", "upperRoman") and 0 < number < 4000:
         roman = ""
-        for value, digits in zip(
-            (1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1),
-            ["M", "CM", "D", "CD", "C", "XC", "L", "XL", "X", "IX", "V", "IV", "I"],
-            strict=True,
-        ):
+        for value, digits in zip(ROMAN_VALUES, ROMAN_DIGITS, strict=True):
             roman += digits * (number // value)
             number %= value
         return roman if form == "upperRoman" else roman.lower()

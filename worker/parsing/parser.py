@@ -1,11 +1,10 @@
-"""The wall: documents are read in a child process with limits, so that no file can take a worker down.
+"""Parse documents in a child process with limits, so that no file can crash a worker.
 
-The reading itself is `worker/parsing/child.py`, which only the child imports.
+`worker/parsing/child.py`, which runs in the child, imports the parsers.
 """
 
 import contextlib
 import json
-import logging
 import os
 import select
 import signal
@@ -15,36 +14,40 @@ import threading
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
+
+import psutil
 
 from shared.errors import TransientError, UnreadableError
+from shared.log import log
 from shared.models import Heading, Parsed
 from shared.settings import Settings
-
-log = logging.getLogger(__name__)
+from shared.text.printable import printable
 
 POLL_SECONDS = 0.05
-REPLY_SPARE = 16 << 20  # bytes of a reply beside its text: 100,000 headings and 20,000 pages
-NONSENSE = "its answer makes no sense"
+REPLY_SPARE = 16 << 20  # bytes of a reply besides its text: 100,000 headings and 20,000 pages
+INVALID = "its answer is invalid"
 ROOT = Path(__file__).resolve().parents[2]
-# Documents are other people's: the child gets no keys and no database address.
+# Documents are untrusted: the child gets no keys and no database address.
 CHILD_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH")
-# The child was ended from outside (shutdown, the kernel short of memory): the document is not to blame.
+# Signals sent from outside (shutdown, out of memory); never the document's fault.
 OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+_NO_PERMISSION = "{} may not be opened by the user that askfolder runs as; give that user read permission (chmod +r)."
+_VANISHED = "{} could not be opened or disappeared while it was read ({}); it is tried again later."
+_CRASHED = "{} crashed the parser ({}); open it in the program that made it, save it again and drop it again."
+
+
 class _Died(Exception):
-    """The child ended before its reply was whole, or its reply is none."""
-
-
-class _TooLong(Exception):
-    """The child announces a reply that no document within the limits can have."""
+    """The child ended before its reply was complete, or the reply is invalid."""
 
 
 class Parser:
-    """Reads documents in one long-lived child process, which is replaced when a document misbehaves.
+    """Parses one document at a time in a long-lived child process, which is replaced after a crash or a timeout.
 
-    `memory_bytes`: resident memory of the child. `seconds`: wall time for one document. One document at a time.
+    `memory_bytes`: resident memory of the child. `seconds`: wall time for one document. `child`: the process, if any.
+    `peak_bytes`: the highest resident memory seen during the last document.
     """
 
     def __init__(
@@ -59,9 +62,9 @@ class Parser:
         self.seconds = seconds
         self.max_text_chars = max_text_chars
         self.max_file_bytes = max_file_bytes
-        self._child: subprocess.Popen[bytes] | None = None
+        self.child: subprocess.Popen[bytes] | None = None
+        self.peak_bytes = 0
         self._owner = 0
-        self._peak = 0
         self._lock = threading.Lock()
 
     @classmethod
@@ -80,11 +83,11 @@ class Parser:
         self.close()
 
     def parse(self, path: Path, name: str) -> Parsed:
-        """Return the text and structure of the file at `path`; `name` is how messages call it.
+        """Return the text and structure of the file at `path`; messages call it `name`.
 
-        Raises UnreadableError when the file can never be read, TransientError when it may be later.
+        Raises UnreadableError if the file cannot be read, TransientError if a retry may help.
         """
-        name = _printable(name)
+        name = printable(name, keep="")  # one line, and text that PostgreSQL accepts
         self._check_size(path, name)
         request = {
             "path": str(path.absolute()),
@@ -94,14 +97,44 @@ class Parser:
         }
         with self._lock:
             try:
-                reply = self._ask(request, name)
+                reply = self._ask(request)
             except BaseException:
-                # A reply that nobody waits for would be taken for the next document's.
+                # A late reply would be taken for the next document's.
                 self._stop()
                 raise
             if reply.get("error") == "memory" or self._resident() > self.memory_bytes // 2:
                 self._stop()
-        return _result(reply, name, self.memory_bytes)
+        return self._result(reply, name)
+
+    def _result(self, reply: dict[str, Any], name: str) -> Parsed:
+        if detail := reply.get("detail"):
+            log.info(f"Parsing {name} failed: {detail}", action="parse.failed")
+        match reply.get("error"):
+            case None:
+                try:
+                    headings = tuple(Heading(*heading) for heading in reply["headings"])
+                    pages = tuple((start, number) for start, number in reply["pages"])
+                    dated = datetime.fromisoformat(reply["dated"]) if reply["dated"] else None
+                    return Parsed(
+                        **reply
+                        | {"headings": headings, "pages": pages, "metadata": dict(reply["metadata"]), "dated": dated}
+                    )
+                except (KeyError, TypeError, ValueError) as error:
+                    raise UnreadableError(_CRASHED.format(name, INVALID)) from error
+            case "unreadable":
+                raise UnreadableError(reply["message"])
+            case "permission":
+                raise UnreadableError(_NO_PERMISSION.format(name))
+            case "memory":
+                raise self._too_much_memory(name)
+            case _:
+                raise TransientError(_VANISHED.format(name, reply.get("message")))
+
+    def _too_much_memory(self, name: str) -> UnreadableError:
+        return UnreadableError(
+            f"{name} needs more than {self.memory_bytes / (1 << 20):,.0f} MB of memory to read; it was given up. "
+            "Split it, or raise ASKFOLDER_PARSE_MEMORY_MB."
+        )
 
     def close(self) -> None:
         """End the child; the next `parse` starts a new one."""
@@ -112,42 +145,41 @@ class Parser:
         try:
             size = path.stat().st_size
         except PermissionError as error:
-            raise UnreadableError(_no_permission(name)) from error
+            raise UnreadableError(_NO_PERMISSION.format(name)) from error
         except OSError as error:
-            raise TransientError(_vanished(name, error)) from error
+            raise TransientError(_VANISHED.format(name, error)) from error
         if size > self.max_file_bytes:
             raise UnreadableError(
                 f"{name} is {size / (1 << 20):,.1f} MB large, the limit is {self.max_file_bytes / (1 << 20):,.1f} MB; "
                 "split it, or raise ASKFOLDER_MAX_FILE_MB."
             )
 
-    def _ask(self, request: dict[str, Any], name: str) -> dict[str, Any]:
-        deadline = time.monotonic() + self.seconds
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        name, deadline = request["name"], time.monotonic() + self.seconds
         try:
-            # A second child is tried when the first was ended from outside, perhaps even before this document.
-            return self._exchange(request, deadline) or self._exchange(request, deadline) or _interrupted(name)
+            # The first child may have been ended from outside, even before this document.
+            if reply := self._exchange(request, deadline) or self._exchange(request, deadline):
+                return reply
+            raise TransientError(f"Parsing {name} was interrupted from outside twice; it is tried again later.")
         except TimeoutError as error:
             raise UnreadableError(
                 f"{name} took longer than {self.seconds:g} s to read; it was given up. "
                 "Split it, or raise ASKFOLDER_PARSE_SECONDS."
             ) from error
         except MemoryError as error:
-            raise UnreadableError(_too_much_memory(name, self.memory_bytes)) from error
-        except _TooLong as error:
-            raise UnreadableError(
-                f"{name} made its reader answer with {error}, far more than its text may take; it was given up. "
-                "Split it, or raise ASKFOLDER_MAX_TEXT_MB."
-            ) from error
+            raise self._too_much_memory(name) from error
         except _Died as error:
-            raise UnreadableError(_crashed(name, str(error))) from error
+            raise UnreadableError(_CRASHED.format(name, error)) from error
 
     def _exchange(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
         """Send a request and return the reply, None if the child was ended from outside."""
-        child = self._running()
-        self._peak = 0
+        child = self.start()
+        self.peak_bytes = 0
         try:
-            _send(child, request)
-            received = self._receive(child, deadline)
+            assert child.stdin is not None
+            message = json.dumps(request).encode("ascii")
+            child.stdin.write(len(message).to_bytes(8, "big") + message)
+            received = self._receive(child, request["name"], deadline)
         except (_Died, BrokenPipeError) as error:
             try:
                 code = child.wait(POLL_SECONDS * 20)
@@ -158,22 +190,22 @@ class Parser:
                 raise TimeoutError from error
             if isinstance(error, BrokenPipeError) or -code in OUTSIDE_SIGNALS:
                 return None
-            if -code == signal.SIGABRT and self._peak > self.memory_bytes // 2:
-                raise MemoryError from error  # how libraries end that are refused more memory
+            if -code == signal.SIGABRT and self.peak_bytes > self.memory_bytes // 2:
+                raise MemoryError from error  # libraries abort when they get no memory
             raise _Died(_exit_reason(code)) from error
-        try:
-            reply = json.loads(received)
-        except (ValueError, RecursionError) as error:
-            raise _Died(NONSENSE) from error
-        if not isinstance(reply, dict):
-            raise _Died(NONSENSE)
-        return reply
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(reply := json.loads(received), dict):
+                return reply
+        raise _Died(INVALID)
 
-    def _receive(self, child: subprocess.Popen[bytes], deadline: float) -> bytearray:
+    def _receive(self, child: subprocess.Popen[bytes], name: str, deadline: float) -> bytearray:
         length = int.from_bytes(self._read_exactly(child, 8, deadline), "big")
         # In JSON a character takes up to six bytes, and it may stand in the text and in a heading.
         if length > 12 * self.max_text_chars + REPLY_SPARE:
-            raise _TooLong(f"{length / 1e6:,.0f} MB")
+            raise UnreadableError(
+                f"{name} made the parser answer with {length / 1e6:,.0f} MB, far more than its text may take; "
+                "it was given up. Split it, or raise ASKFOLDER_MAX_TEXT_MB."
+            )
         return self._read_exactly(child, length, deadline)
 
     def _read_exactly(self, child: subprocess.Popen[bytes], count: int, deadline: float) -> bytearray:
@@ -190,23 +222,24 @@ class Parser:
                 if not part:
                     raise _Died
                 received += part
-            # Also while it answers: a reply that trickles in must not hold the worker.
+            # Also during the reply: a slow one must not block the worker.
             if (now := time.monotonic()) >= look:
-                self._peak = max(self._peak, self._resident())
-                if self._peak > self.memory_bytes * 0.96:  # what it takes until it is ended counts too
+                self.peak_bytes = max(self.peak_bytes, self._resident())
+                if self.peak_bytes > self.memory_bytes * 0.96:  # it grows until it is killed
                     raise MemoryError
-                pause = POLL_SECONDS / 10 if self._peak > self.memory_bytes // 2 else POLL_SECONDS
+                pause = POLL_SECONDS / 10 if self.peak_bytes > self.memory_bytes // 2 else POLL_SECONDS
                 look = now + pause
                 if now > deadline:
                     raise TimeoutError
         return received
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._child is not None and (self._owner != os.getpid() or self._child.poll() is not None):
+    def start(self) -> subprocess.Popen[bytes]:
+        """Return the child of this process; start one if there is none."""
+        if self.child is not None and (self._owner != os.getpid() or self.child.poll() is not None):
             self._stop()
-        if self._child is None:
+        if self.child is None:
             self._owner = os.getpid()
-            self._child = subprocess.Popen(
+            self.child = subprocess.Popen(
                 [sys.executable, "-m", "worker.parsing.child", str(self.memory_bytes), str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -216,102 +249,27 @@ class Parser:
                 env={key: os.environ[key] for key in CHILD_ENVIRONMENT if key in os.environ} | {"PYTHONUTF8": "1"},
                 start_new_session=True,
             )
-        return self._child
+        return self.child
 
     def _stop(self) -> None:
-        child, self._child = self._child, None
+        child, self.child = self.child, None
         if child is None:
             return
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.close()
-        child.stdout.close()
-        if self._owner != os.getpid():  # inherited over a fork: it is the parent's, and not ours to end or wait for
+        for pipe in filter(None, (child.stdin, child.stdout)):
+            pipe.close()
+        if self._owner != os.getpid():  # inherited by a fork: only the parent may kill it and wait for it
             child.returncode = 0
             return
-        # What it started lives in its group, also when the child itself has ended. macOS refuses a group of the dead.
+        # The group has the processes that the child started, also after its end. macOS refuses a group of dead ones.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
 
     def _resident(self) -> int:
-        """Bytes of memory that the child holds, 0 where that cannot be told."""
-        if self._child is None:
-            return 0
-        try:
-            if sys.platform == "linux":
-                return int(Path(f"/proc/{self._child.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-            answer = subprocess.run(
-                ["ps", "-o", "rss=", "-p", str(self._child.pid)], capture_output=True, text=True, check=False
-            )
-            return int(answer.stdout.strip() or 0) * 1024
-        except (OSError, ValueError, IndexError):
-            return 0
-
-
-def _interrupted(name: str) -> NoReturn:
-    raise TransientError(f"Reading {name} was interrupted from outside twice; it is tried again later.")
-
-
-def _send(child: subprocess.Popen[bytes], request: dict[str, Any]) -> None:
-    assert child.stdin is not None
-    message = json.dumps(request).encode("ascii")
-    child.stdin.write(len(message).to_bytes(8, "big") + message)
-
-
-def _result(reply: dict[str, Any], name: str, memory_bytes: int) -> Parsed:
-    if reply.get("detail"):
-        log.info("reading %s failed: %s", name, reply["detail"])
-    match reply.get("error"):
-        case None:
-            try:
-                return Parsed(
-                    text=reply["text"],
-                    format=reply["format"],
-                    kind=reply["kind"],
-                    title=reply["title"],
-                    headings=tuple(Heading(*heading) for heading in reply["headings"]),
-                    pages=tuple((start, number) for start, number in reply["pages"]),
-                    metadata=dict(reply["metadata"]),
-                    dated=datetime.fromisoformat(reply["dated"]) if reply["dated"] else None,
-                )
-            except (KeyError, TypeError, ValueError) as error:
-                raise UnreadableError(_crashed(name, NONSENSE)) from error
-        case "unreadable":
-            raise UnreadableError(reply["message"])
-        case "permission":
-            raise UnreadableError(_no_permission(name))
-        case "memory":
-            raise UnreadableError(_too_much_memory(name, memory_bytes))
-        case _:
-            raise TransientError(_vanished(name, reply.get("message")))
-
-
-def _printable(name: str) -> str:
-    """A name that stands on one line and that PostgreSQL accepts."""
-    name = name.encode("utf-8", "replace").decode("utf-8")
-    return "".join(character if character.isprintable() else "\ufffd" for character in name)
-
-
-def _no_permission(name: str) -> str:
-    return f"{name} may not be opened by the user that askfolder runs as; give that user read permission (chmod +r)."
-
-
-def _vanished(name: str, reason: object) -> str:
-    return f"{name} could not be opened or went away while it was read ({reason}); it is looked for again later."
-
-
-def _crashed(name: str, how: str) -> str:
-    return (
-        f"{name} made its reader crash ({how}); open it in the program that made it, save it again and drop it again."
-    )
-
-
-def _too_much_memory(name: str, memory_bytes: int) -> str:
-    return (
-        f"{name} needs more than {memory_bytes / (1 << 20):,.0f} MB of memory to read; it was given up. "
-        "Split it, or raise ASKFOLDER_PARSE_MEMORY_MB."
-    )
+        """Return the child's resident memory in bytes, 0 if it is unknown."""
+        with contextlib.suppress(psutil.Error):
+            return int(psutil.Process(self.child.pid).memory_info().rss) if self.child else 0
+        return 0
 
 
 def _exit_reason(code: int) -> str:

@@ -1,4 +1,4 @@
-"""PDF to plain reading Markdown with page numbers, over liteparse's layout blocks."""
+"""PDF to plain Markdown with page numbers, over liteparse's layout blocks."""
 
 import contextlib
 import re
@@ -10,78 +10,15 @@ from typing import Any
 from shared.errors import UnreadableError
 from shared.models import Parsed
 from worker.parsing.blocks import MAX_PAGES, Blocks, refuse_pages
-from worker.parsing.metadata import stamps
+from worker.parsing.metadata import file_properties
+from worker.parsing.tables import read_table
 from worker.parsing.text import clean_title, first_title
 
 CODE_SPAN = re.compile(r"(?<![\\`])(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.S)
 ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
 EMPHASIS = re.compile(r"(?<!\\)(\*\*\*|\*\*|\*|~~)(?=\S)(.+?)(?<=\S)(?<!\\)\1", re.S)
 MATH = re.compile(r"(?<!\\)\$(?=[^$\n]*(?:\\[a-zA-Z]|[_^]\{))([^$\n]{1,400})\$")
-MATH_SYMBOLS = {
-    "langle": "⟨",
-    "rangle": "⟩",
-    "ast": "∗",
-    "times": "×",
-    "cdot": "·",
-    "leq": "≤",
-    "le": "≤",
-    "geq": "≥",
-    "ge": "≥",
-    "neq": "≠",
-    "approx": "≈",
-    "sim": "∼",
-    "pm": "±",
-    "infty": "∞",
-    "sum": "∑",
-    "prod": "∏",
-    "int": "∫",
-    "in": "∈",
-    "subset": "⊂",
-    "cup": "∪",
-    "cap": "∩",
-    "to": "→",
-    "rightarrow": "→",
-    "leftarrow": "←",
-    "Rightarrow": "⇒",
-    "partial": "∂",
-    "nabla": "∇",
-    "forall": "∀",
-    "exists": "∃",
-    "ell": "ℓ",
-    "bullet": "•",
-    "dagger": "†",
-    "alpha": "α",
-    "beta": "β",
-    "gamma": "γ",
-    "delta": "δ",
-    "epsilon": "ε",
-    "varepsilon": "ε",
-    "zeta": "ζ",
-    "eta": "η",
-    "theta": "θ",
-    "kappa": "κ",
-    "lambda": "λ",
-    "mu": "μ",
-    "nu": "ν",
-    "xi": "ξ",
-    "pi": "π",
-    "rho": "ρ",
-    "sigma": "σ",
-    "tau": "τ",
-    "phi": "φ",
-    "varphi": "φ",
-    "chi": "χ",
-    "psi": "ψ",
-    "omega": "ω",
-    "Gamma": "Γ",
-    "Delta": "Δ",
-    "Theta": "Θ",
-    "Lambda": "Λ",
-    "Sigma": "Σ",
-    "Phi": "Φ",
-    "Psi": "Ψ",
-    "Omega": "Ω",
-}
+TEX_SYMBOLS = read_table("tex_symbols.txt")
 SECTION = re.compile(r"\d{1,2}(?:\.\d{1,2}){0,4}\.?")
 NUMBERED = re.compile(r"(\d{1,3}(?:\.\d{1,3}){0,5})\.?\s+\S")
 XMP_TITLE = re.compile(r"<dc:title>.*?<rdf:li[^>]*>(.*?)</rdf:li>", re.S)
@@ -97,7 +34,7 @@ class Block:
     rows: list[list[str]] | None = None
 
 
-def parse_pdf(data: bytes, name: str, max_text_chars: int) -> Parsed:
+def parse(data: bytes, name: str, format: str, max_text_chars: int) -> Parsed:
     """Read a PDF page by page without OCR."""
     from liteparse import LiteParse, ParseError
 
@@ -110,7 +47,7 @@ def parse_pdf(data: bytes, name: str, max_text_chars: int) -> Parsed:
         image_mode="off",
         continue_on_page_error=True,
         extract_document_metadata=True,
-        max_pages=MAX_PAGES,  # else it stops after 1,000 pages without a word
+        max_pages=MAX_PAGES,  # the default is to stop after 1,000 pages, without a warning
     )
     try:
         result = reader.parse(data[data.index(b"%PDF-") :])
@@ -120,7 +57,7 @@ def parse_pdf(data: bytes, name: str, max_text_chars: int) -> Parsed:
                 f"{name} is protected by a password; save it without one and drop it again."
             ) from error
         raise UnreadableError(
-            f"{name} is a PDF that is damaged or cut off; copy it again, or print it to a new PDF and drop that."
+            f"{name} is a damaged or incomplete PDF; copy it again, or print it to a new PDF and drop that."
         ) from error
     refuse_pages(result.total_pages, name)
     writer = write(correct_headings([block for page in result.pages for block in page_blocks(page)]))
@@ -130,79 +67,78 @@ def parse_pdf(data: bytes, name: str, max_text_chars: int) -> Parsed:
         raise UnreadableError(
             f"{name} has no text in it ({pages}); run OCR on it first (for example ocrmypdf) and drop it again."
         )
+    headings = tuple(writer.headings)
     xmp = XMP_TITLE.search((result.doc_meta.xmp or "")[:20_000]) if result.doc_meta else None
-    title = first_title(tuple(writer.headings)) or clean_title(xmp[1] if xmp else None)
-    return Parsed(
-        text, "pdf", "markdown", title, tuple(writer.headings), tuple(writer.pages), properties(data, result.doc_meta)
-    )
+    title = first_title(headings) or clean_title(xmp[1] if xmp else None)
+    return Parsed(text, format, "markdown", title, headings, tuple(writer.pages), properties(data, result.doc_meta))
 
 
-def properties(data: bytes, seen: Any) -> dict[str, Any]:
-    """What the PDF's information dictionary says. `seen`: liteparse's metadata, which has the dates but not the words."""
+def properties(data: bytes, dates: Any) -> dict[str, Any]:
+    """Return the metadata of the PDF's information dictionary. `dates`: liteparse's metadata, which lacks the words."""
     import pypdfium2
 
-    found: list[tuple[str, object]] = [("created", seen.creation_date), ("modified", seen.mod_date)] if seen else []
+    pairs: list[tuple[str, object]] = [("created", dates.creation_date), ("modified", dates.mod_date)] if dates else []
     with contextlib.suppress(pypdfium2.PdfiumError), pypdfium2.PdfDocument(data) as document:
         for name in ("Title", "Author", "Subject", "Keywords"):
-            with contextlib.suppress(UnicodeDecodeError):  # half a character
-                found.append((name, document.get_metadata_value(name)))
-    return stamps(found)
+            with contextlib.suppress(UnicodeDecodeError):  # half a surrogate pair
+                pairs.append((name, document.get_metadata_value(name)))
+    return file_properties(pairs)
 
 
 def page_blocks(page: Any) -> list[Block]:
     number = page.page_num
-    blocks = [block for found in page.blocks or [] if (block := read_block(found, number))]
-    if not blocks:  # seen with rotated pages: no layout, but text
+    blocks = [block for raw in page.blocks or [] if (block := read_block(raw, number))]
+    if not blocks:  # rotated pages may have text but no layout
         blocks = [Block(number, "paragraph", part) for part in re.split(r"\n\s*\n", page.text or "") if part.strip()]
     return blocks
 
 
-def read_block(found: Any, page: int) -> Block | None:
-    if found.kind == "heading":
-        return Block(page, "heading", found.text or "", found.level or 1)
-    if found.kind == "table":
-        rows = [[cell.text or "" for cell in row] for row in [found.header or [], *(found.rows or [])] if row]
+def read_block(raw: Any, page: int) -> Block | None:
+    if raw.kind == "heading":
+        return Block(page, "heading", raw.text or "", raw.level or 1)
+    if raw.kind == "table":
+        rows = [[cell.text or "" for cell in row] for row in [raw.header or [], *(raw.rows or [])] if row]
         return Block(page, "table", rows=rows)
-    if found.kind == "code":
-        return Block(page, "code", "\n".join(found.lines or []))
-    if found.kind == "list_item":
-        ordered = bool(found.ordered and found.marker)
-        marker = f"{found.marker} " if ordered else "- "
-        return Block(page, "item", "  " * min(found.level or 0, 6) + marker + plain(found.text or ""))
-    return Block(page, "paragraph", plain(found.text)) if found.text else None
+    if raw.kind == "code":
+        return Block(page, "code", "\n".join(raw.lines or []))
+    if raw.kind == "list_item":
+        ordered = bool(raw.ordered and raw.marker)
+        marker = f"{raw.marker} " if ordered else "- "
+        return Block(page, "item", "  " * min(raw.level or 0, 6) + marker + strip_markdown(raw.text or ""))
+    return Block(page, "paragraph", strip_markdown(raw.text)) if raw.text else None
 
 
-def plain(markdown: str) -> str:
-    """Undo the inline Markdown that liteparse writes: escapes, emphasis, code spans, TeX for symbols."""
-    kept: list[str] = []
+def strip_markdown(markdown: str) -> str:
+    """Remove the inline Markdown that liteparse writes: escapes, emphasis, code spans, TeX symbols."""
+    spans: list[str] = []  # final text, behind a placeholder until the other marks are removed
 
-    def keep(text: str) -> str:
-        kept.append(text)
-        return f"\ue0ff{len(kept) - 1}\ue0ff"
+    def replace(text: str) -> str:
+        spans.append(text)
+        return f"\ue0ff{len(spans) - 1}\ue0ff"
 
     text = markdown.replace("\ue0ff", "")
-    text = CODE_SPAN.sub(lambda found: keep(found[2]), text)
-    text = MATH.sub(lambda found: keep(plain_math(found[1])), text)
+    text = CODE_SPAN.sub(lambda match: replace(match[2]), text)
+    text = MATH.sub(lambda match: replace(strip_tex(match[1])), text)
     for _ in range(3):
         text = EMPHASIS.sub(r"\2", text)
     text = ESCAPE.sub(r"\1", text)
-    return re.sub("\ue0ff(\\d+)\ue0ff", lambda found: kept[int(found[1])], text)
+    return re.sub("\ue0ff(\\d+)\ue0ff", lambda match: spans[int(match[1])], text)
 
 
-def plain_math(tex: str) -> str:
+def strip_tex(tex: str) -> str:
     tex = re.sub(r"\\(?:math\w+|text\w*|operatorname|boldsymbol)\{([^{}]*)\}", r"\1", tex)
-    tex = re.sub(r"\\([a-zA-Z]+) ?", lambda found: MATH_SYMBOLS.get(found[1], found[1] + " "), tex)
+    tex = re.sub(r"\\([a-zA-Z]+) ?", lambda match: TEX_SYMBOLS.get(match[1], match[1] + " "), tex)
     return re.sub(r"([_^])\{([^{}]*)\}", r"\1\2", tex).replace("\\", "").lstrip("_^").strip()
 
 
 def correct_headings(blocks: list[Block]) -> list[Block]:
-    """Put headings right: liteparse finds too many, splits long ones, and guesses their levels by size alone."""
+    """Correct liteparse's headings: it reports too many, splits long ones, and derives levels from size alone."""
     shapes = Counter(re.sub(r"\d+", "0", block.text.strip()) for block in blocks if block.kind == "heading")
-    tamed: list[Block] = []
+    corrected: list[Block] = []
     section: tuple[int, ...] = ()
     for block in chain.from_iterable(map(split_sections, blocks)):
         if block.kind == "heading":
-            last = tamed[-1] if tamed else None
+            last = corrected[-1] if corrected else None
             if last and last.kind == "heading" and last.page == block.page and continues(last.text, block.text):
                 last.text = f"{last.text} {block.text}"
                 continue
@@ -212,16 +148,16 @@ def correct_headings(blocks: list[Block]) -> list[Block]:
             elif numbered and block.level:
                 block.level = numbered[1].count(".") + 1
                 section = numbers(numbered[1])
-            elif numbered:  # out of a table: a heading only where its number goes on from the last one
+            elif numbered:  # from a table: a heading only if its number follows the previous one
                 block.level = numbered[1].count(".") + 1
                 block.kind = "heading" if follows(section, numbers(numbered[1])) else "paragraph"
                 section = numbers(numbered[1]) if block.kind == "heading" else section
-        tamed.append(block)
-    return tamed
+        corrected.append(block)
+    return corrected
 
 
 def split_sections(block: Block) -> list[Block]:
-    """Undo that a heading whose number stands apart was taken, with the prose below, for a table of two columns."""
+    """Split a table of two columns that is a heading with a separate number, and the prose below it."""
     rows = block.rows or []
     if any(len(row) != 2 for row in rows) or len(rows) > 12:
         return [block]
@@ -266,7 +202,7 @@ def is_heading(title: str, shapes: Counter[str]) -> bool:
         return False
     if not NUMBERED.match(title) and (title[0].islower() or title.endswith(":") or len(title.split()) > 14):
         return False
-    # The same words page after page are a running header.
+    # A running header repeats on each page.
     return shapes[re.sub(r"\d+", "0", title)] < 4 or bool(NUMBERED.match(title))
 
 

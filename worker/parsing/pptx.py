@@ -9,18 +9,18 @@ CHROME = {"sldNum", "dt", "ftr", "hdr", "sldImg"}
 TITLES = {"title", "ctrTitle"}
 
 
-def read_pptx(archive: Archive, writer: Blocks, main: str, max_text_chars: int) -> str | None:
-    """Write the slides in their order; the text of the first slide's title."""
-    relations = archive.relations(main)
-    slides = child(archive.xml(main), "sldIdLst")
+def read_pptx(archive: Archive, writer: Blocks) -> str | None:
+    """Write the slides in their order. Return the title of the first slide."""
+    relations = archive.relations(archive.main)
+    slides = child(archive.xml(archive.main), "sldIdLst")
     title = None
     for number, entry in enumerate(slides if slides is not None else (), 1):
         kind, part = relations.get(relation_id(entry), ("", ""))
         if kind != "slide":
             continue
         writer.page(number)
-        found = read_slide(archive, writer, part)
-        title = found if number == 1 else title
+        slide_title = read_slide(archive, writer, part)
+        title = slide_title if number == 1 else title
     return title
 
 
@@ -43,7 +43,7 @@ def read_slide(archive: Archive, writer: Blocks, part: str) -> str | None:
 
 
 def shapes_in(tree: Any) -> Any:
-    """Shapes and frames in reading order, those in groups too."""
+    """Yield shapes and frames in reading order, also those in groups."""
     for element in tree:
         if local(element) in ("sp", "graphicFrame"):
             yield element
@@ -52,50 +52,48 @@ def shapes_in(tree: Any) -> Any:
 
 
 def placeholder(shape: Any) -> str | None:
-    """The kind of placeholder a shape fills ("body" where it does not say), None for a free text box."""
+    """Return the kind of a shape's placeholder ("body" by default), None for a free text box."""
     for properties in shape:
         if local(properties).startswith("nv"):
-            found = child(properties, "nvPr", "ph")
-            return (attribute(found, "type") or "body") if found is not None else None
+            element = child(properties, "nvPr", "ph")
+            return (attribute(element, "type") or "body") if element is not None else None
     return None
 
 
 def paragraphs(shape: Any) -> list[tuple[int, Any, str]]:
-    """(level, properties, text) of the paragraphs with any text."""
+    """Return (level, properties, text) of the paragraphs with text."""
     body = child(shape, "txBody")
-    found = []
+    result = []
     for paragraph in body if body is not None else ():
         if local(paragraph) == "p":
             text = paragraph_text(paragraph)
             properties = child(paragraph, "pPr")
             level = (attribute(properties, "lvl") if properties is not None else None) or "0"
             if text.strip():
-                found.append((int(level) if level.isdigit() else 0, properties, text.strip()))
-    return found
+                result.append((int(level) if level.isdigit() else 0, properties, text.strip()))
+    return result
 
 
 def paragraph_text(paragraph: Any) -> str:
-    parts = []
-    for element in inside(paragraph, "t", "br", "tab"):
-        parts.append({"br": "\n", "tab": "\t"}.get(local(element)) or element.text or "")
+    elements = inside(paragraph, "t", "br", "tab")
+    parts = [{"br": "\n", "tab": "\t"}.get(local(element)) or element.text or "" for element in elements]
     return "".join(parts).replace("\v", "\n")
 
 
 def write_body(writer: Blocks, shape: Any) -> None:
-    found = paragraphs(shape)
-    listed = placeholder(shape) in ("body", "obj") and len(found) > 1
+    texts = paragraphs(shape)
+    is_list = placeholder(shape) in ("body", "obj") and len(texts) > 1
     numbers: dict[int, int] = {}
-    for level, properties, text in found:
+    for level, properties, text in texts:
         marks = {local(element): element for element in (properties if properties is not None else ())}
         indent = "  " * min(level, 8)
         numbers = {depth: number for depth, number in numbers.items() if depth <= level}
         if "buAutoNum" in marks:
             start = attribute(marks["buAutoNum"], "startAt") or "1"
             numbers[level] = numbers[level] + 1 if level in numbers else int(start) if start.isdigit() else 1
-            writer.block(
-                f"{indent}{automatic(numbers[level], attribute(marks['buAutoNum'], 'type') or '')} {text}", "item"
-            )
-        elif "buNone" not in marks and (listed or "buChar" in marks):
+            number = automatic(numbers[level], attribute(marks["buAutoNum"], "type") or "")
+            writer.block(f"{indent}{number} {text}", "item")
+        elif "buNone" not in marks and (is_list or "buChar" in marks):
             numbers.pop(level, None)
             writer.block(f"{indent}- " + text.replace("\n", f"\n{indent}  "), "item")
         else:
@@ -112,7 +110,7 @@ def automatic(number: int, scheme: str) -> str:
 
 
 def write_frame(archive: Archive, writer: Blocks, frame: Any, relations: dict[str, tuple[str, str]]) -> None:
-    """Write a table, or the words of a diagram."""
+    """Write the tables of a frame, and the words of its diagrams."""
     for table in inside(frame, "tbl"):
         rows = []
         for row in table:

@@ -1,7 +1,9 @@
-"""Formats that are kept as they are written (Markdown, reStructuredText, text, CSV, code), and their encodings."""
+"""Text formats, kept verbatim (Markdown, reStructuredText, text, CSV, code), and their encodings."""
 
 import codecs
+import contextlib
 import re
+from collections.abc import Iterator
 
 from shared.errors import UnreadableError
 from shared.models import Heading, Parsed
@@ -15,24 +17,24 @@ BOMS = (
 )
 SAMPLE = 1 << 16
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-# Tab, line ends, form feed, backspace (overstruck manuals) and escape (coloured logs) do occur in text.
+# Without those that occur in text: tab, line ends, form feed, backspace (overstruck manuals), escape (coloured logs).
 CONTROLS = bytes(set(range(32)) - {7, 8, 9, 10, 11, 12, 13, 27} | {127})
 
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^\n]*)")
 ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t]*$")
 SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*$")
-# Lines above a row of dashes that are no heading: lists, quotes, table rows, HTML, indented code.
+# Lines above a row of dashes that are not headings: lists, quotes, table rows, HTML, indented code.
 NOT_SETEXT = re.compile(r"[ \t]*$|    |\t| {0,3}(?:[-*+>|<]|\d{1,9}[.)] |#)")
 FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(.*?\n)??\1[ \t]*(?:\n|\Z)", re.S)
 FRONT_TITLE = re.compile(r"^title[ \t]*[:=](.+)$", re.M)
 RST_LINE = re.compile(r"([!-/:-@\[-`{-~])\1+[ \t]*$")
 RST_ROLE = re.compile(r":[\w.+:-]+:`([^`<]*?)(?:\s*<[^`]*>)?`|``(.+?)``|`([^`<]+?)(?:\s*<[^`]*>)?`_{0,2}")
-LONGEST_HEADING = 1000  # longer lines are prose, and the patterns below would take minutes over them
+LONGEST_HEADING = 1000  # a longer line is prose, and the patterns below would take minutes
 MARKDOWN_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 
 
-def parse_text(data: bytes, name: str, format: str) -> Parsed:
-    """Decode a text file; its text is kept verbatim but for line ends and characters that cannot be stored."""
+def parse(data: bytes, name: str, format: str, max_text_chars: int) -> Parsed:
+    """Decode a text file; only line ends and characters that cannot be stored are changed."""
     text = decode(data, name)
     if format == "markdown":
         headings = markdown_headings(text)
@@ -44,26 +46,21 @@ def parse_text(data: bytes, name: str, format: str) -> Parsed:
 
 
 def decode(data: bytes, name: str, declared: str | None = None) -> str:
-    """Decode by byte order mark, then `declared`, then UTF-8, then cp1252, then what charset-normalizer says."""
-    for mark, encoding in BOMS:
-        if data.startswith(mark):
-            return storable(data[len(mark) :].decode(encoding, "replace"))
-    wide = wide_encoding(data)
-    if wide:
-        return storable(data.decode(wide, "replace"))
+    """Decode by byte order mark, then as `declared`, UTF-8, cp1252, or by charset-normalizer."""
+    if unicode := unicode_encoding(data):
+        encoding, start = unicode
+        return storable(data[start:].decode(encoding, "replace"))
     sample = data[:SAMPLE]
     if len(sample.translate(None, CONTROLS)) < 0.95 * len(sample):
         raise not_text(name)
     if declared:
-        try:
+        with contextlib.suppress(UnicodeDecodeError, LookupError):
             return storable(data.decode(declared))
-        except (UnicodeDecodeError, LookupError):
-            pass
     try:
         return storable(data.decode("utf-8"))
     except UnicodeDecodeError:
         text = data.decode("utf-8", "replace")
-    # A UTF-8 file with a few broken bytes stays UTF-8: cp1252 would garble all the rest of it.
+    # A UTF-8 file with a few broken bytes stays UTF-8: cp1252 would garble the rest.
     broken = text.count("\ufffd")
     if broken * 4 < sum(character > "\x7f" for character in text):
         return storable(text)
@@ -71,14 +68,12 @@ def decode(data: bytes, name: str, declared: str | None = None) -> str:
 
 
 def decode_legacy(data: bytes, name: str) -> str:
-    # Western European text is ASCII with a few accents; where most letters are above ASCII it is some other code page.
+    # Western European text is ASCII with a few accents; other code pages have most letters above ASCII.
     letters = sum(byte in b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" for byte in data[:SAMPLE])
     high = sum(byte > 127 for byte in data[:SAMPLE])
     if high < letters + 8:
-        try:
+        with contextlib.suppress(UnicodeDecodeError):
             return data.decode("cp1252")
-        except UnicodeDecodeError:
-            pass
     from charset_normalizer import from_bytes
 
     best = from_bytes(data[:SAMPLE]).best()
@@ -87,21 +82,24 @@ def decode_legacy(data: bytes, name: str) -> str:
     return data.decode(best.encoding, "replace")
 
 
-def wide_encoding(data: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a mark, told by where the zero bytes stand."""
+def unicode_encoding(data: bytes) -> tuple[str, int] | None:
+    """Return the encoding and the length of the byte order mark; without one, UTF-16 or UTF-32 by its zero bytes."""
+    for mark, encoding in BOMS:
+        if data.startswith(mark):
+            return encoding, len(mark)
     sample = data[: SAMPLE // 4 * 4]
     if len(sample) < 4 or b"\0" not in sample:
         return None
     shares = [sample[lane::4].count(0) / max(1, len(sample[lane::4])) for lane in range(4)]
-    if min(shares[1:]) > 0.7 and shares[0] < 0.1:
-        return "utf-32-le"
-    if min(shares[:3]) > 0.7 and shares[3] < 0.1:
-        return "utf-32-be"
     even, odd = (shares[0] + shares[2]) / 2, (shares[1] + shares[3]) / 2
-    if odd > 0.3 and even < 0.05:
-        return "utf-16-le"
-    if even > 0.3 and odd < 0.05:
-        return "utf-16-be"
+    for encoding, matches in (
+        ("utf-32-le", min(shares[1:]) > 0.7 and shares[0] < 0.1),
+        ("utf-32-be", min(shares[:3]) > 0.7 and shares[3] < 0.1),
+        ("utf-16-le", odd > 0.3 and even < 0.05),
+        ("utf-16-be", even > 0.3 and odd < 0.05),
+    ):
+        if matches:
+            return encoding, 0
     return None
 
 
@@ -110,12 +108,12 @@ def not_text(name: str) -> UnreadableError:
 
 
 def storable(text: str) -> str:
-    """Line ends as \\n; NUL and lone surrogates, which PostgreSQL refuses, as U+FFFD."""
+    """Replace line ends by \\n, and NUL and lone surrogates, which PostgreSQL refuses, by U+FFFD."""
     return UNSTORABLE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def clean_title(title: str | None) -> str | None:
-    """One line of at most 300 characters, or None for what programs write where no title was given."""
+    """Return the title on one line, None if it is empty, too long, a file name or a program's placeholder."""
     title = " ".join((title or "").split())
     if not any(character.isalnum() for character in title) or len(title) > 300:
         return None
@@ -129,7 +127,7 @@ def clean_title(title: str | None) -> str | None:
 
 
 def first_title(headings: tuple[Heading, ...]) -> str | None:
-    """The title of the first heading, when it is of the highest level and opens the document."""
+    """Return the first heading if its level is 1."""
     return clean_title(headings[0].title) if headings and headings[0].level == 1 else None
 
 
@@ -139,17 +137,16 @@ def front_matter_title(text: str) -> str | None:
     return clean_title(title[1].strip().strip("\"'")) if title else None
 
 
-def lines_of(text: str) -> list[tuple[int, str]]:
-    """(offset, line without its end) of every line; only \\n ends a line."""
-    found, start = [], 0
+def lines_of(text: str) -> Iterator[tuple[int, str]]:
+    """Yield (offset, line without its end) of each line; only \\n ends a line."""
+    start = 0
     for line in text.split("\n"):
-        found.append((start, line))
+        yield start, line
         start += len(line) + 1
-    return found
 
 
 def markdown_headings(text: str) -> tuple[Heading, ...]:
-    """ATX and setext headings outside of fences, HTML comments and front matter."""
+    """Return the ATX and setext headings outside of fences, HTML comments and front matter."""
     headings: list[Heading] = []
     front = FRONT_MATTER.match(text)
     begin = front.end() if front else 0
@@ -187,7 +184,7 @@ def markdown_headings(text: str) -> tuple[Heading, ...]:
 
 
 def markdown_plain(title: str) -> str:
-    """A heading's words without the marks of its Markdown."""
+    """Return a heading's words without Markdown."""
     title = re.sub(r"\s*\{[^{}]*\}\s*$", "", MARKDOWN_LINK.sub(r"\1", title))
     title = re.sub(r"(\*\*|__|`)(?=\S)(.+?)\1", r"\2", title)
     title = re.sub(r"(?<!\w)([*_])(?=\S)(.+?)\1(?!\w)", r"\2", title)
@@ -195,8 +192,8 @@ def markdown_plain(title: str) -> str:
 
 
 def rst_headings(text: str) -> tuple[Heading, ...]:
-    """Sections by their underline (and overline); levels by the order in which the styles first appear."""
-    lines = lines_of(text)
+    """Return the sections with an underline (and overline); levels follow the first use of each style."""
+    lines = list(lines_of(text))
     headings: list[Heading] = []
     styles: list[tuple[str, bool]] = []
     for index in range(1, len(lines)):
@@ -211,6 +208,6 @@ def rst_headings(text: str) -> tuple[Heading, ...]:
         style = (line[0], over)
         if style not in styles:
             styles.append(style)
-        plain = RST_ROLE.sub(lambda found: found[1] or found[2] or found[3] or "", title).replace("\\", "").strip()
+        plain = RST_ROLE.sub(lambda match: match[1] or match[2] or match[3] or "", title).replace("\\", "").strip()
         headings.append(Heading(start, min(styles.index(style) + 1, 6), plain))
     return tuple(headings)

@@ -1,6 +1,8 @@
 """The cells of a workbook: a sheet is a heading, every run of rows without a gap a pipe table."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,31 +18,26 @@ PERCENT_FORMATS = {9: 0, 10: 2}
 Row = dict[int, str]
 
 
-def read_xlsx(archive: Archive, writer: Blocks, main: str, max_text_chars: int) -> str | None:
-    """Write every sheet that has cells with text. A workbook's title is only in its properties."""
-    book = archive.xml(main)
-    relations = archive.relations(main)
-    parts = {kind: part for kind, part in relations.values()}
-    strings = read_strings(archive, parts.get("sharedStrings", "xl/sharedStrings.xml"))
+def read_xlsx(archive: Archive, writer: Blocks) -> None:
+    """Write the sheets that have cells with text. A workbook's title is only in its properties."""
+    book = archive.xml(archive.main)
+    relations = archive.relations(archive.main)
+    parts = dict(relations.values())
+    part = parts.get("sharedStrings", "xl/sharedStrings.xml")
+    strings = [rich_text(item) for item in archive.optional(part) if local(item) == "si"]
     styles = read_styles(archive.optional(parts.get("styles", "xl/styles.xml")))
-    since = (
-        datetime(1904, 1, 1)
-        if any(attribute(found, "date1904") in ("1", "true") for found in inside(book, "workbookPr"))
-        else datetime(1899, 12, 30)
-    )
+    is_1904 = any(attribute(element, "date1904") in ("1", "true") for element in inside(book, "workbookPr"))
+    epoch = datetime(1904, 1, 1) if is_1904 else datetime(1899, 12, 30)
     for sheet in inside(book, "sheet"):
         kind, part = relations.get(relation_id(sheet), ("", ""))
         if kind == "worksheet" and part in archive.names:
-            write_sheet(
-                archive, writer, attribute(sheet, "name") or "", part, Values(strings, styles, since), max_text_chars
-            )
-    return None
+            write_sheet(archive, writer, attribute(sheet, "name") or "", part, Values(strings, styles, epoch))
 
 
-def write_sheet(archive: Archive, writer: Blocks, name: str, part: str, values: "Values", max_text_chars: int) -> None:
+def write_sheet(archive: Archive, writer: Blocks, name: str, part: str, values: "Values") -> None:
     rows: list[Row] = []
     last, titled = 0, False
-    for number, row in read_rows(archive, part, values, 2 * max_text_chars):
+    for number, row in read_rows(archive, part, values):
         if not titled:
             writer.heading(1, name)
             titled = True
@@ -53,7 +50,7 @@ def write_sheet(archive: Archive, writer: Blocks, name: str, part: str, values: 
 
 
 def write_rows(writer: Blocks, rows: list[Row]) -> None:
-    while len(rows) > 1 and len(rows[0]) == 1 and any(len(row) > 1 for row in rows):  # a caption over the table
+    while len(rows) > 1 and len(rows[0]) == 1 and any(len(row) > 1 for row in rows):  # a caption above the table
         writer.block(*rows.pop(0).values())
     columns = sorted({column for row in rows for column in row})
     cells = sum(map(len, rows))
@@ -62,19 +59,19 @@ def write_rows(writer: Blocks, rows: list[Row]) -> None:
             writer.block(row[columns[0]])
     elif len(columns) * len(rows) <= 20 * cells + 1000:
         writer.table([[row.get(column, "") for column in columns] for row in rows])
-    else:  # cells strewn over a wide sheet: a table would be nearly all blanks
+    else:  # a sparse sheet: a table would consist of blanks
         for row in rows:
             writer.block("| " + " | ".join(cell_text(row[column]) for column in sorted(row)) + " |", "item")
 
 
+@dataclass
 class Values:
-    """What turns a cell's stored value into what the reader sees."""
+    """Converts a cell's stored value into its displayed text. `chars`: characters converted so far."""
 
-    def __init__(self, strings: list[str], styles: list[tuple[str, int]], since: datetime) -> None:
-        self.strings = strings
-        self.styles = styles
-        self.since = since
-        self.chars = 0
+    strings: list[str]
+    styles: list[tuple[str, int]]
+    epoch: datetime
+    chars: int = 0
 
     def text(self, cell: Any) -> str:
         kind = cell.get("t") or "n"
@@ -96,7 +93,7 @@ class Values:
             return stored
         form, digits = self.styles[int(style)] if style.isdigit() and int(style) < len(self.styles) else ("", 0)
         if form in ("date", "time") and 0 <= value < 2_958_466:
-            moment = self.since + timedelta(seconds=round(value * 86400))
+            moment = self.epoch + timedelta(seconds=round(value * 86400))
             if form == "time" and value < 1:
                 return f"{moment:%H:%M:%S}".removesuffix(":00")
             return moment.isoformat(" ").removesuffix(":00").removesuffix(" 00:00")
@@ -105,12 +102,8 @@ class Values:
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.15g}"
 
 
-def read_strings(archive: Archive, part: str) -> list[str]:
-    return [rich_text(item) for item in archive.optional(part) if local(item) == "si"]
-
-
 def rich_text(element: Any) -> str:
-    """The runs of a string without the reading aids of East Asian text."""
+    """Return the runs of a string, without the phonetic guides of East Asian text."""
     parts = []
     for inner in element:
         if local(inner) == "t":
@@ -121,8 +114,8 @@ def rich_text(element: Any) -> str:
 
 
 def read_styles(root: Any) -> list[tuple[str, int]]:
-    """("date" | "time" | "percent" | "", digits) of every cell format."""
-    codes = {attribute(found, "numFmtId"): attribute(found, "formatCode") or "" for found in inside(root, "numFmt")}
+    """Return ("date" | "time" | "percent" | "", digits) of each cell format."""
+    codes = {attribute(form, "numFmtId"): attribute(form, "formatCode") or "" for form in inside(root, "numFmt")}
     styles = []
     for formats in inside(root, "cellXfs"):
         for cell_format in formats:
@@ -144,31 +137,17 @@ def number_format(identity: int, code: str | None) -> tuple[str, int]:
     return ("date" if re.search(r"[yd]", bare) or ("h" not in bare and "s" not in bare) else "time"), 0
 
 
-def read_rows(archive: Archive, part: str, values: Values, max_chars: int) -> Any:
-    """(row number, column number: text) of the rows with any text, from the cells that are there."""
+def read_rows(archive: Archive, part: str, values: Values) -> Iterator[tuple[int, Row]]:
+    """Yield (row number, column number → text) of the rows with text."""
     row_number = 0
     try:
         for _, element in etree.iterparse(archive.open(part), remove_comments=True, remove_pis=True, **XML_LIMITS):
             name = local(element)
             if name == "row":
                 archive.refuse_entities(element)
-                given = element.get("r") or ""
-                row_number = int(given) if given.isdigit() else row_number + 1
-                row: Row = {}
-                column = 0
-                for cell in element:
-                    if local(cell) == "c":
-                        column = column_of(cell.get("r")) or column + 1
-                        text = cell_text(values.text(cell))
-                        if text:
-                            row[column] = text
-                            values.chars += len(text)
-                        if values.chars > max_chars:
-                            raise UnreadableError(
-                                f"{archive.name} holds more than the limit of {max_chars // 2:,} characters of text; "
-                                "split it, or raise ASKFOLDER_MAX_TEXT_MB."
-                            )
-                if row:
+                number = element.get("r") or ""
+                row_number = int(number) if number.isdigit() else row_number + 1
+                if row := read_row(archive, element, values):
                     yield row_number, row
             if name not in ("c", "v", "is", "t", "r", "f"):
                 element.clear()
@@ -178,8 +157,25 @@ def read_rows(archive: Archive, part: str, values: Values, max_chars: int) -> An
         raise archive.invalid(error) from error
 
 
+def read_row(archive: Archive, element: Any, values: Values) -> Row:
+    row: Row = {}
+    column = 0
+    for cell in element:
+        if local(cell) == "c":
+            column = column_of(cell.get("r")) or column + 1
+            if text := cell_text(values.text(cell)):
+                row[column] = text
+                values.chars += len(text)
+            if values.chars > 2 * archive.max_text_chars:
+                raise UnreadableError(
+                    f"{archive.name} holds more than the limit of {archive.max_text_chars:,} characters of text; "
+                    "split it, or raise ASKFOLDER_MAX_TEXT_MB."
+                )
+    return row
+
+
 def column_of(reference: str | None) -> int:
-    """A1 → 1, XFD1048576 → 16384, nothing → 0."""
+    """Return the column of a reference: A1 → 1, XFD1048576 → 16384, None → 0."""
     column = 0
     for character in reference or "":
         if not "A" <= character <= "Z":
