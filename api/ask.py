@@ -1,184 +1,147 @@
-"""embed (cached) → retrieve → rerank → answer → verify: what happens to one question."""
+"""embed (cached) → retrieve → rerank → answer → verify: the way of one question."""
 
 import contextlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from dataclasses import replace
 
 import numpy as np
 
 from api.answering.draft import draft
-from api.answering.follow_ups import Turn, stand_alone
+from api.answering.follow_ups import stand_alone
 from api.resources import Resources
-from api.retrieval import passages
 from api.retrieval.filters import Filters
+from api.retrieval.passages import BUDGET, SHARE, diversify, with_neighbours
+from api.retrieval.query import PASSAGES, Query
 from api.retrieval.reranking import CANDIDATES
 from api.retrieval.retrieve import retrieve
 from api.verification import citations
-from api.verification.citations import Statement
+from api.verification.citations import Draft, Statement, Verification
 from api.verification.second_opinion import SecondOpinion
 from shared.errors import AskfolderError
 from shared.ledger import generations
 from shared.ledger.generations import Generation
 from shared.log import log
-from shared.models import Answer, Event, SearchResult, Step, Waiting
+from shared.models import Citation, Event, Finished, SearchResult, Sentence, Step, Waiting
 from shared.providers.claude import Deadline
 
-SPARE = 20  # passages beyond those that are asked for, for the place of repetitions
-EVERYTHING = Filters()
-PASSAGES = 8  # what an answer is made from, unless the question says otherwise
+SPARE = 20  # passages beyond `top_k`, to replace near-copies
 
 
-def search(
-    asker: Resources,
-    question: str,
-    top_k: int,
-    mode: str = "hybrid",
-    filters: Filters = EVERYTHING,
-    rerank: bool = True,
-    weight: float | None = None,
-    neighbours: int = 0,
-) -> SearchResult:
-    """Passages for a question. When it cannot be embedded, words alone decide, and a warning says so.
-
-    `rerank`: if a reranker is set up; when it fails, the order stays, and a warning says so. `weight`: of meaning against words, 0 to 1.
-    `neighbours`: characters that a passage may have together with its neighbours; 0: none.
-    """
-    reranking = asker.reranking if rerank else None
-    found, started = SearchResult(question), time.perf_counter()
-    with asker.pool.connection() as connection:
+def search(r: Resources, query: Query) -> SearchResult:
+    """Find passages. A warning says so if the question could not be embedded, or the passages not reranked."""
+    watch = Stopwatch()
+    with r.pool.connection() as connection:
         generation = generations.live(connection)
     if generation is None:
-        return found
-    vector = _question_vector(asker, generation, question, filters, found) if mode != "lexical" else None
-    found.timings["embed_ms"] = _since(started)
-    started = time.perf_counter()
-    with asker.pool.connection() as connection:
-        depth = max(top_k + SPARE, CANDIDATES if reranking else 0)
-        found.passages = retrieve(
-            connection,
-            generation,
-            question,
-            vector,
-            depth,
-            mode,
-            filters,
-            asker.settings.cosine_weight if weight is None else weight,
-        )
-    found.timings["retrieve_ms"] = _since(started)
+        return SearchResult(query.text)
+    vector, warnings = embed(r, query, generation) if query.mode != "lexical" else (None, [])
+    watch.lap("embed")
+    reranking = r.reranking if query.rerank else None
+    depth = max(query.top_k + SPARE, CANDIDATES if reranking else 0)
+    with r.pool.connection() as connection:
+        passages = retrieve(connection, generation, replace(query, top_k=depth), vector)
+    watch.lap("retrieve")
     if reranking:
-        started = time.perf_counter()
-        found.passages, warnings = reranking.order(question, found.passages)
-        found.warnings += warnings
-        found.timings["rerank_ms"] = _since(started)
-    # A reranker has weighed each passage by itself: then only repetitions go.
-    found.passages = passages.diversify(found.passages, top_k, 1.0 if reranking else passages.SHARE)
-    if neighbours:
-        with asker.pool.connection() as connection:
-            found.passages = passages.with_neighbours(connection, found.passages, neighbours)
-    return found
+        passages, problems = reranking.order(query.text, passages)
+        warnings += problems
+        watch.lap("rerank")
+    # A reranker has rated each passage by itself, so one document may fill the list; only near-copies go.
+    passages = diversify(passages, query.top_k, 1.0 if reranking else SHARE)
+    if query.neighbours:
+        with r.pool.connection() as connection:
+            passages = with_neighbours(connection, passages, query.neighbours)
+    return SearchResult(query.text, tuple(passages), watch.timings(), tuple(warnings))
 
 
-def ask(
-    asker: Resources,
-    question: str,
-    top_k: int = PASSAGES,
-    filters: Filters = EVERYTHING,
-    rerank: bool = True,
-    strict: bool | None = None,
-    turns: Sequence[Turn] = (),
-    deep: bool = False,
-) -> tuple[Answer, SearchResult]:
-    """An answer in which every citation stands in the stored text. Raises TransientError when the model does not answer in time."""
-    found, *_, answer = answering(asker, question, top_k, filters, rerank, strict, turns, deep, whole=True)
-    assert isinstance(found, SearchResult)
-    assert isinstance(answer, Answer)
-    return answer, found
+def answer(r: Resources, query: Query, buffered: bool = False) -> Generator[Event]:
+    """Yield the search result, each sentence as soon as it is checked, after its new citations, and at last Finished.
 
-
-def answering(
-    asker: Resources,
-    question: str,
-    top_k: int = PASSAGES,
-    filters: Filters = EVERYTHING,
-    rerank: bool = True,
-    strict: bool | None = None,
-    turns: Sequence[Turn] = (),
-    deep: bool = False,
-    whole: bool = False,
-) -> Generator[Event]:
-    """What is found, then each sentence as soon as it is checked, its new citations before it, last the answer.
-
-    Without an answer at the end there is none, whatever was given before. `strict`: nothing without support is ever given; None:
-    as it is set. `turns`: what was asked and answered before. `deep`: the model may search on by itself, each time a Step, whose
-    passages are added to what was found. `whole`: as in api/answering/claude.py. Closing the generator ends the model's call. Raises as `ask` does.
+    If Finished does not come, there is no answer, whatever came before. `buffered`: no sentence comes before the model
+    has finished, so that an answer that breaks off can be tried again. Closing the generator ends the model's call.
+    TransientError: the model did not answer in time. Every citation's quote is in the stored text.
     """
-    settings = asker.settings
-    deadline = Deadline.after(settings.ask_seconds)
-    begun = time.perf_counter()
-    question, took = stand_alone(asker, question, turns), _since(begun)
-    found = search(asker, question, top_k, filters=filters, rerank=rerank, neighbours=passages.BUDGET)
-    found.timings |= {"rewrite_ms": took} if turns else {}
+    deadline = Deadline.after(r.settings.ask_seconds)
+    watch = Stopwatch()
+    query = replace(query, text=stand_alone(r, query.text, query.turns), neighbours=BUDGET)
+    watch.lap("rewrite")
+    found = search(r, query)
+    if query.turns:
+        found = replace(found, timings={**found.timings, **watch.timings()})
     yield found
 
-    def look(query: str) -> SearchResult:
-        return search(asker, query, min(top_k, PASSAGES), filters=filters, rerank=rerank, neighbours=passages.BUDGET)
+    def look(text: str) -> SearchResult:
+        return search(r, replace(query, text=text, top_k=min(query.top_k, PASSAGES)))
 
-    started, checking = time.perf_counter(), 0.0
-    strict = settings.strict == "on" if strict is None else strict
-    opinion = SecondOpinion.of(asker, deadline)
-    verification = citations.Verification(found.passages, strict, question, opinion)
-    parts = draft(asker, question, found, deadline, whole, look if deep else None)
-    rest = citations.Draft()
+    opinion = SecondOpinion.of(r, deadline)
+    verification = Verification(found.passages, query.strict, query.text, opinion)
+    rest, watch = Draft(), Stopwatch()
+    parts = draft(r, query.text, found, deadline, buffered, look if query.deep else None)
     with contextlib.closing(parts):
         for part in parts:
+            watch.lap("answer")
             if isinstance(part, Waiting):
                 yield part
-                continue
-            if isinstance(part, Step):
-                found.steps.append(part)
-                found.passages.extend(part.passages)
-                found.warnings += [warning for warning in part.warnings if warning not in found.warnings]
+            elif isinstance(part, Step):
+                found = found.extended(part)
+                verification.passages = found.passages
                 yield part
-                continue
-            begun = time.perf_counter()
-            if isinstance(part, Statement):
-                with asker.pool.connection() as connection:
-                    standing = citations.resolve(connection, part.claims, found.passages)
-                shown = list(verification.check(part, standing))
             else:
-                rest, shown = part, list(verification.finish(part))
-            checking += time.perf_counter() - begun
-            yield from shown
-    found.timings["answer_ms"] = round(_since(started) - checking * 1000, 1)
-    found.timings["verify_ms"] = round(checking * 1000, 1)
-    yield verification.answer(rest.answerer, {**rest.usage, **(opinion.usage if opinion else {})})
+                rest = part if isinstance(part, Draft) else rest
+                checked = verify(r, verification, part)
+                watch.lap("verify")
+                yield from checked
+    watch.lap("answer")
+    usage = {**rest.usage, **(opinion.usage if opinion else {})}
+    found = replace(found, timings={**found.timings, **watch.timings()})
+    yield Finished(verification.answer(rest.answerer, usage), found)
 
 
-def _question_vector(
-    asker: Resources, generation: Generation, question: str, filters: Filters, found: SearchResult
-) -> np.ndarray | None:
-    scope = cache_scope(generation, filters)
-    vector = asker.cache.get(scope, question)
+def embed(r: Resources, query: Query, generation: Generation) -> tuple[np.ndarray | None, list[str]]:
+    """The question's embedding, from the cache if it is there; or None and a warning."""
+    scope = cache_scope(generation, query.filters)
+    vector = r.cache.get(scope, query.text)
     if vector is None or vector.shape != (generation.dimensions,):
         try:
-            vector = asker.embedder_of(generation).embed_question(question)
+            vector = r.embedder_of(generation).embed_question(query.text)
         except AskfolderError as error:
             log.warning(str(error), action="question.not_embedded")
-            found.warnings.append(f"Only words were compared, not meaning: {error}")
-            return None
-        asker.cache.put(scope, question, vector)
-    return vector
+            return None, [f"Only words were compared, not meaning: {error}"]
+        r.cache.put(scope, query.text, vector)
+    return vector, []
+
+
+def verify(r: Resources, verification: Verification, part: Statement | Draft) -> list[Citation | Sentence]:
+    """Check the next statement, or the end of a draft. The sentences to show, each after its new citations."""
+    if isinstance(part, Draft):
+        return list(verification.finish(part))
+    with r.pool.connection() as connection:
+        standing = citations.resolve(connection, part.claims, verification.passages)
+    return list(verification.check(part, standing))
 
 
 def cache_scope(generation: Generation, filters: Filters) -> str:
-    """What a question's embedding is kept for: an index, and what is searched in it.
+    """The cache's scope of question embeddings: the index, and the collection that is searched.
 
-    The collection is part of it: how fast an answer comes must not tell what others asked elsewhere.
+    Without the collection, the speed of an answer would show what others asked elsewhere.
     """
-    return (
-        f"{generation.id}:{generation.embedder}:{generation.model}:{generation.dimensions}:{filters.collection or ''}"
-    )
+    model = f"{generation.embedder}:{generation.model}:{generation.dimensions}"
+    return f"{generation.id}:{model}:{filters.collection or ''}"
 
 
-def _since(started: float) -> float:
-    return round((time.perf_counter() - started) * 1000, 1)
+class Stopwatch:
+    """The time of each stage, over all its laps."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Add the time since the last lap to a stage."""
+        now = time.perf_counter()
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._started
+        self._started = now
+
+    def timings(self) -> dict[str, float]:
+        """Milliseconds by stage."""
+        return {f"{stage}_ms": round(seconds * 1000, 1) for stage, seconds in self._seconds.items()}

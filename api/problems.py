@@ -1,12 +1,7 @@
 """Errors as problem details (RFC 9457)."""
 
 import psycopg
-from flask import (
-    Response,
-    has_request_context,
-    jsonify,
-    request,
-)
+from flask import Response, has_request_context, jsonify, request
 from psycopg_pool import PoolTimeout
 from werkzeug.exceptions import HTTPException
 
@@ -14,13 +9,19 @@ from api.retrieval.filters import FilterError
 from shared.errors import AskfolderError, PermanentError, TransientError
 from shared.log import log
 
-# --- how errors are said (RFC 9457) ----------------------------------------------------------------------------------
-
 MAX_BODY = 256 * 1024  # bytes
 
 
-def problem(status: int, title: str, detail: str, **more: object) -> Response:
-    response = jsonify({"type": "about:blank", "title": title, "status": status, "detail": detail, **more})
+class InvalidError(Exception):
+    """A request that cannot be served; the message says what to change."""
+
+    def __init__(self, status: int, title: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.title = status, title
+
+
+def problem(status: int, title: str, detail: str) -> Response:
+    response = jsonify(type="about:blank", title=title, status=status, detail=detail)
     response.status_code = status
     response.content_type = "application/problem+json"
     return response
@@ -45,20 +46,13 @@ def describe_error(error: Exception) -> tuple[int, str, str, int | None]:
         detail = f"The request is larger than {MAX_BODY // 1024} kB." if code == 413 else error.description or ""
         return code, error.name, detail, None
     if isinstance(error, (psycopg.OperationalError, PoolTimeout)):
-        log.error(f"The database is away: {error}", action="api.no_database")
+        log.error(f"Database unavailable: {error}", action="api.no_database")
         detail = "PostgreSQL does not answer; try again in a moment (/readyz tells what is missing)."
         return 503, "Database away", detail, 2
     if isinstance(error, TransientError):
         return 503, "Try again later", str(error), max(1, round(error.retry_after or 5))
     if isinstance(error, AskfolderError):
         return 502 if isinstance(error, PermanentError) else 500, "Not possible as it is set up", str(error), None
-    log.error(
-        "A request failed", action="api.error", path=request.path if has_request_context() else "", exc_info=error
-    )
+    path = request.path if has_request_context() else ""
+    log.error("A request failed", action="api.error", path=path, exc_info=error)
     return 500, "Error in askfolder", "Something went wrong in askfolder itself; its log (web.log) says what.", None
-
-
-class InvalidError(Exception):
-    def __init__(self, status: int, title: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status, self.title = status, title

@@ -1,7 +1,6 @@
-"""The question log: written after the answer, beside it; read and rated later."""
+"""Question log: written in the background, read and rated later."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -16,19 +15,17 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from shared.background import Writer
 from shared.db import Connection
 from shared.log import log
-from shared.models import Answer, Passage
+from shared.models import Answer, SearchResult
 
-MOST_PENDING = 1000  # beyond it the log loses questions, rather than the process its memory
+MOST_PENDING = 1000  # beyond it questions are not logged, so that memory does not fill
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question with its answer. `timings`: milliseconds; `model`: None: none was asked."""
+    """A question with its answer. `model`: None if no model was asked."""
 
-    question: str
     answer: Answer
-    passages: Sequence[Passage]
-    timings: Mapping[str, float]
+    found: SearchResult
     collection: str | None = None
     model: str | None = None
     id: UUID = field(default_factory=uuid4)
@@ -36,29 +33,29 @@ class Asked:
 
 
 class QuestionLog:
-    """Takes questions and writes them beside the answers: none waits for it, or fails with it. Threads share it."""
+    """Writes questions in the background, so that no answer waits for the log or fails with it. Threads share it."""
 
     def __init__(self, pool: ConnectionPool[Connection], on: bool = True) -> None:
         self._pool, self._on = pool, on
-        self._behind = Writer("question", self._write)
+        self._writer = Writer("question", self._write)
 
     def add(self, asked: Asked) -> str | None:
-        """Its id, under which it can be rated; None: nothing is logged. Never for what is not a whole answer."""
-        if not self._on or len(self._behind) >= MOST_PENDING:
+        """Log a complete answer. The id, with which it can be rated; None if the log is off or full."""
+        if not self._on or len(self._writer) >= MOST_PENDING:
             return None
-        self._behind.add(asked)
+        self._writer.add(asked)
         return str(asked.id)
 
     def write(self) -> None:
-        """Writes what is not written yet; who comes back from it finds it in the table."""
-        self._behind.write()
+        """Write everything pending before this returns."""
+        self._writer.write()
 
     def _write(self, pending: list[Asked]) -> list[Asked]:
-        """What cannot be written is lost."""
+        """Questions that cannot be written are lost."""
         try:
             with self._pool.connection() as connection:
                 for asked in pending:
-                    # a document of it may be deleted by now: then the log may not keep what it said
+                    # a passage's document may be deleted by now, and then the log must not keep its words
                     with contextlib.suppress(psycopg.errors.ForeignKeyViolation):
                         insert(connection, asked)
         except (psycopg.Error, PoolTimeout) as error:
@@ -67,9 +64,11 @@ class QuestionLog:
 
 
 def insert(connection: Connection, asked: Asked) -> None:
-    """Raises ForeignKeyViolation when a document that was looked at is not there any more."""
-    answer = asked.answer
-    places = [(False, n, p.document_id, p.char_start, p.char_end, None) for n, p in enumerate(asked.passages, 1)]
+    """Insert one question. Raises ForeignKeyViolation if a passage's document no longer exists."""
+    answer, found = asked.answer, asked.found
+    names = (asked.id, asked.asked_at, asked.collection, found.question)
+    answered = (answer.text, answer.verdict, answer.answerer, asked.model)
+    places = [(False, n, p.document_id, p.char_start, p.char_end, None) for n, p in enumerate(found.passages, 1)]
     cited = [
         (True, c.number, c.document_id, c.char_start, c.char_end, sha256(c.quote.encode()).digest())
         for c in answer.citations
@@ -80,18 +79,7 @@ def insert(connection: Connection, asked: Asked) -> None:
             INSERT INTO question (id, asked_at, collection, question, answer, verdict, answerer, model, timings, usage)
             VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
             """,
-            [
-                asked.id,
-                asked.asked_at,
-                asked.collection,
-                asked.question,
-                answer.text,
-                answer.verdict,
-                answer.answerer,
-                asked.model,
-                Jsonb(dict(asked.timings)),
-                Jsonb(answer.usage),
-            ],
+            [*names, *answered, Jsonb(dict(found.timings)), Jsonb(answer.usage)],
         )
         connection.cursor().executemany(
             """
@@ -103,10 +91,13 @@ def insert(connection: Connection, asked: Asked) -> None:
 
 
 def rate(connection: Connection, question_id: UUID, rating: int) -> bool:
-    """rating: 1, −1, or 0 to take it back. False: there is no such question."""
+    """rating: 1, −1, or 0 to remove it. False if there is no such question."""
     return bool(
         connection.execute(
-            "UPDATE question SET rating = nullif(%(rating)s, 0), rated_at = CASE WHEN %(rating)s <> 0 THEN now() END WHERE id = %(id)s",
+            """
+            UPDATE question SET rating = nullif(%(rating)s, 0), rated_at = CASE WHEN %(rating)s <> 0 THEN now() END
+            WHERE id = %(id)s
+            """,
             {"id": question_id, "rating": rating},
         ).rowcount
     )
@@ -115,30 +106,38 @@ def rate(connection: Connection, question_id: UUID, rating: int) -> bool:
 def listed(
     connection: Connection, limit: int, rating: int | None = None, cursor: int | None = None
 ) -> list[dict[str, Any]]:
-    """The newest first, before the number `cursor`; `rating`: 1, −1, or 0 for those that have none.
+    """The newest questions before the number `cursor`. `rating`: 1, −1, or 0 for questions without a rating.
 
-    `stands`: whether a citation's words are still in the document, at that place. An answer that cites a document which was
-    deleted or excluded is not among them.
+    `stands`: true if a citation's words are still in the document, at that place. An answer that cites a deleted or
+    excluded document is not listed.
     """
     with connection.cursor(row_factory=dict_row) as rows:
         return rows.execute(
             """
-            SELECT q.number, q.id::text, q.asked_at, q.collection, q.question, q.answer, q.verdict, q.answerer, q.model, q.usage, q.timings,
-                   q.rating, q.rated_at,
-                   (SELECT coalesce(json_agg(json_build_object('document_id', p.document_id, 'source', d.key, 'char_start', p.char_start,
-                                                               'char_end', p.char_end) ORDER BY p.ordinal), '[]')
-                    FROM question_place p JOIN document d ON d.id = p.document_id
-                    WHERE p.question_id = q.id AND NOT p.cited) AS passages,
-                   (SELECT coalesce(json_agg(json_build_object('document_id', p.document_id, 'source', d.key, 'char_start', p.char_start,
-                                                               'char_end', p.char_end, 'stands', coalesce(sha256(convert_to(
-                                substr(t.content, p.char_start + 1, p.char_end - p.char_start), 'UTF8')) = p.quote_sha256, false))
-                                    ORDER BY p.ordinal), '[]')
-                    FROM question_place p JOIN document d ON d.id = p.document_id LEFT JOIN document_text t ON t.document_id = d.id
-                    WHERE p.question_id = q.id AND p.cited) AS citations
+            SELECT q.number, q.id::text, q.asked_at, q.collection, q.question, q.answer, q.verdict, q.answerer, q.model,
+                   q.usage, q.timings, q.rating, q.rated_at, (
+                       SELECT coalesce(json_agg(json_build_object(
+                           'document_id', p.document_id, 'source', d.key,
+                           'char_start', p.char_start, 'char_end', p.char_end) ORDER BY p.ordinal), '[]')
+                       FROM question_place p JOIN document d ON d.id = p.document_id
+                       WHERE p.question_id = q.id AND NOT p.cited
+                   ) AS passages, (
+                       SELECT coalesce(json_agg(json_build_object(
+                           'document_id', p.document_id, 'source', d.key,
+                           'char_start', p.char_start, 'char_end', p.char_end,
+                           'stands', coalesce(p.quote_sha256 = sha256(convert_to(
+                               substr(t.content, p.char_start + 1, p.char_end - p.char_start), 'UTF8')), false)
+                       ) ORDER BY p.ordinal), '[]')
+                       FROM question_place p JOIN document d ON d.id = p.document_id
+                       LEFT JOIN document_text t ON t.document_id = d.id
+                       WHERE p.question_id = q.id AND p.cited
+                   ) AS citations
             FROM question q
-            WHERE (%(cursor)s::bigint IS NULL OR q.number < %(cursor)s) AND (%(rating)s::int IS NULL OR coalesce(q.rating, 0) = %(rating)s)
-              AND NOT EXISTS (SELECT 1 FROM question_place p JOIN document d ON d.id = p.document_id
-                              WHERE p.question_id = q.id AND p.cited AND d.state IN ('deleted', 'excluded'))
+            WHERE (%(cursor)s::bigint IS NULL OR q.number < %(cursor)s)
+              AND (%(rating)s::int IS NULL OR coalesce(q.rating, 0) = %(rating)s)
+              AND NOT EXISTS (
+                  SELECT 1 FROM question_place p JOIN document d ON d.id = p.document_id
+                  WHERE p.question_id = q.id AND p.cited AND d.state IN ('deleted', 'excluded'))
             ORDER BY q.number DESC LIMIT %(limit)s
             """,
             {"limit": limit, "rating": rating, "cursor": cursor},
@@ -146,5 +145,5 @@ def listed(
 
 
 def forget(connection: Connection) -> int:
-    """Removes all of the log, ratings too. Returns how many questions."""
+    """Delete the log, ratings included. The number of questions."""
     return connection.execute("DELETE FROM question").rowcount

@@ -1,7 +1,7 @@
-"""Chunks to measure with, real ones and made ones, and how they are stored through the product's own functions.
+"""Real and generated chunks to measure with, stored through the product's own functions.
 
-When there are fewer real chunks than wanted, made ones fill up: half of a chunk's words, half of another's. Vectors are the
-model's for the first EMBEDDED chunks; each further one has one between two of those, with noise.
+If there are too few real chunks, generated ones are added: half of one chunk's words, half of another's. The first
+EMBEDDED chunks get vectors of the model; each further one gets a vector between two of those, with noise.
 """
 
 import contextlib
@@ -26,16 +26,16 @@ from worker.indexing import index
 from worker.indexing.chunking import chunk
 from worker.parsing.child import parse_file
 
-EMBEDDED = 2_000  # chunks that get a vector of the model: some 50 s
+EMBEDDED = 2_000  # chunks with a vector of the model; this takes 50 s
 QUESTIONS = 100
 IN_A_DOCUMENT = 20  # chunks
-NOISE = 0.35  # length of the noise on a made vector, whose own is 1
+NOISE = 0.35  # length of the noise on a generated vector, whose length is 1
 TYPES = {".md", ".txt", ".rst", ".html", ".py", ".js", ".css", ".toml", ".csv"}
 
 
 @dataclass
 class Material:
-    """vectors: float32, shape (len(contents), dimensions); question_vectors likewise. Of the contents, `real` stand in files."""
+    """`vectors`, `question_vectors`: float32, shape (number, dimensions). `real`: number of contents from files."""
 
     contents: list[str]
     vectors: np.ndarray
@@ -45,7 +45,7 @@ class Material:
 
 
 def read(folders: Sequence[Path], embedder: LocalEmbedder, most: int) -> list[str]:
-    """Distinct chunks of the folders' files, at most so many."""
+    """Return at most `most` distinct chunks of the folders' files."""
     found: dict[str, None] = {}
     for path in sorted(p for f in folders for p in f.rglob("*") if p.suffix in TYPES and p.is_file()):
         if len(found) >= most:
@@ -61,7 +61,7 @@ def read(folders: Sequence[Path], embedder: LocalEmbedder, most: int) -> list[st
 
 
 def gather(folders: Sequence[Path], embedder: LocalEmbedder, size: int) -> Material:
-    """Real chunks and questions, as many as there are, and made ones up to `size`."""
+    """Return all real chunks and questions, with generated chunks up to `size`."""
     random = np.random.default_rng(1)
     contents = read(folders, embedder, size)
     random.shuffle(contents)
@@ -98,9 +98,9 @@ def key_of(number: int) -> str:
 def store(
     connection: Connection, generation: Generation, material: Material, start: int, end: int, turn: int = 0
 ) -> None:
-    """Puts these chunks into documents, as a worker does: vectors first, then a transaction for each document.
+    """Store chunks of documents as a worker does: vectors first, then a transaction for each document.
 
-    Another `turn` is another text to the index: every row of the document is made anew.
+    Another `turn` counts as another text, so that every row of the document is written again.
     """
     hashes = [sha256(f"{turn}:{n}".encode()).digest() for n in range(start, end)]
     copy = "COPY vector_cache (collection_id, model, dimensions, input_hash, embedding) FROM STDIN (FORMAT BINARY)"
@@ -126,7 +126,7 @@ def store(
 
 @contextlib.contextmanager
 def without_graph(connection: Connection, generation: Generation) -> Iterator[None]:
-    """Leaves the vector index out while much is stored."""
+    """Drop the vector index during a bulk load and build it afterwards."""
     row = connection.execute(
         "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = %s AND indexdef LIKE '%%USING hnsw%%'",
         [f"vector_{generation.id}"],

@@ -1,4 +1,7 @@
-"""Small files dropped one by one into a quiet system: seconds until /search finds each. usage: python -m bench.drop [COUNT]"""
+"""Drop small files one by one into a quiet system, and measure the seconds until /search finds each.
+
+usage: python -m bench.drop [COUNT]
+"""
 
 import statistics
 import sys

@@ -32,7 +32,8 @@ from api import ask
 from api.answering import extractive
 from api.retrieval import passages, retrieve
 from api.retrieval.filters import Filters
-from api.verification import citations
+from api.retrieval.query import PASSAGES, Query
+from api.verification.citations import Verification, resolve
 from shared import db
 from shared.db import Connection
 from shared.errors import AskfolderError
@@ -198,10 +199,9 @@ class Index:
         generation = generations.live(self.connection)
         assert generation is not None
         filters = Without(keys=tuple(without)) if without else Filters()
-        depth = ask.PASSAGES + ask.SPARE
-        vector = self.embedder.embed_question(question)
-        found = retrieve.retrieve(self.connection, generation, question, vector, depth, "hybrid", filters)
-        return passages.with_neighbours(self.connection, passages.diversify(found, ask.PASSAGES))
+        query = Query(question, PASSAGES + ask.SPARE, filters=filters)
+        found = retrieve.retrieve(self.connection, generation, query, self.embedder.embed_question(question))
+        return passages.with_neighbours(self.connection, passages.diversify(found, PASSAGES))
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         if fresh := [text for text in dict.fromkeys(texts) if text not in self.vectors]:
@@ -230,12 +230,14 @@ def cases(index: Index, collection: Collection, others: Sequence[Collection]) ->
 def _case(index: Index, collection: Collection, subject: str, kind: str, fold: str, question: Question) -> Case:
     found = index.find(question.text, collection.members(fold, subject if kind == "left out" else ""))
     draft, evidence = extractive.quote(question.text, found, index.embed)
-    answer = citations.verify(index.connection, draft, found, "extractive", {})
+    verification = Verification(found)
+    for statement in draft.statements:
+        list(verification.check(statement, resolve(index.connection, statement.claims, found)))
     hit = kind == "answerable" and any(
         any(c.char_start < end and start < c.char_end for start, end in question.spans[c.source])
         if c.source in question.spans
         else not question.spans and c.source in question.relevant
-        for c in answer.citations
+        for c in verification.citations
     )
     claims = {claim for statement in draft.statements for claim in statement.claims}
     return Case(
@@ -248,7 +250,7 @@ def _case(index: Index, collection: Collection, subject: str, kind: str, fold: s
         tuple(evidence),
         hit,
         len(claims),
-        len(answer.citations),
+        len(verification.citations),
     )
 
 

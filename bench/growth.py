@@ -1,4 +1,4 @@
-"""What bench.search measured, as a table and a plot of docs/performance.md."""
+"""Write the figures of bench.search as a table and a plot of docs/performance.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ MARKS = ("<!-- bench.search -->\n", "<!-- /bench.search -->\n")
 
 @dataclass
 class Result:
-    """What was measured at one size. Times: milliseconds (median, 95th percentile)."""
+    """The figures of one size. Times: milliseconds (median, 95th percentile)."""
 
     chunks: int
     real: int
@@ -21,7 +21,7 @@ class Result:
 
 
 def lines(results: Sequence[Result]) -> list[str]:
-    """A Markdown table: a row for each figure, a column for each size."""
+    """Return a Markdown table: a row for each figure, a column for each size."""
     rows = [
         ["", *(f"{r.chunks:,} chunks" + (f" ({r.real:,} real)" if r.real < r.chunks else "") for r in results)],
         ["---"] * (len(results) + 1),
@@ -29,10 +29,9 @@ def lines(results: Sequence[Result]) -> list[str]:
     for name in dict.fromkeys(name for r in results for name in r.times):
         cells = []
         for r in results:
-            ratio = f" (×{r.times[name][0] / r.times['bare HNSW'][0]:.1f} / ×{r.times[name][1] / r.times['bare HNSW'][1]:.1f})"
-            cells.append(
-                "{:.2f} / {:.2f} ms".format(*r.times[name]) + (ratio if name in ("hybrid", "textbook") else "")
-            )
+            (median, late), (bare, bare_late) = r.times[name], r.times["bare HNSW"]
+            ratio = f" (×{median / bare:.1f} / ×{late / bare_late:.1f})" if name in ("hybrid", "textbook") else ""
+            cells.append(f"{median:.2f} / {late:.2f} ms{ratio}")
         rows.append([f"{name}: median / 95 %", *cells])
     for name in dict.fromkeys(name for r in results for name in r.a_second):
         cells = []
@@ -47,7 +46,7 @@ def lines(results: Sequence[Result]) -> list[str]:
 
 
 def plot(results: Sequence[Result]) -> str:
-    """SVG: the median and (dashed) the 95th percentile of three searches by the number of chunks, both axes logarithmic."""
+    """Plot the median and (dashed) the 95th percentile of three searches by chunks, as SVG, on logarithmic axes."""
     colours = {"bare HNSW": "#6b7280", "hybrid": "#2563eb", "textbook": "#dc2626"}
     values = [v for r in results for name in colours for v in r.times[name]]
     low, high = np.floor(np.log10(min(values))), np.ceil(np.log10(max(values)))
@@ -60,7 +59,8 @@ def plot(results: Sequence[Result]) -> str:
         return float(250 - 220 * (np.log10(ms) - low) / (high - low))
 
     parts = [
-        f'<line x1="60" x2="460" y1="{y(10**e):.0f}" y2="{y(10**e):.0f}" stroke="#d1d5db"/><text x="54" y="{y(10**e) + 4:.0f}" text-anchor="end">{10**e:g} ms</text>'
+        f'<line x1="60" x2="460" y1="{y(10**e):.0f}" y2="{y(10**e):.0f}" stroke="#d1d5db"/>'
+        f'<text x="54" y="{y(10**e) + 4:.0f}" text-anchor="end">{10**e:g} ms</text>'
         for e in np.arange(low, high + 1)
     ]
     parts += [f'<text x="{x(r.chunks):.0f}" y="268" text-anchor="middle">{r.chunks:,} chunks</text>' for r in results]
@@ -69,18 +69,21 @@ def plot(results: Sequence[Result]) -> str:
             points = " ".join(f"{x(r.chunks):.0f},{y(r.times[name][which]):.0f}" for r in results)
             parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
         parts.append(f'<text x="480" y="{40 + 18 * n}" fill="{colour}">{name}</text>')
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 280" font-family="sans-serif" font-size="12" fill="#374151"><rect width="600" height="280" fill="white"/>{"".join(parts)}</svg>\n'
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 280" font-family="sans-serif" font-size="12" '
+        f'fill="#374151"><rect width="600" height="280" fill="white"/>{"".join(parts)}</svg>\n'
+    )
 
 
 def write(table: Sequence[str], drawing: str, page: Path) -> None:
-    """Puts the table between the marks of the page (at its end, when it has none), and the plot beside it."""
+    """Write the table between the marks of the page (at its end if it has none), and the plot beside the page."""
     text = page.read_text()
     if MARKS[0] not in text:
         text += f"\n## Searching as an index grows\n\n{MARKS[0]}{MARKS[1]}"
     before, rest = text.split(MARKS[0])
     note = (
-        "`make bench-search`, one run: of three rounds a question's fastest counts; in brackets: of the bare vector query. Textbook: OR query,\n"
-        "`ts_rank_cd`, reciprocal rank fusion. In the plot the dashed line is the 95th percentile.\n"
+        "`make bench-search`, one run: a question's fastest of three rounds; in brackets: relative to the bare vector\n"
+        "query. Textbook: OR query, `ts_rank_cd`, reciprocal rank fusion. Dashed in the plot: the 95th percentile.\n"
     )
     body = "\n".join([note, *table, "", f"![Milliseconds of a search by the number of chunks]({page.stem}.svg)", ""])
     page.write_text(f"{before}{MARKS[0]}{body}{MARKS[1]}{rest.split(MARKS[1])[1]}")

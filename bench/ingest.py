@@ -1,4 +1,4 @@
-"""A folder dropped at once, against bare parsing and embedding of the same chunks in one process with the same cores.
+"""Ingest a folder, and compare with bare parsing and embedding of the same chunks in one process with the same cores.
 
 usage: python -m bench.ingest FOLDER     (a MANIFEST.csv in it, with the columns path and expected, is checked too)
 """
@@ -59,7 +59,7 @@ def bare(folder: Path, model: Path, cores: int) -> tuple[float, float, int]:
 
 @contextlib.contextmanager
 def running(work: Path) -> Iterator[System]:
-    """The whole system over an empty folder below `work`, as `askfolder up` runs it, with everything loaded."""
+    """Run the system over an empty folder below `work`, as `askfolder up` does, until everything is loaded."""
     inbox, data = work / "inbox", work / "data"
     inbox.mkdir()
     servers = Servers(data)
@@ -88,8 +88,12 @@ def running(work: Path) -> Iterator[System]:
         servers.stop()
 
 
-def whole(folder: Path, work: Path) -> tuple[float, list[float], float, dict[str, dict[str, object]]]:
-    """Seconds until every file is settled, seconds until each note dropped meanwhile is found, a process's greatest MiB, documents."""
+def ingest(folder: Path, work: Path) -> tuple[float, list[float], float, dict[str, dict[str, object]]]:
+    """Ingest the folder, while notes are dropped into it every few seconds.
+
+    Returns the seconds until every file is ready or failed, the seconds until each note is found, the largest resident
+    size of a process in MiB, and the documents.
+    """
     most, done = 0, threading.Event()
     largest: Counter[str] = Counter()
     with running(work) as system:
@@ -121,10 +125,8 @@ def whole(folder: Path, work: Path) -> tuple[float, list[float], float, dict[str
                 dropped, searched, total = now, False, total + 1
             elif not searched:
                 name = f"note{len(waits)}.md"
-                if any(
-                    r["source"] == name
-                    for r in system.search(f"Where does the boathouse key hang? {name}", top_k=50, mode="lexical")
-                ):
+                found = system.search(f"Where does the boathouse key hang? {name}", top_k=50, mode="lexical")
+                if any(passage["source"] == name for passage in found):
                     waits.append(time.perf_counter() - dropped)
                     searched = True
             counts = system.call("GET", "/documents", limit=1)["counts"]
@@ -143,14 +145,13 @@ def main(folder: Path) -> None:
         work = Path(name)
         model = minilm.prepare(work / "data" / LOCAL_MODEL)
         parsing, embedding, chunks = bare(folder, model, cores)
-        seconds, waits, most, documents = whole(folder, work)
+        seconds, waits, most, documents = ingest(folder, work)
     baseline = parsing + embedding
     print(f"states: {dict(Counter(str(d['state']) for d in documents.values()))}, {chunks} chunks, {cores} cores")
     print(f"bare: {baseline:.1f} s (parsing and chunking {parsing:.1f}, embedding {embedding:.1f})")
     print(f"askfolder: {seconds:.1f} s; ratio to bare: {seconds / baseline:.2f}")
-    print(
-        f"{len(waits)} notes dropped meanwhile were found within: median {statistics.median(waits):.2f} s, worst {max(waits):.2f} s"
-    )
+    within = f"median {statistics.median(waits):.2f} s, worst {max(waits):.2f} s"
+    print(f"{len(waits)} notes dropped meanwhile were found within: {within}")
     print(f"largest worker process: {most:.0f} MiB")
     manifest = folder / "MANIFEST.csv"
     if manifest.exists():

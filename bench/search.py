@@ -1,7 +1,7 @@
-"""Searching as an index grows, against the bare vector query and the textbook's hybrid, in one run.
+"""Measure searching as an index grows, with the bare vector query and the textbook's hybrid in the same run.
 
 usage: python -m bench.search [SIZES …] [--dir FOLDER] [--json FILE] [--write]
-Where the chunks come from, and how they are stored: bench/chunks.py.
+The chunks come from bench/chunks.py.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import get_args
 from unittest.mock import patch
 
 import numpy as np
@@ -23,8 +24,10 @@ from pgvector import HalfVector
 from psycopg import sql
 
 from api.ask import cache_scope
+from api.retrieval import lexemes as question_lexemes
 from api.retrieval import retrieve
 from api.retrieval.filters import Filters
+from api.retrieval.query import Mode, Query
 from bench.chunks import EMBEDDED, IN_A_DOCUMENT, Material, gather, store, without_graph
 from bench.growth import Result, lines, plot, write
 from shared import db
@@ -52,7 +55,7 @@ EXACT = """
 SELECT v.chunk_id FROM {vectors} v JOIN chunk c ON c.id = v.chunk_id JOIN document d ON d.id = c.document_id
 WHERE starts_with(d.key, %(source)s) ORDER BY (v.embedding <=> %(vector)s) + 0 LIMIT 10
 """
-# What most tutorials do, with OR instead of AND, or it would find next to nothing: both ranks, reciprocal rank fusion.
+# Most tutorials' query, reciprocal rank fusion of both ranks, but with OR: with AND it would find next to nothing.
 TEXTBOOK = """
 WITH question AS (
     SELECT replace(plainto_tsquery('english', %(question)s)::text, ' & ', ' | ')::tsquery AS words
@@ -78,22 +81,22 @@ def searches(generation: Generation, material: Material) -> dict[str, Search]:
             query, {"question": material.questions[n], "vector": HalfVector(material.question_vectors[n])}
         ).fetchall()
 
-    def product(mode: str) -> Search:
+    def product(mode: Mode) -> Search:
         return lambda connection, n: retrieve.retrieve(
-            connection, generation, material.questions[n], material.question_vectors[n], 10, mode, Filters()
+            connection, generation, Query(material.questions[n], 10, mode), material.question_vectors[n]
         )
 
     return {
         "bare HNSW": statement(BARE),
-        **{mode: product(mode) for mode in retrieve.MODES},
+        **{mode: product(mode) for mode in get_args(Mode)},
         "textbook": statement(TEXTBOOK),
     }
 
 
 def times(url: str, tasks: dict[str, Search], count: int) -> dict[str, tuple[float, float]]:
-    """One client, everything in turn for each question, in an order that rotates; of three rounds a question's fastest counts.
+    """Run all tasks for each question, in a rotating order, and return the percentiles of the best of three rounds.
 
-    Whoever comes first for a question brings its pages into memory for the others: that must not always be the same.
+    The order rotates because the first task of a question loads its pages into memory for the others.
     """
     taken = {name: np.full((3, count), np.inf) for name in tasks}
     with contextlib.ExitStack() as stack:
@@ -113,7 +116,7 @@ def percentiles(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 
 
 def throughput(url: str, task: Search, count: int, seconds: float) -> float:
-    """Searches a second of CLIENTS threads, each with a connection of its own."""
+    """Return the searches per second of CLIENTS threads, each with its own connection."""
     done = [0] * CLIENTS
     ready = threading.Barrier(CLIENTS)
 
@@ -141,25 +144,24 @@ def searching(url: str) -> Iterator[Connection]:
 
 
 def recall(connection: Connection, generation: Generation, material: Material, source: str) -> float:
-    """Of the ten nearest chunks below `source` (fewer, when it has fewer), the share that the dense search finds."""
-    query = sql.SQL(EXACT).format(vectors=generation.vectors)
+    """Return the share of the ten nearest chunks below `source` that the dense search finds."""
+    nearest = sql.SQL(EXACT).format(vectors=generation.vectors)
     found = []
     for question, vector in zip(material.questions, material.question_vectors, strict=True):
-        exact = {row[0] for row in connection.execute(query, {"source": source, "vector": HalfVector(vector)})}
-        passages = retrieve.retrieve(
-            connection, generation, question, vector, 10, "dense", Filters(source=source or None)
-        )
+        exact = {row[0] for row in connection.execute(nearest, {"source": source, "vector": HalfVector(vector)})}
+        query = Query(question, 10, "dense", Filters(source=source or None))
+        passages = retrieve.retrieve(connection, generation, query, vector)
         found.append(len(exact & {p.chunk_id for p in passages}) / len(exact))
     return statistics.mean(found)
 
 
 def overlap(connection: Connection, generation: Generation, material: Material) -> float:
-    """Of the ten best chunks by BM25 over all chunks, the share (equal scores are equal) that the lexical search finds."""
+    """Return the share of the ten best chunks by exhaustive BM25, or of their equals, that the lexical search finds."""
     shares = []
     for question in material.questions:
-        search = partial(retrieve.retrieve, connection, generation, question, None, 10, "lexical", Filters())
+        search = partial(retrieve.retrieve, connection, generation, Query(question, 10, "lexical"), None)
         found = [passage.bm25 or 0.0 for passage in search()]
-        with patch.multiple(retrieve, SINGLES=10**12, ROWS=10**12):  # every word brings all its rows
+        with patch.multiple(question_lexemes, SINGLES=10**12, ROWS=10**12):  # every word brings all its rows
             best = [passage.bm25 or 0.0 for passage in search()]
         if best:
             shares.append(sum(score >= best[-1] - 1e-4 for score in found) / len(best))
@@ -167,7 +169,7 @@ def overlap(connection: Connection, generation: Generation, material: Material) 
 
 
 def over_http(work: Path, servers: Servers, generation: Generation, material: Material, result: Result) -> None:
-    """POST /search, the question new and then cached, beside the same search by SQL alone and the look-up in the cache."""
+    """Time POST /search with a new and a cached question, its SQL alone, and its cache look-up."""
     (work / "inbox").mkdir(exist_ok=True)
     port = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("ASKFOLDER_")} | {
@@ -190,14 +192,7 @@ def over_http(work: Path, servers: Servers, generation: Generation, material: Ma
                     "POST /search, question not cached": partial(client.call, "POST", "/search", {"query": asked}),
                     "POST /search, question cached": partial(client.call, "POST", "/search", {"query": asked}),
                     "… its SQL alone": partial(
-                        retrieve.retrieve,
-                        connection,
-                        generation,
-                        asked,
-                        material.question_vectors[n],
-                        10,
-                        "hybrid",
-                        Filters(),
+                        retrieve.retrieve, connection, generation, Query(asked, 10), material.question_vectors[n]
                     ),
                     "… looking into the cache": partial(cache.get, scope, asked),
                 }
@@ -214,7 +209,7 @@ def over_http(work: Path, servers: Servers, generation: Generation, material: Ma
 
 
 def settle(connection: Connection, generation: Generation) -> None:
-    """What happens in the background of a running system, and the textbook's table."""
+    """Do the background work of a running system, and build the textbook's table."""
     lexemes.count(connection, generation)
     connection.execute("DROP TABLE IF EXISTS bench_words")
     connection.execute(
@@ -227,7 +222,7 @@ def settle(connection: Connection, generation: Generation) -> None:
 def measure(
     work: Path, servers: Servers, generation: Generation, material: Material, size: int, seconds: float
 ) -> Result:
-    """Everything at one size, which is stored."""
+    """Measure everything at one size, whose chunks are stored already."""
     result, url = Result(size, min(material.real, size)), servers.database_url
     tasks = searches(generation, material)
     with searching(url) as connection:
@@ -254,15 +249,16 @@ def measure(
 
 
 def run(sizes: Sequence[int], folders: Sequence[Path], seconds: float = SECONDS) -> list[Result]:
-    """Measures at each size, in a temporary system. Prints what it is doing."""
+    """Measure at each size, in a temporary system, and print the progress."""
     sizes = sorted({-(-size // IN_A_DOCUMENT) * IN_A_DOCUMENT for size in sizes})
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         embedder = LocalEmbedder(minilm.prepare(work / "data" / LOCAL_MODEL), threads=2)
         material = gather(folders, embedder, sizes[-1])
+        generated, embedded = len(material.contents) - material.real, min(material.real, EMBEDDED)
         print(
-            f"{material.real:,} real chunks, {len(material.contents) - material.real:,} made ones; vectors of the model: "
-            f"{min(material.real, EMBEDDED):,}; {len(material.questions)} questions: sentences of the chunks",
+            f"{material.real:,} real chunks, {generated:,} generated ones; vectors of the model: {embedded:,}; "
+            f"{len(material.questions)} questions: sentences of the chunks",
             flush=True,
         )
         servers = Servers(work / "data")

@@ -1,9 +1,9 @@
-"""Answers as they stream, against the bare SDK on the same stand-in in one run; then many at once, and some that are left.
+"""Measure streamed answers and the bare SDK on the same stand-in in one run; then many streams, and abandoned ones.
 
 usage: python -m bench.stream [QUESTIONS] [AT_ONCE]
 
-A sentence's lateness: from the stand-in sending its last citation to the sentence's arrival (askfolder, over HTTP), or to the
-citation's arrival (SDK).
+The lateness of a sentence is the time from the stand-in's last citation of it to the arrival of the sentence
+(askfolder, over HTTP) or of the citation (SDK).
 """
 
 import shutil
@@ -36,7 +36,7 @@ PACE = 0.004  # seconds between two events of the stand-in
 
 
 class Watched(AnthropicStandin):
-    """Notes when it sent the last citation of each block, of the latest answer."""
+    """A stand-in that records the time of the last citation of each block in the latest answer."""
 
     def __init__(self) -> None:
         super().__init__(reply=quote_some)
@@ -57,7 +57,7 @@ def quote_some(request: dict[str, Any]) -> list[Block]:
 
 
 def askfolder(system: System, standin: Watched, count: int) -> tuple[list[float], list[float]]:
-    """Lateness of each sentence, and of the passages after their retrieval, ms."""
+    """Return the lateness of each sentence, and of the passages after their retrieval, in milliseconds."""
     late, passages = [], []
     with Client(f"http://127.0.0.1:{system.port}", KEY, 30) as client:
         for _ in range(count):
@@ -88,7 +88,7 @@ def bare(standin: Watched, request: dict[str, Any], count: int) -> list[float]:
 
 
 def at_once(system: System, count: int) -> tuple[Counter[str], float]:
-    """How so many streams at once ended, and the seconds that it took."""
+    """Return how `count` simultaneous streams ended, and the seconds that they took."""
     ends: Counter[str] = Counter()
 
     def one() -> None:
@@ -108,7 +108,7 @@ def at_once(system: System, count: int) -> tuple[Counter[str], float]:
 
 
 def abandoned(system: System, standin: Watched) -> float:
-    """Seconds from a client's leaving to the end of the model's call, which is silent meanwhile."""
+    """Return the seconds from a client's disconnect to the end of the model's call, which is silent."""
     standin.left.clear()
     standin.misbehave("stall")
     with Client(f"http://127.0.0.1:{system.port}", KEY, 30) as client:
@@ -124,7 +124,8 @@ def abandoned(system: System, standin: Watched) -> float:
 
 def percentiles(values: Sequence[float]) -> str:
     ordered = sorted(values)
-    return f"p50 {statistics.median(ordered):5.1f} ms   p95 {ordered[int(0.95 * (len(ordered) - 1))]:5.1f} ms   worst {ordered[-1]:5.1f} ms"
+    p95 = ordered[int(0.95 * (len(ordered) - 1))]
+    return f"p50 {statistics.median(ordered):5.1f} ms   p95 {p95:5.1f} ms   worst {ordered[-1]:5.1f} ms"
 
 
 def main(questions: int, many: int) -> None:
@@ -151,9 +152,8 @@ def main(questions: int, many: int) -> None:
             print(f"the same event by the bare SDK                  {percentiles(theirs)}")
             print(f"the passages, after their retrieval             {percentiles(passages)}")
             ends, seconds = at_once(system, many)
-            print(
-                f"{many} at once: {ends['done']} answered, {many - ends['done']} not, in {seconds:.1f} s {dict(ends) if len(ends) > 1 else ''}"
-            )
+            kinds = dict(ends) if len(ends) > 1 else ""
+            print(f"{many} at once: {ends['done']} answered, {many - ends['done']} not, in {seconds:.1f} s {kinds}")
             seconds = max(abandoned(system, standin) for _ in range(5))
             print(f"left: the model's call ended at most {seconds:.2f} s later, of 5")
 

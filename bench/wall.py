@@ -1,6 +1,6 @@
-"""What the wall costs: the same files read in this process and behind the wall, in turns, in one run.
+"""Measure the cost of the parsing child: read the same files in this process and in the child, in turns, in one run.
 
-usage: python -m bench.wall [FOLDER]     (FOLDER's files, at most 40 of each format, are read besides the generated ones)
+usage: python -m bench.wall [FOLDER]     (reads FOLDER's files too, at most 40 of each format)
 """
 
 import os
@@ -25,7 +25,7 @@ WORDS = "The boathouse opens at eight in winter, and at half past six in summer.
 
 
 def generate(folder: Path) -> None:
-    """One small file of a few kilobytes in each format."""
+    """Write one file of a few kilobytes in each format."""
     paragraph = f"<w:p><w:r><w:t>{WORDS * 4}</w:t></w:r></w:p>"
     row = "".join(f'<c t="str"><v>{word}</v></c>' for word in WORDS.split())
     files: dict[str, bytes] = {
@@ -43,14 +43,14 @@ def generate(folder: Path) -> None:
 
 
 def clock(act: Callable[[], object]) -> float:
-    """Milliseconds."""
+    """Call the function and return the milliseconds."""
     began = time.perf_counter()
     act()
     return (time.perf_counter() - began) * 1000
 
 
 def compare(parser: Parser, paths: list[Path], rounds: int) -> None:
-    """Print median milliseconds of a document of each format: directly, behind the wall, and what lies between."""
+    """Print the median milliseconds of a document of each format: here, in the child, and the difference."""
     direct: dict[str, list[float]] = defaultdict(list)
     walled: dict[str, list[float]] = defaultdict(list)
     between: dict[str, list[float]] = defaultdict(list)
@@ -86,10 +86,11 @@ def compare(parser: Parser, paths: list[Path], rounds: int) -> None:
 
 
 def guards() -> None:
-    """Print what each guard costs by itself."""
+    """Print the cost of each guard by itself."""
     script = (
-        "import time, statistics, os\nfrom worker import formats_limits as limits\n"
-        "def ms(act, n=1):\n    t = time.perf_counter()\n    for _ in range(n): act()\n    return (time.perf_counter() - t) * 1000 / n\n"
+        "import time, statistics, os\nfrom worker.parsing import limits\n"
+        "def ms(act, n=1):\n    t = time.perf_counter()\n    for _ in range(n): act()\n"
+        "    return (time.perf_counter() - t) * 1000 / n\n"
         "call = lambda: min(ms(lambda: os.stat('/'), 500) for _ in range(200))\nplain = call()\n"
         "print(f'{ms(lambda: limits.die_with(os.getppid())):.3f} ms at a start: end with the parent')\n"
         "print(f'{ms(limits._deny_calls):.3f} ms at a start: the filter for calls')\n"

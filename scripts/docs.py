@@ -1,4 +1,4 @@
-"""Writes docs/settings.md, docs/commands.md and .env.example from the code: python -m scripts.docs [--check]"""
+"""Write docs/settings.md, docs/commands.md and .env.example from the code: python -m scripts.docs [--check]"""
 
 import sys
 import typing
@@ -19,9 +19,9 @@ SETTINGS = f"""\
 
 <!-- {GENERATED} -->
 
-askfolder reads its settings from the environment and from the file `.env` in the checkout; the environment wins. An
-empty value counts as none. An unknown name that begins with `ASKFOLDER_`, and a value that cannot be used, stop the
-start with a sentence. Relative paths start at the checkout. `.env.example` holds all of them.
+askfolder reads its settings from the environment and from the file `.env` in the checkout. If both name a setting, the
+environment wins. An empty value counts as none. An unknown name that begins with `ASKFOLDER_` or an invalid value stops
+the start with an error message. Relative paths start at the checkout. `.env.example` lists all settings.
 
 | Name | Default | Meaning |
 |---|---|---|
@@ -32,11 +32,19 @@ COMMANDS = f"""\
 
 <!-- {GENERATED} -->
 
-`./askfolder` works in the checkout without activating anything; in a container the command is `askfolder`. All but `up`
-and `estimate` talk to a running system: that of this checkout, or the one that `ASKFOLDER_URL` and `ASKFOLDER_KEY` name.
+Run `./askfolder` in the checkout; nothing has to be activated. In a container, the command is `askfolder`. All commands
+but `up` and `estimate` talk to a running system: that of this checkout, or the one that `ASKFOLDER_URL` and
+`ASKFOLDER_KEY` name.
 
-Exit codes: 0 done; 1 it failed, and a sentence says why; 2 the command was typed wrong; {NO_ANSWER_EXIT} nothing was
-found; {NOT_RUNNING_EXIT} askfolder does not answer; {HELD_EXIT} the scan was not carried out; {FINDINGS_EXIT} the doctor found something.
+Exit codes:
+
+- 0: success
+- 1: failure; the message says why
+- 2: wrong command line
+- {NO_ANSWER_EXIT}: nothing found
+- {NOT_RUNNING_EXIT}: askfolder cannot be reached
+- {HELD_EXIT}: the scan was not carried out
+- {FINDINGS_EXIT}: the index is inconsistent
 """
 
 EXAMPLE = """\
@@ -45,11 +53,11 @@ EXAMPLE = """\
 
 # --- Docker Compose only; nothing else reads these ---
 
-# the database's password, needed: the database is made with it; a later change here does not change it there
+# the database's password, required: the database is created with it; a later change here does not change it there
 POSTGRES_PASSWORD=
-# the password of the user askfolder in Flower, needed
+# the password of the user askfolder in Flower, required
 FLOWER_PASSWORD=
-# uid:gid that reads the folder in the containers, where its files are not readable by everybody
+# uid:gid that reads the folder in the containers, if its files are not readable by everybody
 #INBOX_USER=10001:10001
 
 # --- askfolder ---
@@ -110,7 +118,7 @@ def pages() -> dict[Path, str]:
 
 
 def stale() -> list[str]:
-    """The generated files that do not say what the code says."""
+    """The generated files that are out of date."""
     return [
         str(path.relative_to(ROOT)) for path, text in pages().items() if not path.exists() or path.read_text() != text
     ]
@@ -119,7 +127,7 @@ def stale() -> list[str]:
 def main() -> None:
     if "--check" in sys.argv[1:]:
         if found := stale():
-            sys.exit(f"{', '.join(found)} is not what the code says: run `python -m scripts.docs`.")
+            sys.exit(f"{', '.join(found)} is out of date: run `python -m scripts.docs`.")
         return
     for path, text in pages().items():
         path.write_text(text)

@@ -1,8 +1,9 @@
-"""Question embeddings, and questions that were made to stand alone, in Redis. A cache that is down is a miss, never an error."""
+"""Cache in Redis for question embeddings and rewritten questions. If Redis is down, every look-up is a miss."""
 
 import hashlib
 import time
 import unicodedata
+from collections.abc import Callable
 
 import numpy as np
 import redis
@@ -10,8 +11,8 @@ import redis
 from shared.broker import client
 
 LIFETIME_SECONDS = 7 * 86_400
-ENTRIES = 20_000  # the queue shares this server and may never be evicted, so the cache counts its own entries
-PAUSE_SECONDS = 5.0  # after a failure Redis is left alone for so long
+ENTRIES = 20_000  # the queue is on this server too and must not be evicted, so the cache counts its own entries
+PAUSE_SECONDS = 5.0  # without a look-up, after Redis failed
 
 _STORE = """
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
@@ -24,7 +25,10 @@ end
 
 
 class QuestionCache:
-    """(scope, normalised question) → embedding: float32, shape (dimensions,); or a text. `scope` names what it depends on."""
+    """(scope, normalised question) → embedding (float32, shape (dimensions,)) or text.
+
+    `scope`: everything else that the value depends on.
+    """
 
     def __init__(self, url: str) -> None:
         self._redis = client(url)
@@ -45,31 +49,23 @@ class QuestionCache:
         self._write(scope, question, text.encode())
 
     def _read(self, scope: str, question: str) -> bytes | None:
-        if time.monotonic() < self._away_until:
-            return None
-        try:
-            value = self._redis.get(_key(scope, question))
-        except redis.RedisError:
-            self._away_until = time.monotonic() + PAUSE_SECONDS
-            return None
+        value = self._unless_down(lambda: self._redis.get(_key(scope, question)))
         return value if isinstance(value, bytes) else None
 
     def _write(self, scope: str, question: str, value: bytes) -> None:
+        keys = (_key(scope, question), "askfolder:questions")
+        arguments = (value, LIFETIME_SECONDS, int(time.time()), ENTRIES)
+        self._unless_down(lambda: self._redis.eval(_STORE, len(keys), *keys, *arguments))
+
+    def _unless_down(self, call: Callable[[], object]) -> object:
+        """The result of a call; None if Redis failed, now or a moment ago."""
         if time.monotonic() < self._away_until:
-            return
+            return None
         try:
-            self._redis.eval(
-                _STORE,
-                2,
-                _key(scope, question),
-                "askfolder:questions",
-                value,
-                LIFETIME_SECONDS,
-                int(time.time()),
-                ENTRIES,
-            )
+            return call()
         except redis.RedisError:
             self._away_until = time.monotonic() + PAUSE_SECONDS
+            return None
 
 
 def _key(scope: str, question: str) -> str:

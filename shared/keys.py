@@ -1,4 +1,4 @@
-"""Keys and passwords kept in the data folder, and what leaves this machine, in words."""
+"""The API's key and Flower's password, in files of the data folder."""
 
 import os
 import secrets
@@ -9,7 +9,7 @@ from shared.settings import Settings
 
 
 def key(settings: Settings) -> str:
-    """The API's key: ASKFOLDER_ADMIN_KEY, or the one in the data folder, made at first need."""
+    """Return ASKFOLDER_ADMIN_KEY, or the key in the data folder, which is created if it is missing."""
     return settings.admin_key.get_secret_value() if settings.admin_key else secret(settings.data / "key")
 
 
@@ -18,7 +18,10 @@ def flower_password(settings: Settings) -> str:
 
 
 def secret(path: Path) -> str:
-    """The secret in a file that only its owner may read; made, whole or not at all, when it is missing."""
+    """Return the secret in a file; create the file, readable by its owner only, if it is missing or empty.
+
+    Processes that start at once get the same secret.
+    """
     for _ in range(3):
         try:
             if value := path.read_text().strip():
@@ -42,4 +45,4 @@ def secret(path: Path) -> str:
             ) from None
         finally:
             fresh.unlink(missing_ok=True)
-    raise SettingsError(f"{path} could not be made.")
+    raise SettingsError(f"{path} cannot be created: check who owns it.")

@@ -1,7 +1,7 @@
-"""The values that travel between the stages."""
+"""Values that travel between the stages."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -17,13 +17,13 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A document's extracted text and what is known of its structure.
+    """A document's extracted text and its structure.
 
-    `text` never holds NUL or lone surrogates. `kind`: how its blocks are told apart ("markdown" also for everything that was
-    converted to Markdown: headings `#`, fences, pipe tables). `pages`: (character offset, number) where each page or slide
-    starts, ascending, empty where the format has none. `title` comes from inside the document, never from its name.
-    `metadata`: what the document says of itself, JSON of at most 16 kB, names in lower case (author, date, created, modified,
-    language, keywords, subject, description, and others). `dated`: its own date, where it says one.
+    `text` never has NUL or lone surrogates. `kind`: how its blocks are found ("markdown" also for everything that was
+    converted to Markdown: headings `#`, fences, pipe tables). `pages`: (character offset, number) of each page or
+    slide, ascending; empty if the format has none. `title`: from inside the document, never from its name.
+    `metadata`: the document's own properties, JSON of at most 16 kB, names in lower case (author, date, created,
+    modified, language, keywords, subject, description, and others). `dated`: the document's own date.
     """
 
     text: str
@@ -40,8 +40,8 @@ class Parsed:
 class Chunk:
     """A part of a document: `parsed.text[char_start:char_end] == content`.
 
-    `context`: what a model wrote to situate it within its document, searched with it and never quoted. Empty: it gave none;
-    None: none was asked for.
+    `context`: a model's sentences that situate the chunk in its document, searched and never quoted. "": the model gave
+    none; None: no model was asked.
     """
 
     ordinal: int
@@ -54,10 +54,20 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingModel:
+    """The choice of an embedder. `path`: the directory of a user's local model, or "" for the built-in model."""
+
+    embedder: str  # "local" | "openai" | "voyage"
+    model: str  # "": the provider's default
+    path: str = ""
+    dimensions: int | None = None  # None: the model's default
+
+
+@dataclass(frozen=True, slots=True)
 class Passage:
     """A chunk that was found for a question. `score`: higher is better, comparable within one result only.
 
-    `rerank_score`: likewise, by the reranker; None where none gave one. Passages that have it come first, ordered by it.
+    `rerank_score`: the same, from the reranker. Passages that have one come first, ordered by it.
     """
 
     chunk_id: int
@@ -73,6 +83,14 @@ class Passage:
     cosine: float | None = None
     bm25: float | None = None
     rerank_score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An earlier question of the conversation, and its answer as it was shown."""
+
+    question: str
+    answer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +110,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """Words of a document that carry a sentence of the answer; `document_text[char_start:char_end] == quote`, checked."""
+    """A quote that supports a sentence of the answer; `document_text[char_start:char_end] == quote` was checked."""
 
     number: int
     document_id: int
@@ -108,9 +126,9 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence of an answer as it is shown: its text with the marks and the whitespace that ends it.
+    """A sentence of an answer as it is shown: its text with citation marks and the whitespace that ends it.
 
-    `status`: supported | partly | unsupported. `citations`: the numbers of those that it stands on.
+    `status`: supported | partly | unsupported. `citations`: the numbers of its citations.
     """
 
     text: str
@@ -120,10 +138,10 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`text` carries the marks [1], [2] … of its citations; the texts of its sentences, joined and stripped, are it.
+    """A checked answer. `text`: its sentences joined and stripped, with the marks [1], [2] … of its citations.
 
-    `verdict`: grounded (every sentence is supported), partial, no_answer (then there are no sentences).
-    `dropped`: citations that do not stand; `removed`: sentences left out because nothing supports them.
+    `verdict`: grounded (every sentence is supported), partial, no_answer (then there are no sentences). `dropped`:
+    citations whose quote is not in the document. `removed`: sentences left out because nothing supports them.
     """
 
     text: str
@@ -140,15 +158,28 @@ class Answer:
 NO_ANSWER = "I don't have information on that."
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Passages, best first; milliseconds by stage; what went less well, a sentence each. `question`: as it was searched for."""
+    """Passages for a question, best first. `timings`: milliseconds by stage. `steps`: their passages come last."""
 
-    question: str
-    passages: list[Passage] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    question: str  # completed, if it was a follow-up
+    passages: tuple[Passage, ...] = ()
+    timings: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+
+    def extended(self, step: Step) -> "SearchResult":
+        """Add the passages and warnings of a step."""
+        warnings = tuple(dict.fromkeys(self.warnings + step.warnings))
+        return replace(self, passages=self.passages + step.passages, warnings=warnings, steps=(*self.steps, step))
 
 
-Event = SearchResult | Step | Citation | Sentence | Answer | Waiting
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of an answer. `found`: with the passages of all steps, and the timings of all stages."""
+
+    answer: Answer
+    found: SearchResult
+
+
+Event = SearchResult | Step | Citation | Sentence | Waiting | Finished

@@ -1,6 +1,7 @@
 """Import rules between packages, and SQL that is never put together from values: checked on the syntax tree."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -120,40 +121,35 @@ def reached(graph: dict[str, set[str]], start: str) -> set[str]:
     return seen
 
 
-def constants(tree: ast.Module) -> set[str]:
-    """Names that the module gives a literal string once, at its top."""
-    return {
-        target.id
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+# Functions that run SQL, and the position of the SQL in their arguments.
+SQL_ARGUMENT = {"execute": 0, "executemany": 0, "copy": 0, "SQL": 0, "value": 1, "rows": 2}
+STATEMENT = re.compile(r"\s*(SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH|CREATE|ALTER|DROP)\s+\S")
 
 
 def built_sql(tree: ast.Module) -> list[int]:
-    """Lines of SQL handed to execute() and the like that is formatted from more than the module's constants."""
-    fixed, lines = constants(tree), []
+    """Lines of SQL that is formatted: in calls that run it, and in any f-string that begins like a statement."""
+    lines = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        and isinstance(first := node.values[0] if node.values else None, ast.Constant)
+        and STATEMENT.match(str(first.value))
+    ]
     for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
-        if node.func.attr not in ("execute", "executemany", "copy", "SQL"):
-            continue
-        for part in ast.walk(node.args[0]):
-            inserted = (
-                [v.value for v in part.values if isinstance(v, ast.FormattedValue)]
-                if isinstance(part, ast.JoinedStr)
-                else []
-            )
-            percent = isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mod)
-            formatted = (
-                isinstance(part, ast.Call)
-                and isinstance(part.func, ast.Attribute)
-                and part.func.attr == "format"
-                and isinstance(part.func.value, ast.Constant)
-            )
-            if percent or formatted or any(not (isinstance(v, ast.Name) and v.id in fixed) for v in inserted):
-                lines.append(part.lineno)  # type: ignore[attr-defined]
+        position = SQL_ARGUMENT.get(node.func.attr, len(node.args))
+        for argument in node.args[position : position + 1]:
+            for part in ast.walk(argument):
+                percent = isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mod)
+                formatted = (
+                    isinstance(part, ast.Call)
+                    and isinstance(part.func, ast.Attribute)
+                    and part.func.attr == "format"
+                    and isinstance(part.func.value, ast.Constant)
+                )
+                if percent or formatted or isinstance(part, ast.JoinedStr):
+                    lines.append(part.lineno)  # type: ignore[attr-defined]
     return lines
 
 
@@ -198,8 +194,11 @@ def test_the_checks_see_what_they_forbid() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b → c → b"]
     assert reached({"a": {"b", "x"}, "b": {"c"}, "c": set(), "d": set()}, "a") == {"a", "b", "c"}
     bad = ("f'SELECT {x}'", "'SELECT %s' % x", "'SELECT {}'.format(x)", "A + f'{x}'", "sql.SQL(f'SELECT {x}')")
-    for argument in bad:
+    for argument in (*bad, "f'{A} WHERE y'"):
         assert built_sql(ast.parse(f"A = 'SELECT 1'\nc.execute({argument})")), argument
-    good = ("'SELECT %s', [x]", "f'{A} WHERE y'", "A + ' WHERE y'", "sql.SQL('SELECT {}').format(sql.Identifier(x))")
+    for line in ("A = f'UPDATE t SET {x}'", "db.value(c, f'{x}')", "db.rows(c, Row, A + f'{x}')"):
+        assert built_sql(ast.parse(line)), line
+    good = ("'SELECT %s', [x]", "A + ' WHERE y'", "sql.SQL('SELECT {}').format(sql.Identifier(x))", "A, [f'{x}']")
     for argument in good:
         assert not built_sql(ast.parse(f"A = 'SELECT 1'\nc.execute({argument})")), argument
+    assert not built_sql(ast.parse("say(f'Updated {n} files')\ndb.value(c, 'SELECT 1', [f'{x}'])"))

@@ -16,9 +16,10 @@ from shared import prices
 from shared.errors import AskfolderError, SettingsError
 from shared.log import silence
 from shared.models import Parsed
-from shared.providers.choice import wanted_embedder
+from shared.providers.choice import embedder_of
 from shared.providers.embedder import Embedder
 from shared.settings import Settings, load
+from shared.text.printable import dollars, printable
 from worker.indexing import contexts
 from worker.indexing.chunking import chunk
 from worker.indexing.inputs import chunk_sizes, hash_of, inputs
@@ -78,7 +79,7 @@ def estimate(settings: Settings, folder: Path, report: Callable[[int, int], None
     listing = source.discover()
     files = sorted(listing.files, key=lambda file: file.key)
     unreadable = dict.fromkeys(listing.closed, "It cannot be opened: give this user the right to read it.")
-    with contextlib.closing(wanted_embedder(settings)) as embedder, Parser.of(settings) as parser:
+    with contextlib.closing(embedder_of(settings)) as embedder, Parser.of(settings) as parser:
         counts = _Counts(settings, embedder)
         for done, file in enumerate(files):
             report(done, len(files))
@@ -170,18 +171,14 @@ def _describe_bill(bill: Bill) -> str:
     return f"{bill.model}, all texts go to {bill.to}: {price} (tokens: {tokens or 'none'})"
 
 
-def _price(dollars: float | None, unknown: str) -> str:
-    return unknown if dollars is None else f"at most about ${dollars:,.{2 if dollars >= 1 else 4}f}"
+def _price(amount: float | None, unknown: str) -> str:
+    return unknown if amount is None else f"at most about {dollars(amount, 2 if amount >= 1 else 4)}"
 
 
 def _reason(key: str, reason: str) -> str:
     """Return why a file cannot be read, with its path; a reason may begin with its name."""
-    key, name = _printable(key), _printable(key.rpartition("/")[2])
+    key, name = printable(key), printable(key.rpartition("/")[2])
     return key.removesuffix(name) + reason if reason.startswith(name) else f"{key}: {reason}"
-
-
-def _printable(name: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 class _Progress:

@@ -22,14 +22,13 @@ from shared.ledger.claims import Claim, LostClaim
 from shared.ledger.generations import Generation
 from shared.log import log
 from shared.models import Chunk, Parsed
-from shared.providers.choice import embedder_for
+from shared.providers.choice import embedder_of
 from shared.providers.embedder import Embedder, embed_all
 from shared.providers.meter import Meter
 from shared.settings import Settings
-from shared.text import words
-from worker.indexing import contexts, index
+from worker.indexing import contexts, index, lexemes
 from worker.indexing.chunking import chunk
-from worker.indexing.contexts import ContextWriter, writer_of
+from worker.indexing.contexts import ContextWriter
 from worker.indexing.inputs import hash_of, inputs
 from worker.parsing.parser import Parser
 from worker.source.folder import FolderSource
@@ -57,16 +56,14 @@ class Work:
     def open(cls, settings: Settings, name: str) -> "Work":
         pool = db.pool(settings.database_url, 4)
         meter = Meter.of(settings, pool)
-        embedder = cache(partial(embedder_for, settings, meter=meter))  # generations of the same model share one
+        embedder = cache(partial(embedder_of, settings, meter))  # generations of the same model share one
         return cls(
             name,
             settings.inbox,
             pool,
             Parser.of(settings),
-            writer_of(settings, meter),
-            lambda generation: embedder(
-                generation.embedder, generation.model, generation.model_path, generation.dimensions
-            ),
+            ContextWriter.of(settings, meter),
+            lambda generation: embedder(generation.embedding_model),
         )
 
     def call(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -143,7 +140,7 @@ def read(work: Work, claim: Claim) -> Text | NewText:
     if claim.state == "ready" and stored:
         return Text(*stored)  # only another generation lacks the document
     with FolderSource(Path(claim.root)).fetch(claim.key) as file:
-        if file.sha256 == claim.live_sha256 and claim.described and stored:
+        if file.sha256 == claim.live_sha256 and claim.metadata_read and stored:
             work.call(claims.touch, claim, file.revision)
             return Text(*stored)
         parsed = work.parser.parse(file.path, claim.key.rpartition("/")[2])
@@ -210,7 +207,7 @@ def upsert(
     work: Work, claim: Claim, generation: Generation, text: Text | NewText, inputs: list[index.Input], last: bool
 ) -> Text:
     """Store the document in a generation in one transaction, a new text with it. `last`: the document is ready then."""
-    language = words.configuration(text.parsed.text)
+    language = work.call(lexemes.configuration, claim.collection_id, text.parsed.text)
     work.call(claims.progress, claim, "storing")
     with work.pool.connection() as connection, connection.transaction():
         claims.lock(connection, claim)

@@ -63,7 +63,7 @@ def _holders(connection: Connection) -> list[tuple[str, int, int]]:
     """Return the processes of this machine that hold leases: name, pid of the worker, own pid."""
     host = f"{socket.gethostname()}:"
     rows = connection.execute(
-        "SELECT DISTINCT worker FROM document WHERE leased_until > now() AND starts_with(worker, %s)", [host]
+        "SELECT DISTINCT worker FROM task WHERE leased_until > now() AND starts_with(worker, %s)", [host]
     ).fetchall()
     parts = [(name, name.removeprefix(host).split(":")) for (name,) in rows]
     return [(name, int(pids[0]), int(pids[1])) for name, pids in parts if len(pids) == 2]

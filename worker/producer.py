@@ -15,7 +15,7 @@ from shared.db import Connection
 from shared.errors import AskfolderError, TransientError
 from shared.ledger import documents, generations, sources
 from shared.log import log
-from shared.providers.choice import wanted_embedder
+from shared.providers.choice import embedder_of
 from shared.settings import Settings, load
 from worker.app import celery_app
 from worker.indexing import contexts, index
@@ -131,7 +131,7 @@ class Producer:
 
 def want_generation(settings: Settings, connection: Connection) -> None:
     """Record the wanted embedder, chunker and template in the database."""
-    embedder = wanted_embedder(settings)
+    embedder = embedder_of(settings)
     sizes = "/".join(map(str, chunk_sizes(embedder, settings.chunk_tokens, settings.context != "off")))
     state = generations.want(
         connection,

@@ -102,7 +102,7 @@ class _Talk:
                 found = self.search(query)
                 fresh = [new for new in found.passages if not any(_contains(old, new) for old in self.passages)]
                 blocks = self.blocks(fresh)
-                yield Step(self.steps, query, tuple(fresh), tuple(found.warnings))
+                yield Step(self.steps, query, tuple(fresh), found.warnings)
                 content.append(_result_of(call, blocks or "Nothing that was not found before."))
         self.add("assistant", calls.content)
         self.add("user", content)

@@ -1,4 +1,4 @@
-"""What a question is narrowed by: source, type, date, metadata, collection; as one condition of SQL over the document `d`."""
+"""Filters of a question (source, type, date, metadata, collection) as one SQL condition over the document `d`."""
 
 import json
 import math
@@ -19,32 +19,29 @@ MAX_WILDCARDS = 20
 MAX_METADATA, MAX_DEPTH, MAX_VALUES = 4000, 5, 20  # characters as JSON, levels, values
 FORMATS = ("pdf", "docx", "pptx", "xlsx", "html", "markdown", "rst", "text", "csv", "tsv", "code")
 ALIASES = {
-    "word": "docx",
-    "docm": "docx",
-    "powerpoint": "pptx",
-    "pptm": "pptx",
-    "excel": "xlsx",
-    "xlsm": "xlsx",
-    "txt": "text",
-    "log": "text",
-    "plain": "text",
+    **dict.fromkeys(("word", "docm"), "docx"),
+    **dict.fromkeys(("powerpoint", "pptm"), "pptx"),
+    **dict.fromkeys(("excel", "xlsm"), "xlsx"),
+    **dict.fromkeys(("txt", "log", "plain"), "text"),
     "restructuredtext": "rst",
 }
 SPECIAL = re.compile(r"[*?\[]")
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_TOKEN = re.compile(r"(?:^|(?<=/))\*\*/|\*+|\?|\[(?P<not>[!^]?)(?P<characters>\][^\]]*|[^\]]+)\]|.", re.S)
 
 
 class FilterError(AskfolderError):
-    """A filter that nothing can come of; the message says which and what to write instead."""
+    """An invalid filter; the message names it, and says what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """All of these hold for a document that is found; made from what people send by `read_filters`.
+    """Conditions that a document must all meet. `read_filters` makes them from a request.
 
-    `source`: the path begins with it, or is matched as a whole by it where it is a glob (it holds * ? or [): `*` and `?` stay within a
-    folder, `**` crosses folders. `collection`: its name. `types`: formats, or endings of source code. `after` (inclusive) and `before`
-    (exclusive): of the document's date, with a zone. `metadata`: values that the document has, in a list too.
+    `source`: a prefix of the path, or a glob over all of it if it contains * ? or [ (`*` and `?` stay within a folder,
+    `**` crosses folders). `collection`: its name. `types`: formats, or extensions of source code. `after` (inclusive)
+    and `before` (exclusive): of the document's date, with a time zone. `metadata`: values that the document has, alone
+    or in a list.
     """
 
     source: str | None = None
@@ -59,63 +56,52 @@ class Filters:
         return self == Filters()
 
     def condition(self) -> sql.Composable:
-        """Over the alias `d` of document; TRUE for empty filters. Its parameters are named f_… and given by `parameters`."""
-        parts: list[sql.Composable] = []
+        """A condition over the alias `d` of document; TRUE for empty filters. `parameters` has its values, named f_…"""
+        return sql.SQL(" AND ").join([clause for clause, _ in self._clauses()] or [sql.SQL("TRUE")])
+
+    def parameters(self) -> dict[str, Any]:
+        return {name: value for _, parameters in self._clauses() for name, value in parameters.items()}
+
+    def _clauses(self) -> Iterator[tuple[sql.Composable, dict[str, Any]]]:
         if self.collection is not None:
-            parts.append(sql.SQL("d.collection_id = (SELECT id FROM collection WHERE name = %(f_collection)s)"))
+            clause = "d.collection_id = (SELECT id FROM collection WHERE name = %(f_collection)s)"
+            yield sql.SQL(clause), {"f_collection": self.collection}
         if self.source is not None:
             start, end = self._prefix()
             if start:
-                parts.append(sql.SQL('d.key COLLATE "C" >= %(f_from)s'))
+                yield sql.SQL('d.key COLLATE "C" >= %(f_from)s'), {"f_from": start}
             if end is not None:
-                parts.append(sql.SQL('d.key COLLATE "C" < %(f_to)s'))
+                yield sql.SQL('d.key COLLATE "C" < %(f_to)s'), {"f_to": end}
             if SPECIAL.search(self.source):
-                parts.append(sql.SQL("d.key ~ %(f_glob)s"))
+                yield sql.SQL("d.key ~ %(f_glob)s"), {"f_glob": regular(self.source)}
         if self.types:
-            parts.append(
-                sql.SQL("(d.format = ANY(%(f_formats)s) OR (d.format = 'code' AND d.key ILIKE ANY(%(f_endings)s)))")
-            )
+            clause = "(d.format = ANY(%(f_formats)s) OR (d.format = 'code' AND d.key ILIKE ANY(%(f_endings)s)))"
+            formats = [name for name in self.types if name in FORMATS]
+            endings = [f"%.{name}" for name in self.types if name not in FORMATS]
+            yield sql.SQL(clause), {"f_formats": formats, "f_endings": endings}
         if self.after is not None:
-            parts.append(sql.SQL("d.dated >= %(f_after)s"))
+            yield sql.SQL("d.dated >= %(f_after)s"), {"f_after": self.after}
         if self.before is not None:
-            parts.append(sql.SQL("d.dated < %(f_before)s"))
-        for number, (_, value) in enumerate(_leaves(self.metadata or {})):
-            one, many = sql.Placeholder(f"f_has_{number}"), sql.Placeholder(f"f_lists_{number}")
-            if isinstance(value, (list, dict)):
-                parts.append(sql.SQL("d.metadata @> {}::jsonb").format(one))
-            else:
-                parts.append(sql.SQL("(d.metadata @> {}::jsonb OR d.metadata @> {}::jsonb)").format(one, many))
-        return sql.SQL(" AND ").join(parts) if parts else sql.SQL("TRUE")
-
-    def parameters(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if self.collection is not None:
-            found["f_collection"] = self.collection
-        if self.source is not None:
-            found["f_from"], found["f_to"] = self._prefix()
-            if SPECIAL.search(self.source):
-                found["f_glob"] = regular(self.source)
-        if self.types:
-            found["f_formats"] = [name for name in self.types if name in FORMATS]
-            found["f_endings"] = [f"%.{name}" for name in self.types if name not in FORMATS]
-        if self.after is not None:
-            found["f_after"] = self.after
-        if self.before is not None:
-            found["f_before"] = self.before
+            yield sql.SQL("d.dated < %(f_before)s"), {"f_before": self.before}
         for number, (path, value) in enumerate(_leaves(self.metadata or {})):
-            found[f"f_has_{number}"] = _at(path, value)
-            if not isinstance(value, (list, dict)):
-                found[f"f_lists_{number}"] = _at(path, [value])
-        return found
+            has, lists = f"f_has_{number}", f"f_lists_{number}"
+            clauses = [sql.SQL("d.metadata @> {}::jsonb").format(sql.Placeholder(name)) for name in (has, lists)]
+            if isinstance(value, (list, dict)):
+                yield clauses[0], {has: _at(path, value)}
+            else:
+                yield sql.SQL("({} OR {})").format(*clauses), {has: _at(path, value), lists: _at(path, [value])}
 
     def _prefix(self) -> tuple[str, str | None]:
-        """The range of keys, in the order of their code points, that begin as `source` does up to its first wildcard."""
+        """The range of keys, by code point, that begin like `source` up to its first wildcard."""
         start = SPECIAL.split(self.source or "", maxsplit=1)[0]
         end = start.rstrip("\U0010ffff")
         if not end:
             return start, None
         after = ord(end[-1]) + 1
         return start, end[:-1] + chr(0xE000 if after == 0xD800 else after)
+
+
+EVERYTHING = Filters()
 
 
 def read_filters(
@@ -127,86 +113,74 @@ def read_filters(
     before: str | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Filters:
-    """Filters from what people send. Raises FilterError with a sentence."""
-    named = [type] if isinstance(type, str) else list(type or ())
-    found = Filters(
+    """Check the filters of a request. Raises FilterError."""
+    types = [type] if isinstance(type, str) else list(type or ())
+    filters = Filters(
         source=_text("source", source) or None,
         collection=_text("collection", collection) or None,
-        types=tuple(dict.fromkeys(_type(name) for name in named)),
+        types=tuple(dict.fromkeys(_type(name) for name in types)),
         after=_moment("after", after),
         before=_moment("before", before),
         metadata=_metadata(metadata) if metadata else None,
     )
-    if found.source and SPECIAL.search(found.source):
-        regular(found.source)
-    if found.after and found.before and found.after >= found.before:
+    if filters.source and SPECIAL.search(filters.source):
+        regular(filters.source)
+    if filters.after and filters.before and filters.after >= filters.before:
         raise FilterError(
-            f"Nothing is from {after} on and before {before}: `before` must be the later one; it is not included itself."
+            f"Nothing is from {after} on and before {before}: `before` must be later than `after`, and is exclusive."
         )
-    return found
+    return filters
 
 
 def refuse_unknown(connection: Connection, filters: Filters) -> None:
-    """Raises FilterError for a collection that is not there: nothing found would look like an answer."""
-    if filters.collection is None:
+    """Raise FilterError for a collection that does not exist, since an empty result would look like an answer."""
+    name = filters.collection
+    if name is None or connection.execute("SELECT 1 FROM collection WHERE name = %s", [name]).fetchone():
         return
     names = [row[0] for row in connection.execute("SELECT name FROM collection ORDER BY name LIMIT 100")]
-    if (
-        filters.collection not in names
-        and not connection.execute("SELECT 1 FROM collection WHERE name = %s", [filters.collection]).fetchone()
-    ):
-        raise FilterError(f"There is no collection {filters.collection!r}; there are: {', '.join(names)}.")
+    raise FilterError(f"There is no collection {name!r}; there are: {', '.join(names)}.")
 
 
 def regular(glob: str) -> str:
-    """A glob over whole paths as a regular expression of PostgreSQL. Raises FilterError.
+    """Translate a glob over paths to a PostgreSQL regular expression. Raises FilterError.
 
-    Every other character is escaped or is a letter or digit: nothing of the glob is read as a part of the expression.
+    All characters but wildcards, letters and digits are escaped, so no other part of a glob acts as an expression.
     """
-    parts, at, wildcards = [], 0, 0
-    while at < len(glob):
-        rest = glob[at:]
-        wildcards += rest[0] in "*?["
-        if rest.startswith("**/") and (at == 0 or glob[at - 1] == "/"):
-            parts.append("(?:.*/)?")
-            at += 3
-        elif rest.startswith("*"):
-            stars = len(rest) - len(rest.lstrip("*"))
-            parts.append(".*" if stars > 1 else "[^/]*")
-            at += stars
-        elif rest.startswith("?"):
-            parts.append("[^/]")
-            at += 1
-        elif found := re.match(r"\[([!^]?)(\][^\]]*|[^\]]+)\]", rest):
-            parts.append(_set(found[2], bool(found[1]), glob))
-            at += found.end()
-        else:
-            parts.append(_literal(rest[0]))
-            at += 1
+    tokens = list(_TOKEN.finditer(glob))
+    wildcards = sum(token[0][0] in "*?[" for token in tokens)
     if wildcards > MAX_WILDCARDS:
         raise FilterError(
-            f"The source {glob[:100]!r} holds {wildcards} wildcards, the limit is {MAX_WILDCARDS}; write fewer."
+            f"The source {glob[:100]!r} has {wildcards} wildcards, the limit is {MAX_WILDCARDS}; write fewer."
         )
-    return f"^{''.join(parts)}$"
+    return f"^{''.join(_expression(token, glob) for token in tokens)}$"
+
+
+def _expression(token: re.Match[str], glob: str) -> str:
+    text = token[0]
+    if text == "**/":
+        return "(?:.*/)?"
+    if text[0] == "*":
+        return ".*" if len(text) > 1 else "[^/]*"
+    if text == "?":
+        return "[^/]"
+    if token["characters"]:
+        return _set(token["characters"], bool(token["not"]), glob)
+    return text if text.isascii() and text.isalnum() else _number(text)
 
 
 def _set(inner: str, negated: bool, glob: str) -> str:
-    """One character of a set, never a slash; with escapes by number, which are the same inside of brackets and outside."""
+    """A set of characters, never a slash. Escapes by number mean the same inside brackets and outside."""
     items = []
-    for found in re.finditer(r"(.)-(.)|(.)", inner, re.S):
-        first, last = found[1] or found[3], found[2] or found[3]
+    for item in re.finditer(r"(.)-(.)|(.)", inner, re.S):
+        first, last = item[1] or item[3], item[2] or item[3]
         if last < first:
-            raise FilterError(f"The source {glob[:100]!r} holds the range {first}-{last}, which ends before it begins.")
+            raise FilterError(f"The source {glob[:100]!r} has the range {first}-{last}, which ends before it begins.")
         items.append(_number(first) if first == last else f"{_number(first)}-{_number(last)}")
     return f"(?!/)[{'^' if negated else ''}{''.join(items)}]"
 
 
 def _number(character: str) -> str:
     return f"\\U{ord(character):08x}"
-
-
-def _literal(character: str) -> str:
-    return character if character.isascii() and character.isalnum() else _number(character)
 
 
 def _text(name: str, value: str | None) -> str | None:
@@ -216,17 +190,17 @@ def _text(name: str, value: str | None) -> str | None:
 
 
 def _type(name: str) -> str:
-    wanted = name.strip().lower().removeprefix(".")
-    wanted = ALIASES.get(wanted, wanted)
-    if wanted in FORMATS:
-        return wanted
-    format = FORMAT_OF_EXTENSION.get(wanted)
-    if format == "code":
-        return wanted
+    """A format, or the extension of a kind of source code."""
+    extension = name.strip().lower().removeprefix(".")
+    extension = ALIASES.get(extension, extension)
+    format = FORMAT_OF_EXTENSION.get(extension)
+    if extension in FORMATS or format == "code":
+        return extension
     if format in FORMATS:
         return format
     raise FilterError(
-        f"{name[:50]!r} is no type of file that is read; there are: {', '.join(FORMATS)}; and endings of source code (py, json, …)."
+        f"{name[:50]!r} is not a file type that is read; there are: {', '.join(FORMATS)}; "
+        "and extensions of source code (py, json, …)."
     )
 
 
@@ -238,27 +212,29 @@ def _moment(name: str, value: str | None) -> datetime | None:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
         raise FilterError(
-            f"{name}: {value[:50]!r} is no date; write 2024-06-30, or 2024-06-30T12:00:00+02:00 (UTC without a zone)."
+            f"{name}: {value[:50]!r} is not a date; write 2024-06-30, "
+            "or 2024-06-30T12:00:00+02:00 (without a zone: UTC)."
         ) from None
 
 
-def _metadata(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    if len(json.dumps(wanted)) > MAX_METADATA:
-        raise FilterError(f"The metadata asked for is longer than {MAX_METADATA:,} characters; ask for less.")
-    _refuse_values(wanted, 0)
-    lowered = {" ".join(name.split()).lower(): value for name, value in wanted.items()}  # as the names are stored
+def _metadata(values: Mapping[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(values)) > MAX_METADATA:
+        raise FilterError(f"The metadata filter is longer than {MAX_METADATA:,} characters; ask for less.")
+    _refuse_values(values, 0)
+    lowered = {" ".join(name.split()).lower(): value for name, value in values.items()}  # as the names are stored
     if sum(1 for _ in _leaves(lowered)) > MAX_VALUES:
-        raise FilterError(f"More than {MAX_VALUES} values of metadata are asked for; ask for fewer.")
+        raise FilterError(f"The metadata filter has more than {MAX_VALUES} values; ask for fewer.")
     return lowered
 
 
 def _refuse_values(value: Any, depth: int) -> None:
+    """Raise FilterError for values that no document's metadata can have."""
     if depth > MAX_DEPTH and isinstance(value, (Mapping, list)):
-        raise FilterError(f"The metadata asked for is nested more than {MAX_DEPTH} levels deep, as no document's is.")
+        raise FilterError(f"The metadata filter is nested more than {MAX_DEPTH} levels deep, as no document's is.")
     if isinstance(value, float) and not math.isfinite(value):
-        raise FilterError("The metadata asked for holds a number that JSON does not have (NaN or Infinity).")
+        raise FilterError("The metadata filter has a number that JSON does not know (NaN or Infinity).")
     if isinstance(value, str) and UNSTORABLE.search(value):
-        raise FilterError("The metadata asked for holds a NUL or half a character, as no document's does.")
+        raise FilterError("The metadata filter has a NUL or half a character, as no document's metadata does.")
     if isinstance(value, Mapping):
         for name, inner in value.items():
             _refuse_values(name, depth)
@@ -269,7 +245,7 @@ def _refuse_values(value: Any, depth: int) -> None:
 
 
 def _leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(names that lead to it, value) of every value that is no object, or an empty one."""
+    """(path of names, value) of every value that is not an object, or an empty one."""
     for name, inner in value.items():
         if isinstance(inner, Mapping) and inner:
             yield from _leaves(inner, (*path, name))

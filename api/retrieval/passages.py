@@ -1,4 +1,4 @@
-"""What is done to passages before somebody reads them: repetitions go behind, and each is continued until it reads whole."""
+"""Prepare passages for a reader: near-copies go last, and each passage is joined with its neighbours."""
 
 import math
 import re
@@ -9,9 +9,9 @@ from dataclasses import replace
 from shared.db import Connection
 from shared.models import Passage
 
-ALIKE = 0.9  # shared words of all words: two passages that say the same
+ALIKE = 0.9  # shared words of all words, from which on two passages are near-copies
 SHARE = 0.5  # of the list, for one document …
-WORTH = 0.9  # … unless what would take its place is worth less than this part of it
+WORTH = 0.9  # … unless a passage of another document scores less than this part
 BUDGET = 1_600  # characters of a passage with its neighbours
 REACH = 2  # neighbours on either side
 COMPARED = 40  # passages that are compared with each other
@@ -22,25 +22,25 @@ _WORD = re.compile(r"\w+")
 def diversify(passages: Sequence[Passage], top_k: int, share: float = SHARE) -> list[Passage]:
     """The first `top_k` of a ranking (best first), without one document or near-copies filling the list.
 
-    What repeats an earlier passage is left out while there is something else; of one document no more than `share` of the list
-    is taken while others are nearly as good. The order is kept.
+    A near-copy of an earlier passage is left out while there is something else. One document gets at most `share` of
+    the list while others score nearly as well. The order is kept.
     """
     words = [frozenset(_WORD.findall(passage.content.lower())) for passage in passages[:COMPARED]]
     taken: list[int] = []
     behind: list[int] = []
     copies: list[int] = []
-    most, held = math.ceil(top_k * share), Counter[int]()
+    limit, by_document = math.ceil(top_k * share), Counter[int]()
     for index, passage in enumerate(passages):
         if len(taken) == top_k:
             break
         if index < COMPARED and any(_alike(words[index], words[other]) for other in taken + behind):
             copies.append(index)
-        elif held[passage.document_id] < most:
+        elif by_document[passage.document_id] < limit:
             taken.append(index)
-            held[passage.document_id] += 1
+            by_document[passage.document_id] += 1
         else:
             behind.append(index)
-    for index in behind:  # a much worse passage of another document does not push it out
+    for index in behind:  # it replaces a much worse passage of another document
         if len(taken) < top_k:
             taken.append(index)
             continue
@@ -59,10 +59,10 @@ def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
 
 
 def with_neighbours(connection: Connection, passages: Sequence[Passage], budget: int = BUDGET) -> list[Passage]:
-    """The passages continued over their neighbours under the same heading, to `budget` characters each.
+    """Join passages with their neighbours under the same heading, up to `budget` characters each.
 
-    Those that come to overlap are one, where the better stood. The text is cut out of the document again, so that
-    `document_text[char_start:char_end] == content` holds; a passage of a text that is not there any more stays as it is.
+    Passages that then overlap become one, in the place of the better. The content is read from the document's text, so
+    that `document_text[char_start:char_end] == content` holds. A passage stays as it is if that text has been replaced.
     """
     near = connection.execute(
         """
@@ -90,7 +90,7 @@ def with_neighbours(connection: Connection, passages: Sequence[Passage], budget:
 
 
 def _extent(passage: Passage, near: dict[int, tuple[int, int]], budget: int) -> tuple[int, int]:
-    """Start and end with the neighbours that fit: the next ones first, for a text is read forwards."""
+    """Start and end with the neighbours that fit: those after the passage first, since a text is read forwards."""
     start, end = passage.char_start, passage.char_end
     for direction in (1, -1):
         for step in range(1, REACH + 1):
@@ -104,7 +104,7 @@ def _extent(passage: Passage, near: dict[int, tuple[int, int]], budget: int) -> 
 
 
 def _cut(connection: Connection, passages: Sequence[Passage], joined: list[Passage]) -> list[Passage]:
-    """Each text is read once, and one at a time: a slice of it costs PostgreSQL eight times as much as all of it."""
+    """Cut the joined passages out of their texts. A slice costs PostgreSQL eight times as much as all of a text."""
     cut = {passage.chunk_id: passage for passage in passages}
     longer = [passage for passage in joined if passage != cut[passage.chunk_id]]
     for document_id in dict.fromkeys(passage.document_id for passage in longer):

@@ -1,6 +1,6 @@
-"""The first passages found for a question, in a better order, when a reranker is set up.
+"""Rerank the first passages of a result, if a reranker is set up.
 
-It is never in the way of an answer: one that fails or is late leaves the order as it was, and a warning says why.
+A reranker that fails or is late costs no answer: the passages keep their order, and a warning says why.
 """
 
 import threading
@@ -9,25 +9,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from api.retrieval.rerankers import ClaudeReranker, LocalReranker, Reranker, VoyageReranker
+from api.retrieval.rerankers import ClaudeReranker, LocalReranker, Reranker
 from shared.errors import AskfolderError, TransientError
 from shared.log import log
 from shared.models import Passage
+from shared.providers import voyage
 from shared.providers.claude import Claude
 from shared.providers.meter import UNMETERED, BudgetError, Meter
+from shared.providers.rerank import VoyageReranker
 from shared.settings import ROOT, Settings
 
-CANDIDATES = 50  # passages that are reranked; those behind them stay where they are
+CANDIDATES = 50  # passages that are reranked; the others keep their places behind them
 FAILURES = 3  # in a row, after which the reranker rests
 REST = 30.0  # seconds
 LONGEST_REST = 300.0  # seconds, whatever the other side asks for
 
 
 class Reranking:
-    """A reranker with what is known of its health. Threads share it."""
+    """A reranker, and a circuit breaker around it. Threads share it."""
 
     def __init__(self, reranker: Reranker, label: str) -> None:
-        """`label`: who it is, in a warning."""
+        """`label`: the reranker's name in a warning."""
         self.reranker = reranker
         self.label = label
         self._lock = threading.Lock()
@@ -35,17 +37,17 @@ class Reranking:
         self._rests_until = 0.0
 
     def order(self, question: str, passages: Sequence[Passage]) -> tuple[list[Passage], list[str]]:
-        """The passages, the first CANDIDATES of them by `rerank_score`; and why not, a sentence, when it was not to be."""
+        """The passages, the first CANDIDATES by `rerank_score`; and a warning if they could not be reranked."""
         head, tail = passages[:CANDIDATES], passages[CANDIDATES:]
         if not head:
             return list(passages), []
         if reason := self._resting():
             return list(passages), [_warning(reason)]
         texts = [text_of(passage) for passage in head]
-        distinct = list(dict.fromkeys(texts))  # copies of a file are read once
+        distinct = list(dict.fromkeys(texts))  # copies of a file are scored once
         try:
             scores = dict(zip(distinct, self.reranker.rerank(question, distinct).tolist(), strict=True))
-        except BudgetError as error:  # it is well, and may be asked as soon as there is money
+        except BudgetError as error:  # the reranker is well, and is asked again once the cap allows it
             return list(passages), [_warning(str(error))]
         except AskfolderError as error:
             self._failed(error.retry_after if isinstance(error, TransientError) else None)
@@ -60,7 +62,7 @@ class Reranking:
         return [*sorted(ranked, key=lambda passage: -scores[text_of(passage)]), *tail], []
 
     def _resting(self) -> str:
-        """Why it is not asked now; empty when it is. After a rest one question tries it, others go on without."""
+        """The reason not to ask the reranker now, or "". After a rest one question tries it, the others go without."""
         with self._lock:
             left = self._rests_until - time.monotonic()
             if left <= 0 and self._failures >= FAILURES:
@@ -82,14 +84,11 @@ class Reranking:
 
 
 def open_reranking(settings: Settings, meter: Meter = UNMETERED, claude: Claude | None = None) -> Reranking | None:
-    """Open the reranker of the settings. None: it is off. SettingsError: it cannot work."""
+    """Open the reranker of the settings; None if it is off. SettingsError: it cannot work."""
     model, seconds = settings.reranker_model, settings.rerank_seconds
     if settings.reranker == "voyage":
-        model, key = model or "rerank-2.5", settings.voyage_api_key
-        voyage = VoyageReranker(
-            key.get_secret_value() if key else None, model, settings.voyage_base_url or None, seconds, meter
-        )
-        return Reranking(voyage, f"Voyage {model}")
+        model = model or "rerank-2.5"
+        return Reranking(VoyageReranker(voyage.endpoint(settings), model, seconds, meter), f"Voyage {model}")
     if settings.reranker == "local":
         directory = ROOT / Path(model).expanduser()
         return Reranking(LocalReranker(directory, seconds, threads=2), f"The local reranker {directory.name}")
@@ -100,7 +99,7 @@ def open_reranking(settings: Settings, meter: Meter = UNMETERED, claude: Claude 
 
 
 def text_of(passage: Passage) -> str:
-    """What a reranker reads of a passage: title and headings in a line, then the content."""
+    """The text that a reranker reads: title and headings in one line, then the content."""
     names = dict.fromkeys(name for name in (passage.title, *passage.heading) if name)
     return f"{' › '.join(names)}\n{passage.content}" if names else passage.content
 

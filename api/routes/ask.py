@@ -1,167 +1,132 @@
 """Routes of the page, of asking and of searching."""
 
 import contextlib
-import functools
+import itertools
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict
 
-from flask import (
-    Response,
-    jsonify,
-    redirect,
-    render_template,
-    request,
-    url_for,
-)
+from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 
 from api.access import COOKIE
-from api.answering.follow_ups import Turn
-from api.ask import answering, ask, search
+from api.ask import answer, search
 from api.bodies import AskBody, SearchBody, read_body
 from api.problems import InvalidError, describe_error
-from api.question_log import Asked, QuestionLog
-from api.resources import questions_writer, resources
+from api.question_log import Asked
+from api.resources import Resources, resources
 from api.retrieval.filters import Filters, read_filters, refuse_unknown
-from shared.models import Answer, Citation, Event, Passage, SearchResult, Sentence, Step, Waiting
+from api.retrieval.query import Query
+from shared.models import Citation, Event, Finished, Passage, SearchResult, Sentence, Step, Turn, Waiting
 from shared.providers import privacy
-from shared.settings import Settings
 
 EVENTS = "text/event-stream"
 
+bp = Blueprint("ask", __name__)
 
+
+@bp.get("/")
 def page() -> Response | str:
     if "key" in request.args:  # the link that `up` prints: the key goes into a cookie and out of the address
-        opened = redirect(url_for("page"), 303)
+        opened = redirect(url_for("ask.page"), 303)
         opened.set_cookie(COOKIE, request.args["key"], max_age=400 * 86_400, httponly=True, samesite="Strict")
         return opened  # type: ignore[return-value]
-    settings = resources().settings
-    return render_template("ask.html", deep=resources().claude is not None, **privacy.describe(settings))
+    return render_template("ask.html", deep=resources().claude is not None, **privacy.describe(resources().settings))
 
 
+@bp.post("/search")
+def post_search() -> Response:
+    body, settings = read_body(SearchBody), resources().settings
+    weight = settings.cosine_weight if body.weight is None else body.weight
+    query = Query(body.query, body.top_k, body.mode, _filters(body), _rerank(body), weight, body.neighbours)
+    found = search(resources(), query)
+    return jsonify(results=_passages(found.passages), timings=found.timings, warnings=found.warnings)
+
+
+@bp.post("/ask")
 def post_ask() -> Response:
-    body = read_body(AskBody)
-    settings, kept = resources().settings, questions_writer()
-    turns = [Turn(turn.question, turn.answer) for turn in body.history]
-    if body.mode == "deep" and resources().claude is None:
-        raise InvalidError(
-            409, "No model", "In mode deep Claude searches by itself: set ANTHROPIC_API_KEY, or leave mode out."
-        )
-    options = (
+    body, r = read_body(AskBody), resources()
+    if body.mode == "deep" and r.claude is None:
+        detail = "In mode deep Claude searches by itself: set ANTHROPIC_API_KEY, or leave mode out."
+        raise InvalidError(409, "No model", detail)
+    query = Query(
         body.question,
         body.top_k,
-        _filters(body),
-        _rerank(body.rerank),
-        body.strict,
-        turns,
-        body.mode == "deep",
+        filters=_filters(body),
+        rerank=_rerank(body),
+        weight=r.settings.cosine_weight,
+        strict=r.settings.strict == "on" if body.strict is None else body.strict,
+        turns=tuple(Turn(turn.question, turn.answer) for turn in body.history),
+        deep=body.mode == "deep",
     )
     if request.accept_mimetypes.best_match(("application/json", EVENTS)) != EVENTS:
-        answer, found = ask(resources(), *options)
-        return jsonify(
-            _answer(answer, found, body, settings, kept) | {"passages": [_passage(p) for p in found.passages]}
-        )
-    parts = answering(resources(), *options)
-    first = next(parts)  # what cannot be searched for is said with its status
-    assert isinstance(first, SearchResult)
-    done = functools.partial(
-        _answer, body=body, settings=settings, kept=kept
-    )  # there is no app any more when it is called
-    response = Response(_streamed(first, parts, done), mimetype=EVENTS)
-    response.headers["X-Accel-Buffering"] = "no"  # nginx would keep sentences back
+        finished = next(event for event in answer(r, query, buffered=True) if isinstance(event, Finished))
+        return jsonify(_finish(r, body, finished) | {"passages": _passages(finished.found.passages)})
+    events = answer(r, query)
+    first = next(events)  # an error until here is answered with its own status
+    response = Response(_stream(r, body, first, events), mimetype=EVENTS)
+    response.headers["X-Accel-Buffering"] = "no"  # nginx would hold sentences back
     return response
 
 
-def _answer(
-    answer: Answer, found: SearchResult, body: AskBody, settings: Settings, kept: QuestionLog
-) -> dict[str, object]:
-    """What is said of an answer that came to its end; it is logged here."""
-    model = settings.anthropic_model if answer.answerer == "claude" else None
-    asked = Asked(found.question, answer, found.passages, found.timings, body.collection, model)
-    return {
-        "question": found.question,
-        "question_id": kept.add(asked) if body.log else None,
-        "model": model,
-        "answer": answer.text,
-        "sentences": answer.sentences,
-        "citations": answer.citations,
-        "verdict": answer.verdict,
-        "dropped": answer.dropped,
-        "removed": answer.removed,
-        "answerer": answer.answerer,
-        "usage": answer.usage,
-        "timings": found.timings,
-        "warnings": [*found.warnings, *answer.warnings],
-        "steps": [{"number": step.number, "query": step.query, "found": len(step.passages)} for step in found.steps],
-    }
-
-
-def _streamed(
-    found: SearchResult,
-    parts: Generator[Event],
-    done: Callable[[Answer, SearchResult], dict[str, object]],
-) -> Iterator[str]:
-    """The answer as server-sent events (docs/answers.md). One that ends without `done` is none."""
-    with contextlib.closing(parts):  # which ends the model's call
-        first = {
-            "question": found.question,
-            "passages": [_passage(p) for p in found.passages],
-            "timings": found.timings,
-            "warnings": found.warnings,
-        }
-        yield _event("passages", first)
+def _stream(r: Resources, body: AskBody, first: Event, events: Generator[Event]) -> Iterator[str]:
+    """Server-sent events (docs/answers.md). A stream that ends without `done` has no answer."""
+    with contextlib.closing(events):  # ends the model's call
         try:
-            for part in parts:
-                if isinstance(part, Waiting):
-                    yield ": \n\n"  # and a client that left is noticed
-                elif isinstance(part, Step):
-                    step = {
-                        "number": part.number,
-                        "query": part.query,
-                        "passages": [_passage(p) for p in part.passages],
-                    }
-                    yield _event("step", step)
-                elif isinstance(part, Citation):
-                    yield _event("citation", asdict(part))
-                elif isinstance(part, Sentence):
-                    yield _event("delta", asdict(part))
-                elif isinstance(part, Answer):
-                    whole = done(part, found)
-                    sentences, cited = map(asdict, part.sentences), map(asdict, part.citations)
-                    yield _event("done", whole | {"sentences": list(sentences), "citations": list(cited)})
+            for event in itertools.chain([first], events):
+                yield _server_sent(r, body, event)
         except Exception as error:
             status, title, detail, after = describe_error(error)
             yield _event("error", {"status": status, "title": title, "detail": detail, "retry_after": after})
 
 
+def _server_sent(r: Resources, body: AskBody, event: Event) -> str:
+    match event:
+        case Waiting():
+            return ": \n\n"  # a comment: sending it shows if the client has left
+        case SearchResult():
+            data = {"question": event.question, "passages": _passages(event.passages)}
+            return _event("passages", data | {"timings": event.timings, "warnings": event.warnings})
+        case Step():
+            passages = _passages(event.passages)
+            return _event("step", {"number": event.number, "query": event.query, "passages": passages})
+        case Citation():
+            return _event("citation", event)
+        case Sentence():
+            return _event("delta", event)
+        case Finished():
+            return _event("done", _finish(r, body, event))
+
+
 def _event(name: str, data: object) -> str:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+    return f"event: {name}\ndata: {json.dumps(data, default=asdict)}\n\n"
 
 
-def post_search() -> Response:
-    body = read_body(SearchBody)
-    found = search(
-        resources(),
-        body.query,
-        body.top_k,
-        body.mode,
-        _filters(body),
-        _rerank(body.rerank),
-        body.weight,
-        body.neighbours,
-    )
-    return jsonify(results=[_passage(p) for p in found.passages], timings=found.timings, warnings=found.warnings)
+def _finish(r: Resources, body: AskBody, finished: Finished) -> dict[str, object]:
+    """Log a question, and describe its answer."""
+    found, fields = finished.found, asdict(finished.answer)
+    model = r.settings.anthropic_model if finished.answer.answerer == "claude" else None
+    return {
+        "question": found.question,
+        "question_id": r.questions.add(Asked(finished.answer, found, body.collection, model)) if body.log else None,
+        "model": model,
+        "answer": fields.pop("text"),
+        **fields,
+        "timings": found.timings,
+        "warnings": [*found.warnings, *finished.answer.warnings],
+        "steps": [{"number": step.number, "query": step.query, "found": len(step.passages)} for step in found.steps],
+    }
 
 
-def _rerank(wanted: bool | None) -> bool:
-    """Whether to rerank; None: as it is set up."""
-    if wanted and resources().reranking is None:
-        raise InvalidError(
-            409,
-            "No reranker",
-            "No reranker is set up: set ASKFOLDER_RERANKER (docs/retrieval.md), or leave rerank out.",
-        )
-    return wanted is not False
+def _passages(passages: Iterable[Passage]) -> list[dict[str, object]]:
+    scores = {"cosine", "bm25"}
+    return [{name: value for name, value in asdict(p).items() if name not in scores} for p in passages]
+
+
+def _rerank(body: SearchBody | AskBody) -> bool:
+    if body.rerank and resources().reranking is None:
+        detail = "No reranker is set up: set ASKFOLDER_RERANKER (docs/retrieval.md), or leave rerank out."
+        raise InvalidError(409, "No reranker", detail)
+    return body.rerank is not False
 
 
 def _filters(body: SearchBody | AskBody) -> Filters:
@@ -170,20 +135,3 @@ def _filters(body: SearchBody | AskBody) -> Filters:
         with resources().pool.connection() as connection:
             refuse_unknown(connection, filters)
     return filters
-
-
-def _passage(passage: Passage) -> dict[str, object]:
-    names = (
-        "source",
-        "title",
-        "content",
-        "score",
-        "rerank_score",
-        "page",
-        "heading",
-        "char_start",
-        "char_end",
-        "document_id",
-        "chunk_id",
-    )
-    return {name: getattr(passage, name) for name in names}

@@ -1,48 +1,42 @@
 """Routes of documents and sources."""
 
-from flask import (
-    Response,
-    jsonify,
-    request,
-)
+from flask import Blueprint, Response, jsonify, request
 
 from api.bodies import DoctorBody, ListQuery, ReconcileBody, read_body, read_query
 from api.problems import problem
 from api.resources import resources
 from shared.ledger import doctor, documents, generations, listing, sources
 
+bp = Blueprint("documents", __name__)
 
+
+@bp.get("/documents")
 def get_documents() -> Response:
     query = read_query(ListQuery, request.args.to_dict())
     with resources().pool.connection() as connection:
         rows = listing.listed(connection, query.limit, query.cursor, query.state, query.q)
-        counts, load, problems = listing.counts(connection), listing.load(connection), sources.problems(connection)
-        answering, building = generations.answering(connection), generations.building(connection)
-    cursor = rows[-1]["id"] if len(rows) == query.limit else None
-    return jsonify(
-        documents=[_document(row) for row in rows],
-        next_cursor=cursor,
-        counts=counts,
-        load=load,
-        problems=problems,
-        index=answering,
-        building=building,
-    )
+        return jsonify(
+            documents=rows,
+            next_cursor=rows[-1]["id"] if len(rows) == query.limit else None,
+            counts=listing.counts(connection),
+            load=listing.load(connection),
+            problems=sources.problems(connection),
+            index=generations.answering(connection),
+            building=generations.building(connection),
+        )
 
 
+@bp.get("/documents/<int:document_id>")
 def get_document(document_id: int) -> Response:
     with resources().pool.connection() as connection:
         row = listing.one(connection, document_id)
     if row is None:
         return problem(404, "No such document", f"There is no document {document_id}.")
-    return jsonify(_document(row))
+    return jsonify(row)
 
 
-def _document(row: dict[str, object]) -> dict[str, object]:
-    dates = {name: row[name].isoformat() if row[name] else None for name in ("updated_at", "dated")}  # type: ignore[attr-defined]
-    return {**row, **dates}
-
-
+@bp.post("/documents/retry")
+@bp.post("/documents/<int:document_id>/retry")
 def post_retry(document_id: int | None = None) -> Response:
     with resources().pool.connection() as connection:
         count = documents.retry(connection, document_id)
@@ -51,27 +45,25 @@ def post_retry(document_id: int | None = None) -> Response:
     return jsonify(queued=count)
 
 
+@bp.get("/sources")
 def get_sources() -> Response:
     with resources().pool.connection() as connection:
-        return jsonify(sources=[_source(row) for row in sources.listed(connection)])
+        return jsonify(sources=sources.listed(connection))
 
 
-def _source(row: dict[str, object]) -> dict[str, object]:
-    return {**row, "scanned_at": row["scanned_at"].isoformat() if row["scanned_at"] else None}  # type: ignore[attr-defined]
-
-
+@bp.post("/reconcile")
 def post_reconcile() -> Response:
-    """Asks for a full scan; `asked_at`: GET /sources shows a later `scanned_at` when it is through."""
+    """Ask for a full scan. It is done when GET /sources shows a `scanned_at` later than `asked_at`."""
     body = read_body(ReconcileBody)
     with resources().pool.connection() as connection:
         ids = sources.ask_scan(connection, body.confirm, body.rehash)
-        row = connection.execute("SELECT now()").fetchone()
+        (now,) = connection.execute("SELECT now()").fetchall()[0]
     if not ids:
         return problem(409, "No producer", "No producer serves a source now, so nothing can be scanned: is it running?")
-    assert row is not None
-    return jsonify(sources=ids, asked_at=row[0].isoformat())
+    return jsonify(sources=ids, asked_at=now)
 
 
+@bp.post("/doctor")
 def post_doctor() -> Response:
     body = read_body(DoctorBody)
     with resources().pool.connection() as connection:

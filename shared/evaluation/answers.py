@@ -1,4 +1,4 @@
-"""Measures of answers: whether what they cite is right, whether they refuse where they should, and what they say, take and cost."""
+"""Measures of answers: citations, refusals, words, latency and cost."""
 
 import functools
 import re
@@ -14,13 +14,13 @@ from shared import prices
 from shared.evaluation.question_sets import Question
 from shared.models import NO_ANSWER
 from shared.prices import Price
-from shared.providers.meter import Tokens
+from shared.providers.meter import NOTHING, Tokens
 from shared.text.words import MARKS, UNSPACED
 
 RECALL, REFUSAL = "citation recall", "refusal recall"
 VERDICTS = ("grounded", "partial", "no_answer")
-GRADES = {"correct": 1.0, "partly": 0.5, "wrong": 0.0}  # what a judge may say
-REFUSED = "refused"  # where it need not be asked
+GRADES = {"correct": 1.0, "partly": 0.5, "wrong": 0.0}  # the judge's words
+REFUSED = "refused"  # the judge is not asked
 
 _MARK = re.compile(r"(?<!\w)\[\d{1,4}\]")
 _TOKEN = re.compile(rf"[{UNSPACED}]|(?:[^\W{UNSPACED}]|[{MARKS}])+")
@@ -29,10 +29,10 @@ _ARTICLES = {"a", "an", "the"}
 
 @dataclass(frozen=True)
 class Answered:
-    """One question's answer, as POST /ask gives it. `cited`: document, start and end of each citation; `took`: ms.
+    """The answer of POST /ask to one question. `cited`: document, start and end of each citation; `took`: milliseconds.
 
-    `dollars`: what the answering model cost; None: its price is not known. `judged`: a grade or REFUSED; empty: the judge was
-    asked, and gave none; None: it was not to be.
+    `dollars`: cost of the answering model; None if its price is not known. `judged`: a grade or REFUSED; '' if the
+    judge gave no grade; None if the answer was not judged.
     """
 
     question: Question
@@ -44,12 +44,16 @@ class Answered:
     judged: str | None = None
 
     @property
+    def warnings(self) -> Sequence[str]:
+        return self.answer["warnings"]  # type: ignore[no-any-return]
+
+    @property
     def refused(self) -> bool:
         return bool(self.answer["verdict"] == "no_answer")
 
     @functools.cached_property
     def right(self) -> list[bool]:
-        """Of each citation, whether it overlaps a span of the answer; of a question without spans, whether the document is relevant."""
+        """For each citation: True if it overlaps a span of the question; without spans, if its document is relevant."""
         spans, relevant = self.question.spans, self.question.relevant
         return [
             any(start < last and first < end for first, last in spans.get(name, ())) if spans else name in relevant
@@ -58,24 +62,24 @@ class Answered:
 
     @functools.cached_property
     def f1(self) -> float | None:
-        """Of the best of the reference answers; None: the question has none."""
+        """The best F1 over the reference answers; None if the question has none."""
         text = "" if self.refused else self.answer["answer"]
         return max((token_f1(text, reference) for reference in self.question.answers), default=None)
 
     @property
     def correctness(self) -> float | None:
-        """By the judge's grade; a refusal where there is an answer is wrong. None: it is not judged."""
+        """The judge's grade as a number; a refusal where there is an answer is wrong. None if it is not judged."""
         return GRADES.get(self.judged or "", 0.0 if self.judged == REFUSED else None)
 
     @property
     def score(self) -> float:
-        """1: a right citation, or a refusal where that is right."""
+        """1 for a right citation, or for a refusal of an unanswerable question; else 0."""
         return float(any(self.right) if self.question.answerable else self.refused)
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What it took to judge answers. `dollars`: None: no price is known. `reason`: why some are not judged, a sentence."""
+    """The cost of judging. `dollars`: None if no price is known. `reason`: why some answers were not judged."""
 
     model: str
     tokens: Tokens
@@ -85,7 +89,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All answers with one choice of settings. `label`: the choice; `system`: what it ran on; `judged`: None: they were not."""
+    """The answers with one choice of settings. `label`: the choice; `system`: its documents and embedder."""
 
     label: str
     system: str
@@ -94,60 +98,56 @@ class Answers:
 
     @property
     def measure(self) -> str:
-        """What settings are compared by."""
+        """The measure that compares settings."""
         return RECALL if any(result.question.answerable for result in self.results) else REFUSAL
 
     def scores(self) -> list[float]:
-        """Of the questions that `measure` is about."""
+        """The scores of the questions that `measure` is about."""
         wanted = self.measure == RECALL
         return [result.score for result in self.results if result.question.answerable is wanted]
 
     def summary(self) -> dict[str, float | None]:
-        """Shares, then counts, milliseconds, tokens and dollars. None: there is nothing to divide by, or no price is known."""
+        """Return shares, counts, milliseconds, tokens, dollars. None: nothing to divide by, or no price is known."""
         results = self.results
         answerable = [result for result in results if result.question.answerable]
         others = [result for result in results if not result.question.answerable]
         f1 = [result.f1 for result in results if result.f1 is not None]
         took = [result.took for result in results]
-        found: dict[str, float | None] = {
+        tokens = sum((result.tokens for result in results), NOTHING)
+        dollars = [result.dollars for result in results if result.dollars is not None]
+        summary: dict[str, float | None] = {
             "citation precision": _mean([right for result in results for right in result.right]),
             RECALL: _mean([result.score for result in answerable]),
         }
-        found |= {"answer F1": _mean(f1)} if f1 else {}
+        if f1:
+            summary["answer F1"] = _mean(f1)
         if self.judged:
-            found["judged correctness"] = _mean([r.correctness for r in results if r.correctness is not None])
-            found["not judged answers"] = float(len(self.not_judged()))
+            summary["judged correctness"] = _mean([r.correctness for r in results if r.correctness is not None])
+            summary["not judged answers"] = float(len(self.not_judged()))
         if others:
-            found["refusal precision"] = _mean([not result.question.answerable for result in results if result.refused])
-            found[REFUSAL] = _mean([result.refused for result in others])
-        found["false refusals"] = _mean([result.refused for result in answerable])
-        found |= {
-            f"{verdict} answers": float(sum(r.answer["verdict"] == verdict for r in results)) for verdict in VERDICTS
-        }
-        dollars = [result.dollars for result in results]
-        return (
-            found
-            | {
-                "latency p50 ms": float(np.quantile(took, 0.5)),
-                "latency p95 ms": float(np.quantile(took, 0.95)),
-                "input tokens": float(
-                    sum(r.tokens.input + r.tokens.cache_write + r.tokens.cache_read for r in results)
-                ),
-                "output tokens": float(sum(r.tokens.output for r in results)),
-                "dollars": None if None in dollars else float(sum(d for d in dollars if d is not None)),
-            }
-            | ({"judge's dollars": self.judged.dollars} if self.judged else {})
-        )
+            summary["refusal precision"] = _mean([not r.question.answerable for r in results if r.refused])
+            summary[REFUSAL] = _mean([result.refused for result in others])
+        summary["false refusals"] = _mean([result.refused for result in answerable])
+        for verdict in VERDICTS:
+            summary[f"{verdict} answers"] = float(sum(result.answer["verdict"] == verdict for result in results))
+        summary["latency p50 ms"] = float(np.quantile(took, 0.5))
+        summary["latency p95 ms"] = float(np.quantile(took, 0.95))
+        summary["input tokens"] = float(tokens.input + tokens.cache_write + tokens.cache_read)
+        summary["output tokens"] = float(tokens.output)
+        summary["dollars"] = float(sum(dollars)) if len(dollars) == len(results) else None
+        if self.judged:
+            summary["judge's dollars"] = self.judged.dollars
+        return summary
 
     def not_judged(self) -> list[Answered]:
-        """Those that the judge gave no grade."""
+        """The answers that the judge gave no grade."""
         return [result for result in self.results if result.judged == ""]
 
 
 def answered(
     question: Question, answer: Mapping[str, Any], took: float, ids: Mapping[str, str], known: Mapping[str, Price]
 ) -> Answered:
-    """`ids`: file → document of a corpus; `known`: prices of models."""
+    """Build the Answered. `ids`: file → document of a corpus; `known`: prices of models."""
     cited = [(ids.get(c["source"], c["source"]), c["char_start"], c["char_end"]) for c in answer["citations"]]
     tokens, model = Tokens.of(answer["usage"]), answer["model"]
     dollars = 0.0
@@ -157,19 +157,18 @@ def answered(
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """The harmonic mean of precision and recall of the words (SQuAD: Rajpurkar et al. 2016), without case, punctuation, articles, marks.
+    """The harmonic mean of precision and recall of the words (SQuAD: Rajpurkar et al. 2016).
 
-    Scripts that put no spaces between words are compared by characters.
+    Case, punctuation, articles and citation marks do not count. Scripts without spaces are compared by characters.
     """
-    given, wanted = _tokens(answer), _tokens(reference)
-    both = sum((given & wanted).values())
-    if not given or not wanted:
-        return float(given == wanted)
-    return 2 * both / (given.total() + wanted.total())
+    answered, expected = _tokens(answer), _tokens(reference)
+    if not answered or not expected:
+        return float(answered == expected)
+    return 2 * (answered & expected).total() / (answered.total() + expected.total())
 
 
 def unmarked(text: str) -> str:
-    """An answer without the marks of its citations."""
+    """The answer without its citation marks."""
     return _MARK.sub(" ", text)
 
 

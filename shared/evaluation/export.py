@@ -1,4 +1,4 @@
-"""`askfolder questions`: the question log of a running system, and question sets made from what people thought of its answers."""
+"""`askfolder questions`: read the question log of a running system, and make question sets of rated answers."""
 
 import json
 import re
@@ -14,34 +14,28 @@ _MARK = re.compile(r"\s?\[\d{1,4}\](?!\w)")
 
 
 def read(client: Client, rated: str | None, limit: int | None) -> Iterator[dict[str, Any]]:
-    """The newest first; `rated`: a key of RATINGS, or None for all."""
-    cursor: int | None = None
+    """Yield logged questions, newest first. `rated`: a key of RATINGS, or None for all."""
+    query = {} if rated is None else {"rating": RATINGS[rated]}
     while limit is None or limit > 0:
-        query = {
-            "limit": min(limit or 1000, 1000),
-            "rating": None if rated is None else RATINGS[rated],
-            "cursor": cursor,
-        }
-        page = client.call(
-            "GET", "/questions", query={name: value for name, value in query.items() if value is not None}
-        )
+        page = client.call("GET", "/questions", query={"limit": min(limit or 1000, 1000), **query})
         yield from page["questions"]
         limit = None if limit is None else limit - len(page["questions"])
-        cursor = page["next_cursor"]
-        if cursor is None:
+        if page["next_cursor"] is None:
             return
+        query["cursor"] = page["next_cursor"]
 
 
 def export(rows: Sequence[dict[str, Any]], rated: str, path: Path) -> tuple[int, int]:
-    """Writes a question set, one question once. Returns how many are in it, and how many were left out: what they cite has changed.
+    """Write a question set, each question once. Return the numbers of written and of left out questions.
 
-    What was rated up holds what is right, as docs/evaluation.md describes it. What was rated down holds what was answered and
-    cited, and an empty `relevant` for a person to fill: `askfolder eval` refuses the line until then.
+    An answer rated up becomes the reference; it is left out if the text that it cites has changed. For an answer rated
+    down, the answer and its citations are written with an empty `relevant`, which a person has to fill in:
+    `askfolder eval` refuses the line until then.
     """
     lines: list[dict[str, Any]] = []
     seen: set[str] = set()
     stale = 0
-    for row in rows:  # the newest answer speaks for a question that was asked again
+    for row in rows:  # only the newest answer to a question counts
         if row["question"] in seen:
             continue
         seen.add(row["question"])
@@ -66,7 +60,7 @@ def _right(row: dict[str, Any]) -> dict[str, Any] | None:
         if citation["stands"] and span not in spans.setdefault(citation["source"], []):
             spans[citation["source"]].append(span)
     if not all(citation["stands"] for citation in row["citations"]):
-        return None  # an answer that rests on other words now is no reference
+        return None  # the cited text has changed
     return {"relevant": list(spans), "spans": spans, "answer": _MARK.sub("", row["answer"])}
 
 

@@ -4,15 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 DEPTHS = (5, 10, 20)
-
 CUT = 10  # of nDCG and MRR
-
-SPAN_PASSAGES = 5  # whose characters are compared with a question's spans
-
+SPAN_PASSAGES = 5  # passages whose characters are compared with a question's spans
 Span = tuple[int, int]  # start and end, in characters of a document's text
-
-
-# --- measures --------------------------------------------------------------------------------------------------------
 
 
 def recall(ranking: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
@@ -24,7 +18,7 @@ def reciprocal_rank(ranking: Sequence[str], relevant: Mapping[str, int], k: int 
 
 
 def ndcg(ranking: Sequence[str], relevant: Mapping[str, int], k: int = CUT) -> float:
-    """Gain: the grade as it is (as in trec_eval), discounted by log₂(rank + 1)."""
+    """Normalised discounted cumulative gain; the gain is the grade, as in trec_eval, discounted by log₂(rank + 1)."""
     best = _discounted(sorted(relevant.values(), reverse=True)[:k])
     return _discounted([relevant.get(document, 0) for document in ranking[:k]]) / best
 
@@ -34,13 +28,13 @@ def _discounted(gains: Sequence[int]) -> float:
 
 
 def measures(ranking: Sequence[str], relevant: Mapping[str, int]) -> dict[str, float]:
-    """All measures of one question. ranking: documents, best first, none twice."""
+    """Return all measures of one question. `ranking`: documents, best first, none twice."""
     found = {f"recall@{k}": recall(ranking, relevant, k) for k in DEPTHS}
     return found | {f"nDCG@{CUT}": ndcg(ranking, relevant), f"MRR@{CUT}": reciprocal_rank(ranking, relevant)}
 
 
 def covered(places: Sequence[tuple[str, int, int]], spans: Mapping[str, Sequence[Span]]) -> dict[str, float]:
-    """Share of the spans' characters that the first passages hold, and share of the passages' characters that are of the spans."""
+    """Recall and precision of the spans' characters in the first passages."""
     wanted = {(name, n) for name, pairs in spans.items() for start, end in pairs for n in range(start, end)}
     given = {(name, n) for name, start, end in places[:SPAN_PASSAGES] for n in range(start, end)}
     both = len(wanted & given)

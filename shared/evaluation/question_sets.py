@@ -1,4 +1,4 @@
-"""Question sets, measures of a ranking, and whether the difference of two settings may be chance. No server is needed here."""
+"""Question sets, and the results of searching for their documents."""
 
 import functools
 import gzip
@@ -13,16 +13,13 @@ import numpy as np
 from shared.errors import PermanentError
 from shared.evaluation.measures import CUT, SPAN_PASSAGES, Span, covered, measures
 
-ROUNDS = 10_000  # of the randomisation test and the bootstrap
-BLOCK = 1_000_000  # numbers drawn at once
-SEED = 20_240_607
-
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`relevant`: document → grade, all ≥ 1; a path in the index, or an id of the corpus. `spans`: document → where the answer stands.
+    """`relevant`: document → grade ≥ 1; a document is a path in the index or an id of the corpus.
 
-    `answerable`: False: no document answers it, and none is relevant. `answers`: what a right answer may say.
+    `spans`: document → positions of the answer. `answerable`: False if no document answers the question, and none is
+    relevant. `answers`: reference answers, each of them right.
     """
 
     id: str
@@ -35,9 +32,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Result:
-    """One question's. `ranking`: documents, best first; `passages`: of each the best one, as the API gives it; `took`, `embedding`: ms.
+    """The result of one question. `ranking`: documents, best first; `passages`: the best one of each, from the API.
 
-    `places`: document, start and end of every passage, best first.
+    `took`, `embedding`: milliseconds. `places`: document, start and end of every passage, best first.
     """
 
     question: Question
@@ -46,10 +43,11 @@ class Result:
     took: float
     embedding: float
     places: Sequence[tuple[str, int, int]] = ()
+    warnings: Sequence[str] = ()
 
     @property
     def measure(self) -> str:
-        """The measure that questions are ordered and compared by: of where the answer stands, when that is known."""
+        """The measure that orders and compares questions; by spans where the question has some."""
         return f"span recall@{SPAN_PASSAGES}" if self.question.spans else f"nDCG@{CUT}"
 
     @property
@@ -63,18 +61,18 @@ class Result:
 
     @property
     def first(self) -> int | None:
-        """Rank of the first relevant document."""
+        """The rank of the first relevant document."""
         return next((rank for rank, name in enumerate(self.ranking, 1) if name in self.question.relevant), None)
 
     @property
     def missing(self) -> list[str]:
-        """Relevant documents that did not come at all."""
+        """Relevant documents that were not found."""
         return sorted(self.question.relevant.keys() - set(self.ranking))
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All results with one choice of settings. `label`: the choice; `system`: what it ran on."""
+    """The results with one choice of settings. `label`: the choice; `system`: its documents and embedder."""
 
     label: str
     system: str
@@ -84,7 +82,8 @@ class Run:
         """Averages of the measures, then milliseconds."""
         values = [result.values for result in self.results]
         took = [result.took for result in self.results]
-        return {name: float(np.mean([v[name] for v in values])) for name in values[0]} | {
+        means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+        return means | {
             "latency p50 ms": float(np.quantile(took, 0.5)),
             "latency p95 ms": float(np.quantile(took, 0.95)),
             "embedding p50 ms": float(np.median([result.embedding for result in self.results])),
@@ -98,64 +97,63 @@ class Run:
         return [result.score for result in self.results]
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
 def read_questions(path: Path) -> list[Question]:
-    """A JSONL file of {question, relevant, id?, spans?, answer?, answerable?}. Raises PermanentError with a sentence that names the line."""
-    questions = []
-    for number, row in _rows(path):
-        place = f"{path}, line {number}"
-        text, relevant = row.get("question"), row.get("relevant")
-        if not isinstance(text, str) or not text.strip():
-            raise PermanentError(f'{place} has no "question".')
-        answerable, answers = row.get("answerable", True), row.get("answer", [])
-        answers = [answers] if isinstance(answers, str) else answers
-        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-            raise PermanentError(f'{place}: "answer" must be a text, or a list of texts that are all right.')
-        if type(answerable) is not bool or (not answerable and (relevant or row.get("spans") or answers)):
-            raise PermanentError(
-                f'{place}: "answerable" must be true, or false where nothing is relevant and there is no answer.'
-            )
-        if not answerable:
-            questions.append(Question(str(row.get("id", number)), text.strip(), {}, answerable=False))
-            continue
-        spans = _spans(row.get("spans", {}), place)
-        if relevant is None and spans:
-            relevant = list(spans)
-        if isinstance(relevant, list) and all(isinstance(name, str) for name in relevant):
-            relevant = dict.fromkeys(relevant, 1)
-        if not isinstance(relevant, dict) or not all(type(grade) is int for grade in relevant.values()):
-            raise PermanentError(f'{place}: "relevant" must be ["path", …] or {{"path": grade, …}} with whole numbers.')
-        relevant = {name: grade for name, grade in relevant.items() if grade >= 1}
-        if not relevant:
-            raise PermanentError(f"{place} names no relevant document: such a question can't be measured.")
-        questions.append(Question(str(row.get("id", number)), text.strip(), relevant, spans, answers=tuple(answers)))
+    """Read a JSONL file of {question, relevant, id?, spans?, answer?, answerable?}.
+
+    Raises PermanentError with a sentence that names the line.
+    """
+    questions = [_question(row, number, f"{path}, line {number}") for number, row in _rows(path)]
     if len({bool(question.spans) for question in questions if question.answerable}) > 1:
         raise PermanentError(f"{path}: either all questions have spans, or none.")
     return _distinct(questions, path)
 
 
-def _spans(value: Any, place: str) -> dict[str, list[Span]]:
-    spans: dict[str, list[Span]] = {}
-    pairs: Any
-    for name, pairs in value.items() if isinstance(value, dict) else [("", None)]:
-        good = (
-            isinstance(pairs, list)
-            and pairs
-            and all(
-                isinstance(p, list) and len(p) == 2 and all(type(n) is int for n in p) and 0 <= p[0] < p[1]
-                for p in pairs
-            )
+def _question(row: dict[str, Any], number: int, place: str) -> Question:
+    text, relevant = row.get("question"), row.get("relevant")
+    if not isinstance(text, str) or not text.strip():
+        raise PermanentError(f'{place} has no "question".')
+    name, text = str(row.get("id", number)), text.strip()
+    answerable, answers = row.get("answerable", True), row.get("answer", [])
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise PermanentError(f'{place}: "answer" must be a text, or a list of texts that are all right.')
+    if type(answerable) is not bool or (not answerable and (relevant or row.get("spans") or answers)):
+        raise PermanentError(
+            f'{place}: "answerable" must be true, or false where nothing is relevant and there is no answer.'
         )
-        if not good:
-            raise PermanentError(f'{place}: "spans" must be {{"path": [[start, end], …]}} in characters.')
-        spans[name] = [(start, end) for start, end in pairs]
-    return spans
+    if not answerable:
+        return Question(name, text, {}, answerable=False)
+    spans = _spans(row.get("spans", {}), place)
+    if relevant is None and spans:
+        relevant = list(spans)
+    if isinstance(relevant, list) and all(isinstance(path, str) for path in relevant):
+        relevant = dict.fromkeys(relevant, 1)
+    if not isinstance(relevant, dict) or not all(type(grade) is int for grade in relevant.values()):
+        raise PermanentError(f'{place}: "relevant" must be ["path", …] or {{"path": grade, …}} with whole numbers.')
+    relevant = {path: grade for path, grade in relevant.items() if grade >= 1}
+    if not relevant:
+        raise PermanentError(f"{place} names no relevant document: such a question can't be measured.")
+    return Question(name, text, relevant, spans, answers=tuple(answers))
+
+
+def _spans(value: Any, place: str) -> dict[str, list[Span]]:
+    try:
+        spans = {name: [_span(*pair) for pair in pairs] for name, pairs in value.items()}
+        if all(spans.values()):
+            return spans
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise PermanentError(f'{place}: "spans" must be {{"path": [[start, end], …]}} in characters.')
+
+
+def _span(start: Any, end: Any) -> Span:
+    if type(start) is int and type(end) is int and 0 <= start < end:
+        return start, end
+    raise ValueError
 
 
 def read_beir(folder: Path) -> list[Question]:
-    """The questions of a folder in the BEIR layout that have a relevant document, in the order of queries.jsonl."""
+    """Read the questions with a relevant document from a folder in the BEIR layout, in the order of queries.jsonl."""
     judged: dict[str, dict[str, int]] = {}
     qrels = _file(folder / "qrels", "test.tsv")
     for number, line in _lines(qrels):
@@ -182,15 +180,12 @@ def read_beir(folder: Path) -> list[Question]:
 
 
 def read_corpus(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """(id, title, text) of each document of a folder in the BEIR layout."""
+    """Yield id, title and text of each document of a folder in the BEIR layout."""
     corpus = _file(folder, "corpus.jsonl")
     for number, row in _rows(corpus):
+        name, text = _text(row, "_id", corpus, number), _text(row, "text", corpus, number)
         title = row.get("title")
-        yield (
-            _text(row, "_id", corpus, number),
-            title if isinstance(title, str) else "",
-            _text(row, "text", corpus, number),
-        )
+        yield name, title if isinstance(title, str) else "", text
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -201,13 +196,9 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not empty, with their numbers, from 1."""
+    """Yield the lines that are not empty, with their numbers from 1."""
     try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8-sig")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8-sig") as file
-        ):
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line.rstrip("\r\n")

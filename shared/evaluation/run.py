@@ -1,8 +1,7 @@
-"""`askfolder eval`: one or two choices of settings, the same questions to each, a table and a report."""
+"""`askfolder eval`: ask the same questions with one or two choices of settings; print a table and write a report."""
 
 import contextlib
 import difflib
-import functools
 import json
 import shlex
 import signal
@@ -29,13 +28,14 @@ from shared.providers.claude import Claude
 from shared.providers.meter import Meter
 from shared.settings import Settings, load
 from shared.system.servers import Servers
+from shared.text.printable import printable
 
 WORST = 10  # questions that the terminal shows
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Parameters of POST /search or /ask (dots for nested ones) and settings by the environment's names."""
+    """Parameters of POST /search or /ask, nested ones with dots, and settings by their environment names."""
 
     parameters: Mapping[str, Any]
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Choice:
         return " ".join(f"{name}={value}" for name, value in {**shown, **self.parameters}.items()) or "as it is set up"
 
     def changed(self, words: str) -> "Choice":
-        """This choice with NAME=VALUE words added; raises click.UsageError."""
+        """Return this choice with NAME=VALUE words added. Raises click.UsageError."""
         parameters, settings = dict(self.parameters), dict(self.settings)
         try:
             parts = shlex.split(words)
@@ -77,7 +77,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was typed. `choices`: one, or two to compare; `answers`: measured rather than retrieval; `judge`: a model that grades them."""
+    """The options of `askfolder eval`. `choices`: one, or two to compare; `judge`: the model that grades answers."""
 
     path: Path
     choices: list[Choice]
@@ -88,10 +88,19 @@ class Plan:
     answers: bool = False
     judge: str | None = None
 
+    @property
+    def beir(self) -> bool:
+        """A folder in the BEIR layout brings its own documents."""
+        return self.path.is_dir()
+
+    @property
+    def own_system(self) -> bool:
+        return self.beir or self.temporary or bool(self.documents) or self.keep is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`notes`: what to know when reading the figures, a sentence each."""
+    """`notes`: sentences about anything that affects the figures."""
 
     runs: list[Run] | list[Answers]
     difference: Difference | None
@@ -99,8 +108,8 @@ class Outcome:
 
 
 def evaluate(plan: Plan, html: Path | None, as_json: bool) -> None:
-    """Runs the plan and prints. Everything but the result goes to stderr."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # so that a temporary system ends too
+    """Carry out the plan and print the result. Everything else goes to stderr."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that a temporary system is stopped too
         signal.signal(number, lambda *_: sys.exit(1))
     if html is not None and not html.absolute().parent.is_dir():
         raise PermanentError(f"{html} cannot be written: {html.absolute().parent} is no folder.")
@@ -118,67 +127,75 @@ def evaluate(plan: Plan, html: Path | None, as_json: bool) -> None:
 
 
 def carry_out(plan: Plan) -> Outcome:
-    """Reads the questions first: a wrong one costs nothing. Raises AskfolderError."""
-    beir = plan.path.is_dir()
-    if not plan.path.exists():
-        raise PermanentError(f"{plan.path} is not there: name a file of questions or a folder in the BEIR layout.")
-    questions = (read_beir if beir else read_questions)(plan.path)[: plan.limit]
-    unanswerable = 0 if plan.answers else sum(not question.answerable for question in questions)
-    if unanswerable:
-        questions = [question for question in questions if question.answerable]
-    if not questions:
-        raise PermanentError(
-            f"{plan.path}: nothing answers these questions, so there is nothing to find: measure answers with --answers."
-        )
-    if plan.judge:
-        _check_judge(plan, questions)
-    is_temporary = beir or plan.temporary or bool(plan.documents) or plan.keep is not None
-    if beir and plan.documents:
-        raise click.UsageError(f"{plan.path} has documents of its own: leave --documents out.")
-    if is_temporary and not beir and not plan.documents:
-        raise click.UsageError("A temporary system needs documents: name them with --documents.")
-    if not is_temporary and any(choice.settings for choice in plan.choices):
-        raise click.UsageError("Settings need a system of their own: add --temporary --documents PATH.")
+    """Ask all questions and compute the measures. Wrong questions and options are refused before anything starts."""
+    questions, left_out = _read_questions(plan)
+    _check_options(plan)
     with contextlib.ExitStack() as stack:
-        if is_temporary:
-            clients, ids = _temporary(plan, beir, stack)
+        if plan.own_system:
+            clients, ids = _temporary_systems(plan, stack)
         else:
             clients, ids = [stack.enter_context(Client.of(load()))] * len(plan.choices), {}
-        notes = _check(clients[0], questions, ids)
-        if unanswerable:
-            notes.append(f"{unanswerable} questions that nothing answers were left out: they are for --answers.")
+        notes = _check_index(clients[0], questions, ids) + left_out
         results: list[list[Any]] = [[] for _ in clients]
-        ask = functools.partial(_answer, known=prices.PRICES | prices.read(load().prices)) if plan.answers else _ask
-        warnings: set[str] = set()
+        ask = _answer if plan.answers else _search
         for number, question in enumerate(questions):
             order = list(range(len(clients)))
-            for side in order if number % 2 else order[::-1]:  # in turns: neither always finds what the other warmed
-                results[side].append(ask(clients[side], plan.choices[side], question, ids, warnings))
-        systems = [_described(client) for client in clients]
+            for side in order if number % 2 else order[::-1]:  # in turns: neither always profits from a warm cache
+                results[side].append(ask(clients[side], plan.choices[side], question, ids))
+        systems = [_describe_index(client) for client in clients]
     kind: type[Answers] | type[Run] = Answers if plan.answers else Run
-    runs: Any = [
-        kind(choice.label(), system, found)
-        for choice, system, found in zip(plan.choices, systems, results, strict=True)
-    ]
+    labels = [choice.label() for choice in plan.choices]
+    runs: Any = [kind(*values) for values in zip(labels, systems, results, strict=True)]
     if plan.judge:
         runs = _judged(runs, plan)
         for run in runs:
-            if lost := run.not_judged():
-                notes.append(f"{len(lost)} answers ({run.label}) were not judged: {run.judged.reason}")
+            if missing := run.not_judged():
+                notes.append(f"{len(missing)} answers ({run.label}) were not judged: {run.judged.reason}")
     difference = compare(runs[0], runs[1]) if len(runs) > 1 else None
+    warnings = {warning for run in runs for result in run.results for warning in result.warnings}
     return Outcome(runs, difference, notes + sorted(warnings))
 
 
-def _temporary(plan: Plan, beir: bool, stack: contextlib.ExitStack) -> tuple[list[Client], dict[str, str]]:
-    """A client for each choice; choices with the same settings share a system. And file → id of a BEIR corpus."""
-    named = [plan.path] if beir else list(plan.documents)
+def _read_questions(plan: Plan) -> tuple[list[Question], list[str]]:
+    """Return the questions to ask, and a note if some are left out."""
+    if not plan.path.exists():
+        raise PermanentError(f"{plan.path} is not there: name a file of questions or a folder in the BEIR layout.")
+    questions = (read_beir if plan.beir else read_questions)(plan.path)[: plan.limit]
+    answerable = [question for question in questions if question.answerable or plan.answers]
+    if not answerable:
+        raise PermanentError(
+            f"{plan.path}: no document answers these questions, so retrieval cannot be measured: use --answers."
+        )
+    if plan.judge and load().anthropic_api_key is None:
+        raise SettingsError("--judge needs ANTHROPIC_API_KEY; set it in .env or the environment.")
+    if plan.judge and not any(question.answers for question in answerable):
+        raise PermanentError(f'{plan.path}: no question has an "answer" to compare with, so there is nothing to judge.')
+    left_out = len(questions) - len(answerable)
+    note = f"{left_out} questions that nothing answers were left out: they are for --answers."
+    return answerable, [note] if left_out else []
+
+
+def _check_options(plan: Plan) -> None:
+    if plan.beir and plan.documents:
+        raise click.UsageError(f"{plan.path} has documents of its own: leave --documents out.")
+    if plan.own_system and not plan.beir and not plan.documents:
+        raise click.UsageError("A temporary system needs documents: name them with --documents.")
+    if not plan.own_system and any(choice.settings for choice in plan.choices):
+        raise click.UsageError("Settings need a system of their own: add --temporary --documents PATH.")
+
+
+def _temporary_systems(plan: Plan, stack: contextlib.ExitStack) -> tuple[list[Client], dict[str, str]]:
+    """Start a system for each choice, and return clients and file → id of a BEIR corpus.
+
+    Choices with the same settings share a system.
+    """
+    named = [plan.path] if plan.beir else list(plan.documents)
     work = stack.enter_context(workplace(plan.keep, ", ".join(str(path.resolve()) for path in named)))
-    ids: dict[str, str] = {}
-    if beir:
-        folder = work / "documents"
+    folder, ids = work / "documents", dict[str, str]()
+    if plan.beir:
         ids = write_corpus(plan.path, folder)
     else:
-        folder = gather(named, work / "documents")
+        folder = gather(named, folder)
     running: dict[Path, Client] = {}
     for choice in plan.choices:
         data = data_folder(work, choice.settings)
@@ -188,46 +205,39 @@ def _temporary(plan: Plan, beir: bool, stack: contextlib.ExitStack) -> tuple[lis
     return [running[data_folder(work, choice.settings)] for choice in plan.choices], ids
 
 
-def _check(client: Client, questions: Sequence[Question], ids: Mapping[str, str]) -> list[str]:
-    """Sentences about what spoils the figures. Raises PermanentError when a relevant path is not in the index."""
-    documents = list(client.documents())
+def _check_index(client: Client, questions: Sequence[Question], ids: Mapping[str, str]) -> list[str]:
+    """Return notes about an incomplete index. Raises PermanentError when a relevant path is not in it."""
+    documents = [row for listing in client.listings() for row in listing["documents"]]
     known = {ids.get(row["source"], row["source"]) for row in documents}
     notes = []
-    lacking = [(question, name) for question in questions for name in question.relevant if name not in known]
-    if lacking and ids:
-        notes.append(f"{len(lacking)} judged documents are not in the corpus: they count as not found.")
-    elif lacking:
-        question, name = lacking[0]
-        near = difflib.get_close_matches(name, known, 1, 0.5)
+    missing = [(question, name) for question in questions for name in question.relevant if name not in known]
+    if missing and ids:
+        notes.append(f"{len(missing)} judged documents are not in the corpus: they count as not found.")
+    elif missing:
+        question, name = missing[0]
+        similar = difflib.get_close_matches(name, known, 1, 0.5)
         raise PermanentError(
             f"The question {question.id} names {name!r}, which is not in the index"
-            + (f"; there is {near[0]!r}" if near else "")
-            + (f" ({len(lacking) - 1} more such paths)" if len(lacking) > 1 else "")
+            + (f"; there is {similar[0]!r}" if similar else "")
+            + (f" ({len(missing) - 1} more such paths)" if len(missing) > 1 else "")
             + ". askfolder status --all lists the paths."
         )
     failed = [row for row in documents if row["state"] in ("failed", "quarantined")]
     if failed:
-        notes.append(
-            f"{len(failed)} documents could not be read; the first: {failed[0]['source']}: {failed[0]['error']}"
-        )
+        first = f"{failed[0]['source']}: {failed[0]['error']}"
+        notes.append(f"{len(failed)} documents could not be read; the first: {first}")
     if waiting := sum(row["state"] in ("queued", "ingesting") for row in documents):
         notes.append(f"{waiting} documents are not indexed yet: run it again when askfolder status shows none waiting.")
     return notes
 
 
-def _ask(client: Client, choice: Choice, question: Question, ids: Mapping[str, str], warnings: set[str]) -> Result:
-    """Asks twice: the first time for the question's embedding, which is then in the cache and its time known.
+def _search(client: Client, choice: Choice, question: Question, ids: Mapping[str, str]) -> Result:
+    """Search twice: the first time computes the embedding and its time, the second finds it in the cache.
 
-    That one is not reranked: it may cost something.
+    The first search is not reranked, because a reranker may cost something.
     """
-    try:
-        first = client.call("POST", "/search", choice.body(query=question.text, top_k=1, rerank=False))
-        started = time.perf_counter()
-        found = client.call("POST", "/search", choice.body(query=question.text))
-        took = (time.perf_counter() - started) * 1000
-    except AskfolderError as error:
-        raise type(error)(f"The question {question.id} could not be asked: {error}") from None
-    warnings.update(found["warnings"])
+    first, _ = _post(client, "/search", choice.body(query=question.text, top_k=1, rerank=False), question)
+    found, took = _post(client, "/search", choice.body(query=question.text), question)
     best: dict[str, dict[str, Any]] = {}
     places = []
     for passage in found["results"]:
@@ -235,38 +245,26 @@ def _ask(client: Client, choice: Choice, question: Question, ids: Mapping[str, s
         best.setdefault(name, passage)
         places.append((name, passage["char_start"], passage["char_end"]))
     embedding = float(first["timings"].get("embed_ms", 0.0))
-    return Result(question, list(best), list(best.values()), took, embedding, places)
+    return Result(question, list(best), list(best.values()), took, embedding, places, found["warnings"])
 
 
-def _answer(
-    client: Client,
-    choice: Choice,
-    question: Question,
-    ids: Mapping[str, str],
-    warnings: set[str],
-    known: Mapping[str, prices.Price],
-) -> Answered:
-    """Asks once: it may cost something. The question log is not to hold what nobody asked."""
+def _answer(client: Client, choice: Choice, question: Question, ids: Mapping[str, str]) -> Answered:
+    """Ask once, because an answer may cost something, and keep it out of the question log."""
+    answer, took = _post(client, "/ask", choice.body(question=question.text, log=False), question)
+    return answered(question, answer, took, ids, prices.PRICES | prices.read(load().prices))
+
+
+def _post(client: Client, path: str, body: dict[str, Any], question: Question) -> tuple[Any, float]:
+    """Return the answer and its milliseconds."""
     started = time.perf_counter()
     try:
-        answer = client.call("POST", "/ask", choice.body(question=question.text, log=False))
+        return client.call("POST", path, body), (time.perf_counter() - started) * 1000
     except AskfolderError as error:
         raise type(error)(f"The question {question.id} could not be asked: {error}") from None
-    took = (time.perf_counter() - started) * 1000
-    warnings.update(answer["warnings"])
-    return answered(question, answer, took, ids, known)
-
-
-def _check_judge(plan: Plan, questions: Sequence[Question]) -> None:
-    """Before anything is asked, which costs something."""
-    if load().anthropic_api_key is None:
-        raise SettingsError("--judge needs ANTHROPIC_API_KEY; set it in .env or the environment.")
-    if not any(question.answers for question in questions):
-        raise PermanentError(f'{plan.path}: no question has an "answer" to compare with, so there is nothing to judge.')
 
 
 def _judged(runs: Sequence[Answers], plan: Plan) -> list[Answers]:
-    """The same with grades. What that takes is counted where this checkout's system counts, if it can be reached."""
+    """Return the runs with grades."""
     settings = load()
     known = prices.PRICES | prices.read(settings.prices)
     assert plan.judge
@@ -284,7 +282,10 @@ def _judged(runs: Sequence[Answers], plan: Plan) -> list[Answers]:
 
 
 def _meter(plan: Plan, settings: Settings, stack: contextlib.ExitStack, calls: int) -> Meter:
-    """Of this checkout's system. Where its database cannot be reached, one that counts nothing, and it is said. `calls`: at once."""
+    """Return the meter of this checkout's system, or one that only counts if the database cannot be reached.
+
+    `calls`: how many are made at once.
+    """
     local = Servers.running(settings.data) if not settings.url or plan.temporary else None
     if local and not settings.database_url:
         settings = settings.model_copy(update={"database_url": local.database_url})
@@ -298,16 +299,15 @@ def _meter(plan: Plan, settings: Settings, stack: contextlib.ExitStack, calls: i
     except (AskfolderError, psycopg.Error):
         pass
     cap = "" if settings.budget_answers is None else ", and ASKFOLDER_BUDGET_ANSWERS does not hold for it"
-    _say(f"The database is out of reach from here: what judging takes is printed, but not in askfolder usage{cap}.")
+    _say(f"The database is out of reach from here: the cost of judging is printed, but not in askfolder usage{cap}.")
     return Meter(redis_url=settings.redis_url)
 
 
-def _described(client: Client) -> str:
+def _describe_index(client: Client) -> str:
     listing = client.call("GET", "/documents", query={"limit": 1})
-    index = listing.get("index") or {"embedder": "no index", "model": "", "dimensions": 0}
-    return (
-        f"{listing['counts'].get('ready', 0):,} documents, {index['embedder']} {index['model']} ({index['dimensions']})"
-    )
+    ready, index = listing["counts"].get("ready", 0), listing.get("index")
+    index = index or {"embedder": "no index", "model": "", "dimensions": 0}
+    return f"{ready:,} documents, {index['embedder']} {index['model']} ({index['dimensions']})"
 
 
 def _say(text: str) -> None:
@@ -366,38 +366,45 @@ def _lines(outcome: Outcome) -> Iterator[str]:
         yield f"{'':<18}{'A':>9}{'B':>9}{'B − A':>9}"
     for name in summaries[0]:
         values = [summary[name] for summary in summaries]
-        shown = [report.figure(name, value) for value in values]
+        cells = [report.figure(name, value) for value in values]
         if difference:
-            shown.append(report.change(name, values))
-        yield f"{name:<18}" + "".join(f"{value:>9}" for value in shown)
+            cells.append(report.change(name, values))
+        yield f"{name:<18}" + "".join(f"{cell:>9}" for cell in cells)
     if difference:
         yield ""
         yield report.verdict(difference)
     yield ""
-    of = " of B" if difference else ""
-    last = runs[-1]
-    if isinstance(last, Answers):
-        judge = "the judge's word; " if last.judged else ""
-        yield f"Worst questions{of} (a right citation, or a right refusal; F1; {judge}verdict; what was cited first)"
-        for answer in sorted(last.results, key=_badness)[:WORST]:
-            top = report.printable(answer.cited[0][0]) if answer.cited else "nothing"
-            f1 = "" if answer.f1 is None else report.figure("", answer.f1)
-            grade = f"{'–' if answer.judged == '' else answer.judged or '':<8} " if last.judged else ""
-            yield f"{'right' if answer.score else 'wrong':>6} {f1:>5} {grade}{answer.answer['verdict']:<9}  {_named(answer.question)}  ({top})"
-    else:
-        yield f"Worst questions{of} ({last.measure}; rank of the first relevant document; what came first)"
-        for result in sorted(last.results, key=lambda r: (r.score, r.question.id))[:WORST]:
-            top = report.printable(result.ranking[0]) if result.ranking else "nothing"
-            yield f"{report.figure(result.measure, result.score):>6} {result.first or '–':>4}  {_named(result.question)}  ({top})"
+    last, of = runs[-1], " of B" if difference else ""
+    yield from _worst_answers(last, of) if isinstance(last, Answers) else _worst_rankings(last, of)
     yield ""
 
 
+def _worst_rankings(run: Run, of: str) -> Iterator[str]:
+    yield f"Worst questions{of} ({run.measure}; rank of the first relevant document; what came first)"
+    for result in sorted(run.results, key=lambda r: (r.score, r.question.id))[:WORST]:
+        top = printable(result.ranking[0]) if result.ranking else "nothing"
+        score = report.figure(result.measure, result.score)
+        yield f"{score:>6} {result.first or '–':>4}  {_named(result.question)}  ({top})"
+
+
+def _worst_answers(run: Answers, of: str) -> Iterator[str]:
+    judge = "the judge's word; " if run.judged else ""
+    yield f"Worst questions{of} (a right citation, or a right refusal; F1; {judge}verdict; what was cited first)"
+    for answer in sorted(run.results, key=_badness)[:WORST]:
+        top = printable(answer.cited[0][0]) if answer.cited else "nothing"
+        right = "right" if answer.score else "wrong"
+        f1 = "" if answer.f1 is None else report.figure("", answer.f1)
+        grade = f"{'–' if answer.judged == '' else answer.judged or '':<8} " if run.judged else ""
+        verdict = answer.answer["verdict"]
+        yield f"{right:>6} {f1:>5} {grade}{verdict:<9}  {_named(answer.question)}  ({top})"
+
+
 def _badness(answer: Answered) -> tuple[float, float, float, str]:
-    """The worst first; what has no reference before what has."""
+    """Order by score, correctness and F1, the worst first; an answer without reference comes before one with it."""
     correctness, f1 = (-1.0 if value is None else value for value in (answer.correctness, answer.f1))
     return answer.score, correctness, f1, answer.question.id
 
 
 def _named(question: Question) -> str:
-    text = report.printable(" ".join(question.text.split()))
-    return f"{report.printable(question.id)}  {text[:90]}{'…' if len(text) > 90 else ''}"
+    text = printable(" ".join(question.text.split()))
+    return f"{printable(question.id)}  {text[:90]}{'…' if len(text) > 90 else ''}"

@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from shared.evaluation.answers import Answers
 from shared.evaluation.measures import CUT
-from shared.evaluation.question_sets import BLOCK, ROUNDS, SEED
+from shared.evaluation.question_sets import Run
+
+ROUNDS = 10_000  # of the randomisation test and the bootstrap
+BLOCK = 1_000_000  # numbers drawn at once
+SEED = 20_240_607
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """B − A in a measure, averaged over the questions. `p`: two-sided; `low`, `high`: 95 % of the bootstrap's averages."""
+    """The mean of B − A over the questions. `p`: two-sided; `low`, `high`: the 95 % interval of the bootstrap."""
 
     measure: str
     mean: float
@@ -25,20 +29,8 @@ class Difference:
     ties: int
 
 
-# --- is it chance? ---------------------------------------------------------------------------------------------------
-
-
-class Scored(Protocol):
-    """What settings can be compared by: a score for each question."""
-
-    @property
-    def measure(self) -> str: ...
-
-    def scores(self) -> list[float]: ...
-
-
-def compare(a: Scored, b: Scored) -> Difference:
-    """The difference of two runs over the same questions, in the same order."""
+def compare(a: Run | Answers, b: Run | Answers) -> Difference:
+    """Compare two runs over the same questions in the same order."""
     return difference(a.scores(), b.scores(), a.measure)
 
 
@@ -47,20 +39,15 @@ def difference(a: Sequence[float], b: Sequence[float], measure: str = f"nDCG@{CU
     differences[np.abs(differences) < 1e-12] = 0.0
     low, high = np.quantile(_bootstrap(differences), [0.025, 0.975])
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
-    return Difference(
-        measure,
-        float(differences.mean()),
-        _randomisation(differences),
-        float(low),
-        float(high),
-        wins,
-        losses,
-        len(differences) - wins - losses,
-    )
+    mean, p, ties = float(differences.mean()), _randomisation(differences), len(differences) - wins - losses
+    return Difference(measure, mean, p, float(low), float(high), wins, losses, ties)
 
 
 def _randomisation(differences: npt.NDArray[np.float64]) -> float:
-    """Share of random swaps of each pair that differ at least as much (Smucker, Allan & Carterette 2007), this order counted too."""
+    """The share of random swaps of each pair that differ at least as much, with the observed order counted.
+
+    Source: Smucker, Allan & Carterette 2007.
+    """
     moved = differences[differences != 0]
     if not len(moved):
         return 1.0
@@ -78,7 +65,7 @@ def _bootstrap(differences: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _blocks(n: int) -> Iterator[int]:
-    """ROUNDS in parts, so that some thousand questions don't take gigabytes."""
+    """Split ROUNDS into blocks, so that thousands of questions do not need gigabytes."""
     size, left = max(1, BLOCK // n), ROUNDS
     while left:
         yield min(size, left)

@@ -1,4 +1,4 @@
-"""A whole system over some documents, in a folder that is removed in the end or kept for the next time: for `askfolder eval`."""
+"""A temporary system for `askfolder eval`: its documents, its data folder, and its processes."""
 
 import contextlib
 import filecmp
@@ -16,36 +16,28 @@ from pathlib import Path
 from typing import Any
 
 from shared import keys
-from shared.client import Client, NotRunningError
+from shared.client import Client, NotRunningError, local_address
 from shared.errors import AskfolderError, PermanentError
 from shared.evaluation.question_sets import read_corpus
 from shared.providers import minilm
 from shared.providers.choice import LOCAL_MODEL
-from shared.settings import load, read
+from shared.settings import load, names, read
 from shared.system.up import READY_SECONDS, Say, System, started
 
-OWN = {
-    "DATABASE_URL",
-    "REDIS_URL",
-    "ASKFOLDER_INBOX",
-    "ASKFOLDER_DATA",
-    "ASKFOLDER_HOST",
-    "ASKFOLDER_PORT",
-    "ASKFOLDER_FLOWER_PORT",
-}
-MARK = "eval.json"  # in a kept folder: whose documents these are
-SAY_SECONDS = 15.0
+OWN = ("inbox", "data", "host", "port", "flower_port", "database_url", "redis_url")  # settings of a temporary system
+MARK = "eval.json"  # in a kept folder: names its documents
+REPORT_SECONDS = 15.0  # between lines about the progress
 
 
 @contextlib.contextmanager
 def workplace(keep: Path | None, documents: str) -> Iterator[Path]:
-    """The folder to work in. Raises PermanentError when the one to keep holds something else than these documents."""
+    """Yield the folder to work in. Raises PermanentError when the folder to keep belongs to other documents."""
     if keep is None:
         folder = Path(tempfile.mkdtemp(prefix="askfolder-eval-"))
         try:
             yield folder
         finally:
-            for _ in range(50):  # what was ended in the middle of its start may still write a file
+            for _ in range(50):  # a process that was stopped during its start may still write a file
                 shutil.rmtree(folder, ignore_errors=True)
                 if not folder.exists():
                     break
@@ -67,7 +59,7 @@ def workplace(keep: Path | None, documents: str) -> Iterator[Path]:
 
 
 def write_corpus(folder: Path, target: Path) -> dict[str, str]:
-    """Each document of a BEIR folder as a file of `target`, what is there already left alone. Returns file name → id."""
+    """Write each document of a BEIR folder as a file of `target`, unless it is there. Return file name → id."""
     ids: dict[str, str] = {}
     target.mkdir(exist_ok=True)
     for name, title, text in read_corpus(folder):
@@ -76,9 +68,9 @@ def write_corpus(folder: Path, target: Path) -> dict[str, str]:
             raise PermanentError(f"{folder} has the document {name} twice.")
         ids[file] = name
         content = f"# {' '.join(title.split())}\n\n{text}\n" if title.strip() else f"{text}\n"
-        whole, path = content.encode("utf-8", "replace"), target / file
-        if not path.exists() or path.read_bytes() != whole:
-            path.write_bytes(whole)
+        data, path = content.encode("utf-8", "replace"), target / file
+        if not path.exists() or path.read_bytes() != data:
+            path.write_bytes(data)
     if not ids:
         raise PermanentError(f"The corpus of {folder} holds no document.")
     for path in target.iterdir():
@@ -88,7 +80,10 @@ def write_corpus(folder: Path, target: Path) -> dict[str, str]:
 
 
 def file_name(name: str) -> str:
-    """A name that every file system takes, that no rule ignores, and that differs in more than case; without an ending."""
+    """Return a file name, without suffix, that every file system accepts and no rule ignores.
+
+    Names of different documents differ in more than case.
+    """
     if re.fullmatch("[a-z0-9][a-z0-9_-]{0,99}", name):
         return name
     readable = re.sub("[^a-z0-9_-]+", "-", name.lower())[:60].strip("-_")
@@ -96,21 +91,21 @@ def file_name(name: str) -> str:
 
 
 def gather(paths: Iterable[Path], target: Path) -> Path:
-    """The folder to mirror: the only one that is named, or copies in `target` of several, under the folder they share."""
-    whole = [Path(os.path.abspath(path.expanduser())) for path in paths]
-    for path in whole:
+    """Return the folder to index: the given one, or `target` with copies of several files and folders."""
+    originals = [Path(os.path.abspath(path.expanduser())) for path in paths]
+    for path in originals:
         if not path.exists():
             raise PermanentError(f"{path} is not there: name files or folders of documents with --documents.")
         if target.absolute().is_relative_to(path):
             raise PermanentError(
                 f"{path} holds {target.parent}, where the index would be: name another folder with --keep."
             )
-    if len(whole) == 1 and whole[0].is_dir():
-        return whole[0]
-    shared = Path(os.path.commonpath([path.parent for path in whole]))
+    if len(originals) == 1 and originals[0].is_dir():
+        return originals[0]
+    shared = Path(os.path.commonpath([path.parent for path in originals]))
     wanted = target.with_name("documents.new")
     shutil.rmtree(wanted, ignore_errors=True)
-    for path in whole:
+    for path in originals:
         copy = wanted / path.relative_to(shared)
         copy.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -131,7 +126,7 @@ def _same(compared: "filecmp.dircmp[str]") -> bool:
 
 
 def data_folder(work: Path, changes: Mapping[str, str]) -> Path:
-    """Where the index with these changed settings lies: one for each, so that a kept one is not built again."""
+    """Return the data folder for these changed settings. Each has its own, so that a kept index is not built again."""
     if not changes:
         return work / "data"
     return work / f"data-{hashlib.sha256(json.dumps(sorted(changes.items())).encode()).hexdigest()[:8]}"
@@ -139,64 +134,48 @@ def data_folder(work: Path, changes: Mapping[str, str]) -> Path:
 
 @contextlib.contextmanager
 def temporary(documents: Path, data: Path, changes: Mapping[str, str], say: Say) -> Iterator[Client]:
-    """A system that holds all of `documents`, with the settings of here and `changes` to them."""
-    if taken := sorted(OWN & changes.keys()):
+    """Run a system that has indexed all `documents`, with this checkout's settings and `changes` to them."""
+    if taken := sorted(name for name in changes if names().get(name) in OWN):
         raise PermanentError(f"{taken[0]} cannot be chosen: a temporary system has its own.")
-    with _free_ports() as (port, flower_port):
-        settings = read(changes).model_copy(
-            update={
-                "inbox": documents,
-                "data": data,
-                "host": "127.0.0.1",
-                "port": port,
-                "flower_port": flower_port,
-                "database_url": "",
-                "redis_url": "",
-            }
-        )
+    port, flower_port = _free_ports()
+    own = dict(zip(OWN, (documents, data, "127.0.0.1", port, flower_port, "", ""), strict=True))
+    settings = read(changes).model_copy(update=own)
     _lend_model(data)
-    more = {
-        **changes,
-        "ASKFOLDER_HOST": "127.0.0.1",
-        "ASKFOLDER_PORT": str(port),
-        "ASKFOLDER_FLOWER_PORT": str(flower_port),
-    }
-    with started(settings, say, without=("flower",), more=more) as system:
+    with started(settings, say, without=("flower",), env=changes) as system:
         system.ready(threading.Event())
-        with Client(f"http://127.0.0.1:{port}", keys.key(settings), settings.ask_seconds + 10) as client:
+        with Client(local_address(settings), keys.key(settings), settings.ask_seconds + 10) as client:
             _wait(system, client, say)
             yield client
 
 
-@contextlib.contextmanager
-def _free_ports() -> Iterator[tuple[int, int]]:
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        yield int(one.getsockname()[1]), int(other.getsockname()[1])
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as web, socket.socket() as flower:
+        web.bind(("127.0.0.1", 0))
+        flower.bind(("127.0.0.1", 0))
+        return web.getsockname()[1], flower.getsockname()[1]
 
 
 def _lend_model(data: Path) -> None:
-    """The built-in model, when this checkout has built it already."""
-    built, here = load().data / LOCAL_MODEL, data / LOCAL_MODEL
-    if here.is_symlink() and not here.exists():
-        here.unlink()
-    if not here.exists() and minilm.is_whole(built):
+    """Link the built-in model, if this checkout has built it already."""
+    model, link = load().data / LOCAL_MODEL, data / LOCAL_MODEL
+    if link.is_symlink() and not link.exists():
+        link.unlink()
+    if not link.exists() and minilm.is_whole(model):
         data.mkdir(mode=0o711, parents=True, exist_ok=True)  # the servers' user must pass
-        here.parent.mkdir(exist_ok=True)
-        here.symlink_to(built)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(model)
 
 
 def _wait(system: System, client: Client, say: Say) -> None:
-    """Waits until everything in the folder is in the index, or failed for good."""
+    """Wait until every document of the folder is indexed or has failed."""
     asked = _scan(system, client)
-    said = time.monotonic()
+    next_report = time.monotonic() + REPORT_SECONDS
     while True:
         if problem := system.revive():
             raise PermanentError(problem)
         rows = [row for row in client.call("GET", "/sources")["sources"] if row["id"] in asked["sources"]]
-        if held := next((row["problem"] for row in rows if row["held"] or row["problem"]), None):
-            raise PermanentError(held)
+        if problem := next((row["problem"] for row in rows if row["held"] or row["problem"]), None):
+            raise PermanentError(problem)
         if rows and all(row["scanned_at"] and row["scanned_at"] > asked["asked_at"] for row in rows):
             listing = client.call("GET", "/documents", query={"limit": 1})
             counts, files = listing["counts"], sum(row["scan"]["files"] for row in rows)
@@ -205,19 +184,15 @@ def _wait(system: System, client: Client, say: Say) -> None:
                 if not counts.get("ready"):
                     raise PermanentError(f"{system.settings.inbox} holds no document that can be read.")
                 return
-            if time.monotonic() - said > SAY_SECONDS:
-                said = time.monotonic()
-                left = listing["load"]["eta_seconds"]
-                say(
-                    f"{sum(counts.values()) - waiting:,} of {files:,} documents"
-                    + (f", about {left:.0f} s to go" if left else "")
-                    + " …"
-                )
+            if time.monotonic() > next_report:
+                next_report = time.monotonic() + REPORT_SECONDS
+                done, left = sum(counts.values()) - waiting, listing["load"]["eta_seconds"]
+                say(f"{done:,} of {files:,} documents{f', about {left:.0f} s to go' if left else ''} …")
         time.sleep(0.2)
 
 
 def _scan(system: System, client: Client) -> dict[str, Any]:
-    """Asks for a look at the whole folder, as soon as the producer takes it."""
+    """Request a scan of the folder, as soon as the producer accepts one."""
     deadline = time.monotonic() + READY_SECONDS
     while True:
         system.revive()

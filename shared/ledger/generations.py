@@ -1,21 +1,22 @@
-"""Generations: what decides what a vector is (embedder, model, dimensions, chunker, template). One is live and answers.
+"""Generations: an embedder, model, dimensions, chunker and template decide every vector. The live generation answers.
 
-Another one is built beside it, document by document, and takes over in one switch when it holds all that the live one holds.
+Another one is built beside it, document by document, and goes live when it holds all that the live one holds.
 """
 
 from dataclasses import dataclass
 
 from psycopg import sql
-from psycopg.rows import class_row
 
+from shared import db
 from shared.db import Connection
+from shared.models import EmbeddingModel
 
 LOCK = 0x61736B67
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """`id` names its tables vector_<id> and lexical_<id>."""
+    """An index. `id` names its tables vector_<id> and lexical_<id>."""
 
     id: int
     embedder: str
@@ -27,8 +28,12 @@ class Generation:
     state: str
 
     @property
+    def embedding_model(self) -> EmbeddingModel:
+        return EmbeddingModel(self.embedder, self.model, self.model_path, self.dimensions)
+
+    @property
     def chunk_sizes(self) -> tuple[int, int]:
-        """Tokens of a chunk's content, and of its overlap."""
+        """Return the tokens of a chunk's content and of its overlap."""
         _, size, overlap = self.chunker.split("/")
         return int(size), int(overlap)
 
@@ -41,61 +46,53 @@ class Generation:
         return sql.Identifier(f"lexical_{self.id}")
 
 
-_COLUMNS = sql.SQL("id, embedder, model, model_path, dimensions, chunker, template, state")
+def stored(connection: Connection) -> list[Generation]:
+    """Return all generations, with the retired ones, which can be wanted again."""
+    query = "SELECT id, embedder, model, model_path, dimensions, chunker, template, state FROM generation ORDER BY id"
+    return db.rows(connection, Generation, query)
 
 
 def active(connection: Connection) -> list[Generation]:
-    """The live generation first, then the one that is being built; either may be missing."""
-    query = sql.SQL("SELECT {} FROM generation WHERE state IN ('live', 'building') ORDER BY state DESC").format(
-        _COLUMNS
-    )
-    with connection.cursor(row_factory=class_row(Generation)) as cursor:
-        return cursor.execute(query).fetchall()
-
-
-def stored(connection: Connection) -> list[Generation]:
-    """All generations, those too that were left and may come back."""
-    with connection.cursor(row_factory=class_row(Generation)) as cursor:
-        return cursor.execute(sql.SQL("SELECT {} FROM generation ORDER BY id").format(_COLUMNS)).fetchall()
+    """Return the live generation, then the building one; either may be missing."""
+    both = [generation for generation in stored(connection) if generation.state != "retired"]
+    return sorted(both, key=lambda generation: generation.state == "building")
 
 
 def live(connection: Connection) -> Generation | None:
-    return next((generation for generation in active(connection) if generation.state == "live"), None)
+    return _in_state(connection, "live")
+
+
+def _in_state(connection: Connection, state: str) -> Generation | None:
+    return next((generation for generation in stored(connection) if generation.state == state), None)
 
 
 def want(
     connection: Connection, embedder: str, model: str, model_path: str, dimensions: int, chunker: str, template: str
 ) -> str:
-    """Says which generation is wanted. Returns its state: "live", or "building" when another one answers until it is whole."""
-    key = [embedder, model, dimensions, chunker, template]
+    """Make a generation the wanted one. Return its state: "live", or "building" while another one answers."""
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
-        connection.execute(
-            "INSERT INTO generation (embedder, model, model_path, dimensions, chunker, template, state) "
-            "VALUES (%s, %s, %s, %s, %s, %s, 'retired') ON CONFLICT (embedder, model, dimensions, chunker, template) "
-            "DO UPDATE SET model_path = excluded.model_path",
+        ((number, state),) = connection.execute(
+            """
+            INSERT INTO generation (embedder, model, model_path, dimensions, chunker, template, state)
+            VALUES (%s, %s, %s, %s, %s, %s, 'retired') ON CONFLICT (embedder, model, dimensions, chunker, template)
+            DO UPDATE SET model_path = excluded.model_path RETURNING id, state
+            """,
             [embedder, model, model_path, dimensions, chunker, template],
         )
-        row = connection.execute(
-            "SELECT id, state FROM generation WHERE (embedder, model, dimensions, chunker, template) = (%s, %s, %s, %s, %s)",
-            key,
-        ).fetchone()
-        assert row is not None
-        number, state = int(row[0]), str(row[1])
         _create_tables(connection, number, dimensions)
         connection.execute("UPDATE generation SET state = 'retired' WHERE state = 'building' AND id <> %s", [number])
         if state == "retired":
-            other = connection.execute("SELECT 1 FROM generation WHERE state = 'live'").fetchone()
-            state = "building" if other else "live"
+            state = "building" if live(connection) else "live"
             connection.execute("UPDATE generation SET state = %s, live_at = now() WHERE id = %s", [state, number])
-        return state
+        return str(state)
 
 
 def _create_tables(connection: Connection, number: int, dimensions: int) -> None:
-    """One row per chunk, nothing mutable beside the vector. HNSW takes halfvec to 4,000 dimensions."""
-    names = {"vectors": sql.Identifier(f"vector_{number}"), "lexical": sql.Identifier(f"lexical_{number}")}
-    if connection.execute("SELECT to_regclass(%s)", [f"askfolder.vector_{number}"]).fetchone() != (None,):
+    """Create the tables of a generation, one row per chunk. HNSW indexes halfvec up to 4,000 dimensions."""
+    if db.value(connection, "SELECT to_regclass(%s) IS NOT NULL", [f"askfolder.vector_{number}"]):
         return
+    names = {"vectors": sql.Identifier(f"vector_{number}"), "lexical": sql.Identifier(f"lexical_{number}")}
     connection.execute(
         sql.SQL(
             """
@@ -119,50 +116,43 @@ def _create_tables(connection: Connection, number: int, dimensions: int) -> None
 
 
 def promote_when_whole(connection: Connection) -> Generation | None:
-    """Switches to the building generation when it holds every live text. Returns it when it was switched."""
+    """Make the building generation live when it holds every live text. Return it when it was switched."""
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
-        building = next((g for g in active(connection) if g.state == "building"), None)
-        if building is None or missing(connection, building.id) > 0:
+        wanted = _in_state(connection, "building")
+        if wanted is None or missing(connection, wanted.id) > 0:
             return None
         connection.execute("UPDATE generation SET state = 'retired' WHERE state = 'live'")
-        connection.execute("UPDATE generation SET state = 'live', live_at = now() WHERE id = %s", [building.id])
+        connection.execute("UPDATE generation SET state = 'live', live_at = now() WHERE id = %s", [wanted.id])
         connection.execute(
-            "UPDATE document d SET chunks = (SELECT count(*) FROM chunk c WHERE c.document_id = d.id AND c.generation_id = %s)",
-            [building.id],
+            "UPDATE document d SET chunks = "
+            "(SELECT count(*) FROM chunk c WHERE c.document_id = d.id AND c.generation_id = %s)",
+            [wanted.id],
         )
-        return building
+        return wanted
 
 
 def answering(connection: Connection) -> dict[str, object] | None:
-    """What the vectors of the live index are."""
+    """Return the embedder, model and dimensions of the live generation."""
     if (generation := live(connection)) is None:
         return None
     return {"embedder": generation.embedder, "model": generation.model, "dimensions": generation.dimensions}
 
 
 def building(connection: Connection) -> dict[str, object] | None:
-    """The index that is being built, if one is: its embedder and model, and how many documents it lacks."""
-    for generation in active(connection):
-        if generation.state == "building":
-            return {
-                "embedder": generation.embedder,
-                "model": generation.model,
-                "missing": missing(connection, generation.id),
-            }
-    return None
+    """Return the embedder and model of the building generation, and the number of documents that it lacks."""
+    if (generation := _in_state(connection, "building")) is None:
+        return None
+    lacking = missing(connection, generation.id)
+    return {"embedder": generation.embedder, "model": generation.model, "missing": lacking}
 
 
 def missing(connection: Connection, generation_id: int) -> int:
-    """How many live documents a generation does not hold yet."""
-    row = connection.execute(
-        """
+    """Count the live documents that a generation does not hold yet."""
+    query = """
         SELECT count(*) FROM document d
         WHERE d.live_revision IS NOT NULL AND d.state <> 'deleted' AND NOT EXISTS (
             SELECT 1 FROM document_generation g
             WHERE g.document_id = d.id AND g.generation_id = %s AND g.text_version = d.text_version)
-        """,
-        [generation_id],
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
+    """
+    return int(db.value(connection, query, [generation_id]))

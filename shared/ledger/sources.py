@@ -1,89 +1,81 @@
-"""The rows of sources: which producer serves one, what its last scan found, what people ask of the next; and who works on them."""
+"""Sources: which producer serves one, the result of its last scan, requests for the next scan, and its workers."""
 
 import json
 
+from psycopg import sql
 from psycopg.rows import dict_row
 
+from shared import db
 from shared.db import Connection
 
 PRODUCER_LOCK = 0x61736B68  # with the hash of the source's kind and root: held by the one producer that serves it
-_SERVED = """EXISTS (
-    SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = %s
+_SERVED = sql.SQL("""EXISTS (
+    SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = {}
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND l.objid::bigint = hashtext(s.kind || ':' || s.root)::bigint & 4294967295)"""
+      AND l.objid::bigint = hashtext(s.kind || ':' || s.root)::bigint & 4294967295)
+""").format(PRODUCER_LOCK)
 WORKER_SECONDS = 30.0  # a worker that was not seen for so long is gone
 
 
 def source(connection: Connection, kind: str, root: str, collection: str = "default") -> int:
-    """The id of a source, made when it is new."""
+    """Return the id of a source, and create it if it is new."""
     connection.execute("INSERT INTO collection (name) VALUES (%s) ON CONFLICT DO NOTHING", [collection])
     connection.execute(
-        "INSERT INTO source (collection_id, kind, root) SELECT id, %s, %s FROM collection WHERE name = %s ON CONFLICT DO NOTHING",
+        "INSERT INTO source (collection_id, kind, root) SELECT id, %s, %s FROM collection WHERE name = %s "
+        "ON CONFLICT DO NOTHING",
         [kind, root, collection],
     )
-    row = connection.execute("SELECT id FROM source WHERE kind = %s AND root = %s", [kind, root]).fetchone()
-    assert row is not None
-    return int(row[0])
+    return int(db.value(connection, "SELECT id FROM source WHERE kind = %s AND root = %s", [kind, root]))
 
 
 def serve(connection: Connection, kind: str, root: str) -> bool:
-    """Makes this connection the one producer of a source; False while another one is."""
-    # PostgreSQL, too, must notice within half a minute that a producer's machine is gone, so that another can take over.
+    """Make this connection the one producer of a source. Return False while another one is."""
+    # PostgreSQL must notice within half a minute that a producer's machine is gone, so that another can take over.
     connection.execute("SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3")
-    row = connection.execute(
-        "SELECT pg_try_advisory_lock(%s, hashtext(%s))", [PRODUCER_LOCK, f"{kind}:{root}"]
-    ).fetchone()
-    return row == (True,)
+    query = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
+    return bool(db.value(connection, query, [PRODUCER_LOCK, f"{kind}:{root}"]))
 
 
 # --- scans -----------------------------------------------------------------------------------------------------------
 
 
 def identity(connection: Connection, source_id: int) -> str | None:
-    """Which folder (device and inode) the last scan saw under the source's name."""
+    """Return the device and inode of the folder that the last scan saw under the source's name."""
     row = connection.execute("SELECT identity FROM source WHERE id = %s", [source_id]).fetchone()
     return row[0] if row else None
 
 
 def scanned(connection: Connection, source_id: int, identity: str, problem: str | None, found: dict[str, int]) -> None:
-    """A full scan is through. `problem`: what it could not see; `found`: its counts."""
+    """Record a finished full scan. `problem`: what it could not see; `found`: its counts."""
     connection.execute(
-        "UPDATE source SET scanned_at = now(), identity = %s, problem = %s, held = false, scan = to_jsonb(%s::json) WHERE id = %s",
+        "UPDATE source SET scanned_at = now(), identity = %s, problem = %s, held = false, scan = to_jsonb(%s::json) "
+        "WHERE id = %s",
         [identity, problem, json.dumps(found), source_id],
     )
 
 
 def stopped(connection: Connection, source_id: int, problem: str) -> None:
-    """A full scan could not be trusted: nothing was changed."""
-    connection.execute(
-        "UPDATE source SET scanned_at = now(), problem = %s, held = true WHERE id = %s", [problem, source_id]
-    )
+    """Record a full scan that could not be trusted and changed nothing."""
+    query = "UPDATE source SET scanned_at = now(), problem = %s, held = true WHERE id = %s"
+    connection.execute(query, [problem, source_id])
 
 
 def ask_scan(connection: Connection, confirmed: bool, rehash: bool) -> list[int]:
-    """Asks the producers for a full scan of every source that is served. Returns the sources' ids."""
-    return [
-        row[0]
-        for row in connection.execute(
-            f"""
-            UPDATE source s SET asked_at = now(), confirmed = s.confirmed OR %s, rehash = s.rehash OR %s
-            WHERE {_SERVED}
-            RETURNING id
-            """,
-            [confirmed, rehash, PRODUCER_LOCK],
-        )
-    ]
+    """Request a full scan of every served source. Return the sources' ids."""
+    query = sql.SQL("""
+        UPDATE source s SET asked_at = now(), confirmed = s.confirmed OR %s, rehash = s.rehash OR %s
+        WHERE {} RETURNING id
+    """)
+    return [number for (number,) in connection.execute(query.format(_SERVED), [confirmed, rehash])]
 
 
 def asked_scan(connection: Connection, source_id: int) -> tuple[bool, bool] | None:
-    """(confirmed, rehash) when somebody asked for a full scan since the last call; `scanned_at` is empty until it is through."""
-    row = connection.execute(
-        """
+    """Take the request for a full scan: (confirmed, rehash). `scanned_at` is empty until the scan is finished."""
+    query = """
         UPDATE source s SET asked_at = NULL, scanned_at = NULL, confirmed = false, rehash = false FROM source old
         WHERE s.id = %s AND old.id = s.id AND s.asked_at IS NOT NULL RETURNING old.confirmed, old.rehash
-        """,
-        [source_id],
-    ).fetchone()
+    """
+    row = connection.execute(query, [source_id]).fetchone()
     return (row[0], row[1]) if row else None
 
 
@@ -91,7 +83,7 @@ def asked_scan(connection: Connection, source_id: int) -> tuple[bool, bool] | No
 
 
 def worker_seen(connection: Connection, name: str, processes: int, roots: list[str]) -> None:
-    """A Celery worker says that it is there, and which sources it can read."""
+    """Record that a Celery worker is alive, and the roots of the sources that it can read."""
     connection.execute(
         "INSERT INTO worker (name, processes, roots) VALUES (%s, %s, %s) ON CONFLICT (name) DO UPDATE SET "
         "processes = excluded.processes, roots = excluded.roots, seen_at = now()",
@@ -100,53 +92,46 @@ def worker_seen(connection: Connection, name: str, processes: int, roots: list[s
 
 
 def worker_left(connection: Connection, name: str) -> None:
-    connection.execute(
-        "DELETE FROM worker WHERE name = %s OR seen_at < now() - make_interval(secs => %s)", [name, WORKER_SECONDS]
-    )
+    """Delete a worker that ended, and workers that were not seen for WORKER_SECONDS."""
+    query = "DELETE FROM worker WHERE name = %s OR seen_at < now() - make_interval(secs => %s)"
+    connection.execute(query, [name, WORKER_SECONDS])
 
 
 def capacity(connection: Connection, root: str) -> int:
-    """Documents that the workers which can read a source work on at once."""
-    row = connection.execute(
-        "SELECT coalesce(sum(processes), 0) FROM worker WHERE %s = ANY(roots) AND seen_at > now() - make_interval(secs => %s)",
-        [root, WORKER_SECONDS],
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
+    """Count the processes of the workers that can read a source: documents that they ingest at once."""
+    query = """
+        SELECT coalesce(sum(processes), 0) FROM worker
+        WHERE %s = ANY(roots) AND seen_at > now() - make_interval(secs => %s)
+    """
+    return int(db.value(connection, query, [root, WORKER_SECONDS]))
 
 
 # --- what people read ------------------------------------------------------------------------------------------------
 
 
 def listed(connection: Connection) -> list[dict[str, object]]:
-    """The sources: what the last full scan found or why it stopped, whether one is asked for, whether a producer serves it."""
+    """List the sources: the last full scan and its problem, `scan_asked`, and `served` (by a producer)."""
+    query = sql.SQL("""
+        SELECT s.id, s.kind, s.root, s.scanned_at, s.scan, s.problem, s.held, s.asked_at IS NOT NULL AS scan_asked,
+               {} AS served
+        FROM source s ORDER BY s.id
+    """)
     with connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(
-            f"""
-            SELECT s.id, s.kind, s.root, s.scanned_at, s.scan, s.problem, s.held, s.asked_at IS NOT NULL AS scan_asked,
-                   {_SERVED} AS served
-            FROM source s ORDER BY s.id
-            """,
-            [PRODUCER_LOCK],
-        ).fetchall()
+        return cursor.execute(query.format(_SERVED)).fetchall()
 
 
 def problems(connection: Connection) -> list[str]:
-    """What is wrong with the sources, a sentence each."""
-    queued: dict[int, int] = dict(
-        connection.execute(
-            "SELECT source_id, count(*) FROM document WHERE state IN ('queued', 'ingesting') GROUP BY source_id"
-        ).fetchall()
-    )
-    found = []
+    """Return the problems of the sources, a sentence each."""
+    query = "SELECT source_id, count(*) FROM document WHERE state IN ('queued', 'ingesting') GROUP BY source_id"
+    queued: dict[object, int] = dict(connection.execute(query).fetchall())
+    sentences = []
     for row in listed(connection):
-        waiting = queued.get(row["id"], 0)  # type: ignore[call-overload]
+        count, root = queued.get(row["id"], 0), str(row["root"])
+        waiting = f"{count} queued documents wait, because no"
         if row["served"] and row["problem"]:
-            found.append(str(row["problem"]))
-        if waiting and not row["served"]:
-            found.append(
-                f"{waiting} queued documents wait, because no producer serves {row['root']} now: start it with --inbox {row['root']} to go on."
-            )
-        if waiting and row["served"] and not capacity(connection, str(row["root"])):
-            found.append(f"{waiting} queued documents wait, because no worker that can read {row['root']} is there.")
-    return found
+            sentences.append(str(row["problem"]))
+        if count and not row["served"]:
+            sentences.append(f"{waiting} producer serves {root} now: start it with --inbox {root} to go on.")
+        if count and row["served"] and not capacity(connection, root):
+            sentences.append(f"{waiting} worker that can read {root} is there.")
+    return sentences

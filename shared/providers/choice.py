@@ -1,88 +1,43 @@
-"""Embedders from the settings: the wanted one, and that of a generation, which may be an older choice that still answers."""
+"""Open the embedder of the settings, or of a generation that may be older than the settings."""
 
 from pathlib import Path
 
 from shared.errors import SettingsError
+from shared.models import EmbeddingModel
+from shared.providers import voyage
 from shared.providers.embedder import Embedder
 from shared.providers.local import LocalEmbedder
 from shared.providers.meter import UNMETERED, Meter
-from shared.providers.minilm import prepare
-from shared.providers.openai import OpenAIEmbedder
-from shared.providers.voyage import VoyageEmbedder
+from shared.providers.minilm import DESCRIPTION, prepare
 from shared.settings import Settings
 
 LOCAL_MODEL = "models/all-MiniLM-L6-v2"  # below the data folder
+BUILT_IN = EmbeddingModel("local", str(DESCRIPTION["model"]), "", 384)
 
 
-def wanted_embedder(settings: Settings) -> Embedder:
-    return embedder_for(
-        settings, settings.embedder, settings.embedding_model, settings.embedding_model, settings.embedding_dimensions
-    )
-
-
-def embedder_for(
-    settings: Settings,
-    name: str,
-    model: str,
-    model_path: str,
-    dimensions: int | None,
-    threads: int = 1,
-    meter: Meter = UNMETERED,
+def embedder_of(
+    settings: Settings, meter: Meter = UNMETERED, model: EmbeddingModel | None = None, threads: int = 1
 ) -> Embedder:
-    """`model_path`: for local, the directory of a model of the user's; empty: the built-in one. Raises SettingsError."""
-    openai, voyage = settings.openai_api_key, settings.voyage_api_key
-    return open_embedder(
-        name,
-        model=(model_path if name == "local" else model) or None,
-        dimensions=dimensions,
-        openai_api_key=openai.get_secret_value() if openai else None,
-        openai_base_url=settings.openai_base_url or None,
-        voyage_api_key=voyage.get_secret_value() if voyage else None,
-        voyage_base_url=settings.voyage_base_url or None,
-        local_directory=settings.data / LOCAL_MODEL,
-        threads=threads,
-        meter=meter,
-        redis_url=settings.redis_url,
-    )
+    """Open the embedder of a generation's model, or by default of the settings. `threads`: for a local model.
 
-
-def open_embedder(
-    name: str,
-    *,
-    model: str | None = None,
-    dimensions: int | None = None,
-    openai_api_key: str | None = None,
-    openai_base_url: str | None = None,
-    voyage_api_key: str | None = None,
-    voyage_base_url: str | None = None,
-    local_directory: Path,
-    threads: int = 1,
-    meter: Meter = UNMETERED,
-    redis_url: str = "",
-) -> Embedder:
-    """The embedder that the settings ask for. `model`: None for the default; for "local" a directory.
-
-    `local_directory`: where our own local model is kept, and built when it is not there. `redis_url`: where all processes
-    learn that a provider asks to slow down; empty: each for itself. SettingsError: it cannot work.
+    SettingsError: the embedder cannot work.
     """
-    if name == "local":
-        local = LocalEmbedder(Path(model).expanduser() if model else prepare(local_directory), threads)
-        if dimensions not in (None, local.dimensions):
+    if model is None:
+        path = settings.embedding_model if settings.embedder == "local" else ""
+        model = EmbeddingModel(settings.embedder, settings.embedding_model, path, settings.embedding_dimensions)
+    if model.embedder == "local":
+        directory = Path(model.path).expanduser() if model.path else prepare(settings.data / LOCAL_MODEL)
+        local = LocalEmbedder(directory, threads)
+        if model.dimensions not in (None, local.dimensions):
             raise SettingsError(
-                f"ASKFOLDER_EMBEDDING_DIMENSIONS is {dimensions}, but the local model has {local.dimensions}: unset it."
+                f"ASKFOLDER_EMBEDDING_DIMENSIONS is {model.dimensions}, but the local model has {local.dimensions}; "
+                "remove the setting."
             )
         return local
-    if name == "openai":
-        return OpenAIEmbedder(
-            openai_api_key,
-            model or "text-embedding-3-small",
-            dimensions,
-            openai_base_url,
-            meter=meter,
-            redis_url=redis_url,
-        )
-    if name == "voyage":
-        return VoyageEmbedder(
-            voyage_api_key, model or "voyage-4", dimensions, voyage_base_url, meter=meter, redis_url=redis_url
-        )
-    raise SettingsError(f"ASKFOLDER_EMBEDDER is {name!r}; it must be local, openai or voyage.")
+    if model.embedder == "openai":
+        from shared.providers import openai  # the SDK takes 0.8 s to import, only where it is used
+
+        return openai.OpenAIEmbedder(openai.endpoint(settings), model.model, model.dimensions, meter)
+    if model.embedder == "voyage":
+        return voyage.VoyageEmbedder(voyage.endpoint(settings), model.model, model.dimensions, meter)
+    raise SettingsError(f"ASKFOLDER_EMBEDDER is {model.embedder!r}; it must be local, openai or voyage.")

@@ -1,57 +1,62 @@
-"""Texts become vectors: on this machine (ONNX Runtime), or at OpenAI or Voyage.
-
-An `Embedder` makes one request; `embed_all` runs many, in batches that are handed over as they arrive.
-"""
+"""The interface of an embedder, and batches. `Embedder.embed` makes one request; `embed_all` makes one per batch."""
 
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.errors import PermanentError
-from shared.text.tokens import encodable
+from shared.text.tokens import encodable, estimate_tokens
 
-# Its thread pool does not survive the fork that Celery makes, and two processes with pools would fight over the cores.
+# The tokenizer's thread pool does not survive Celery's fork, and two pools would compete for the cores.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 Vectors = npt.NDArray[np.float32]
+Kind = Literal["document", "query"]  # models may embed a question differently from a passage
 
 
 class Embedder(ABC):
-    """Makes vectors. All are float32 and L2-normalised, so that an inner product is a cosine."""
+    """Turns texts into vectors. A new embedder implements `embed_batch`, and `count` if it has a tokenizer.
+
+    All vectors are float32 and L2-normalised, so that an inner product is a cosine.
+    """
 
     name: str  # "local" | "openai" | "voyage"
-    model: str  # names the vectors: two embedders with the same model and dimensions make comparable ones
+    model: str  # two embedders with the same model and dimensions make comparable vectors
     dimensions: int
     max_tokens: int  # of one text, as `count` counts
     batch_inputs: int  # texts in one request
     batch_tokens: int  # tokens in one request, as `count` counts
 
     @abstractmethod
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, without the special tokens that the model adds."""
+    def embed_batch(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Embed at least one text in one request; shape (n, dimensions). No text is blank.
 
-    @abstractmethod
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """Embed passages in one request; shape (n, dimensions), in the order of `texts`, none of which may be blank.
-
-        TransientError: worth another try later. PermanentError: the request was refused and would be again.
+        TransientError: a later retry may succeed. PermanentError: the request was refused and always will be.
         """
 
-    @abstractmethod
-    def embed_question(self, text: str) -> Vectors:
-        """Embed a question; shape (dimensions,). Errors as `embed`."""
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of each text, without special tokens. By default an estimate from above."""
+        return [estimate_tokens(text) for text in texts]
 
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of connections and memory."""
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Embed passages in one request. Errors as in `embed_batch`; ValueError: a text is blank."""
+        return self.embed_batch(filled(texts), "document") if texts else np.zeros((0, self.dimensions), np.float32)
+
+    def embed_question(self, text: str) -> Vectors:
+        """Embed a question; shape (dimensions,). Errors as in `embed`."""
+        vector: Vectors = self.embed_batch(filled([text]), "query")[0]
+        return vector
+
+    def close(self) -> None:  # noqa: B027
+        """Release connections and memory."""
 
 
 def batches(embedder: Embedder, token_counts: Sequence[int]) -> Iterator[list[int]]:
-    """The indexes of each request's texts, within the embedder's limits; like lengths together, as padding costs."""
+    """Group texts into requests within the embedder's limits, by length to save padding. Yields indexes."""
     batch: list[int] = []
     tokens = 0
     for index in sorted(range(len(token_counts)), key=token_counts.__getitem__):
@@ -65,17 +70,17 @@ def batches(embedder: Embedder, token_counts: Sequence[int]) -> Iterator[list[in
 
 
 def embed_all(embedder: Embedder, texts: Sequence[str], on_batch: Callable[[list[int], Vectors], None]) -> None:
-    """Embed all texts and hand over each batch as it arrives: `on_batch(indexes, vectors)`.
+    """Embed all texts, calling `on_batch(indexes, vectors)` after each batch.
 
-    One request at a time: what a process that dies in the middle has paid for in vain is one batch at most. Many documents
-    are embedded side by side by as many processes.
+    Requests run one at a time, so that a process that dies loses at most one paid batch. Documents are embedded in
+    parallel by several processes.
     """
     for batch in batches(embedder, embedder.count(texts)):
         on_batch(batch, embedder.embed([texts[index] for index in batch]))
 
 
 def unit(vectors: npt.NDArray[Any]) -> Vectors:
-    """Rows scaled to length 1, computed in float64. PermanentError: a row is zero or not finite."""
+    """Scale rows to length 1, in float64. PermanentError: a row is zero or not finite."""
     exact = vectors.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1, keepdims=True)
     if not (np.isfinite(lengths) & (lengths > 0)).all():
@@ -84,7 +89,7 @@ def unit(vectors: npt.NDArray[Any]) -> Vectors:
 
 
 def filled(texts: Sequence[str]) -> list[str]:
-    """The texts as they can be sent. ValueError: one is blank, which providers refuse, and which no chunk may be."""
+    """Make texts encodable. ValueError: a text is blank, which providers refuse."""
     if not all(text.strip() for text in texts):
         raise ValueError("A blank text cannot be embedded.")
     return [encodable(text) for text in texts]

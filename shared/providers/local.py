@@ -1,4 +1,4 @@
-"""Embeddings of an ONNX model on this machine."""
+"""Embeddings by an ONNX model on this machine."""
 
 import hashlib
 import json
@@ -13,19 +13,17 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from shared.errors import SettingsError
-from shared.providers.embedder import Embedder, Vectors, filled, unit
+from shared.providers.embedder import Embedder, Kind, Vectors, unit
 from shared.providers.minilm import CONFIG
 from shared.text.tokens import encodable
 
-# --- on this machine
-
 
 class LocalEmbedder(Embedder):
-    """A sentence-transformers model exported to ONNX, from a directory, on the CPU.
+    """Run a sentence-transformers model, exported to ONNX, on the CPU.
 
-    The directory holds model.onnx or onnx/model.onnx, tokenizer.json and, where the model needs them, the configuration
-    files of sentence-transformers (maximum length, pooling, prompts). SettingsError: something is missing or unknown.
-    The model is loaded on first use, in the process that uses it: its threads do not survive a fork.
+    Its directory contains model.onnx or onnx/model.onnx, tokenizer.json and, if the model needs them, the configuration
+    files of sentence-transformers (maximum length, pooling, prompts). SettingsError: a file is missing or unsupported.
+    Each process loads the model on first use: ONNX Runtime's threads do not survive a fork.
     """
 
     name = "local"
@@ -33,42 +31,37 @@ class LocalEmbedder(Embedder):
     batch_tokens = 32_768
 
     def __init__(self, directory: Path, threads: int = 1) -> None:
-        """`threads`: that one run may use."""
+        """`threads`: the CPU threads of one run. `sessions`: the loaded model, by process id."""
         self._model_path = find_model(directory, "ASKFOLDER_EMBEDDING_MODEL", "embedding model")
         self._threads = threads
-        self._sessions: dict[int, Any] = {}
+        self.sessions: dict[int, Any] = {}
         self._lock = threading.Lock()
 
-        ours = _json(directory / CONFIG)
-        self.model = ours.get("model") or f"{directory.resolve().name}-{_fingerprint(self._model_path)}"
+        config = _json(directory / CONFIG)
+        self.model = config.get("model") or f"{directory.resolve().name}-{_fingerprint(self._model_path)}"
         self._pooling = _pooling(directory)
         prompts = _json(directory / "config_sentence_transformers.json").get("prompts") or {}
-        self._question_prompt = str(prompts.get("query") or "")
-        self._passage_prompt = str(prompts.get("document") or prompts.get("passage") or "")
+        self._prompts: dict[Kind, str] = {
+            "query": str(prompts.get("query") or ""),
+            "document": str(prompts.get("document") or prompts.get("passage") or ""),
+        }
         self._tokenizer = read_tokenizer(directory)
         self._before, self._after = self._special_tokens()
-        self._room = max_length(directory, ours) - len(self._before) - len(self._after)
-        self.max_tokens = self._room - len(self._ids([self._passage_prompt])[0])
-        self.dimensions = int(ours.get("dimensions") or self._run([self._before + self._after]).shape[1])
+        self._room = max_length(directory, config) - len(self._before) - len(self._after)
+        self.max_tokens = self._room - len(self._ids([self._prompts["document"]])[0])
+        self.dimensions = int(config.get("dimensions") or self._run([self._before + self._after]).shape[1])
 
     def count(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self._ids(texts)]
 
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """As Embedder.embed. A text beyond `max_tokens` is embedded in parts, and gets the direction of their mean."""
-        return self._embed([self._passage_prompt + text for text in filled(texts)])
-
-    def embed_question(self, text: str) -> Vectors:
-        vector: Vectors = self._embed([self._question_prompt + filled([text])[0]])[0]
-        return vector
-
     def close(self) -> None:
-        self._sessions.pop(os.getpid(), None)
+        self.sessions.pop(os.getpid(), None)
 
-    def _embed(self, texts: Sequence[str]) -> Vectors:
+    def embed_batch(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        """Embed texts of any length: one beyond `max_tokens` gets the direction of the mean of its parts."""
         parts: list[list[int]] = []
         owners: list[int] = []
-        for owner, ids in enumerate(self._ids(texts)):
+        for owner, ids in enumerate(self._ids([self._prompts[kind] + text for text in texts])):
             size = math.ceil(len(ids) / math.ceil(max(len(ids), 1) / self._room)) or 1
             for start in range(0, max(len(ids), 1), size):
                 parts.append(ids[start : start + size])
@@ -76,7 +69,7 @@ class LocalEmbedder(Embedder):
         summed = np.zeros((len(texts), self.dimensions), np.float64)
         order = sorted(range(len(parts)), key=lambda index: len(parts[index]))
         while order:
-            # Rows of like length, about a thousand tokens at a time: the quickest on a CPU, and it bounds the memory.
+            # Rows of similar length, about a thousand tokens per run: fastest on a CPU, and memory stays bounded.
             longest = len(parts[order[min(31, len(order) - 1)]]) + len(self._before) + len(self._after)
             rows = max(1, min(32, 1024 // longest))
             chosen, order = order[:rows], order[rows:]
@@ -86,20 +79,20 @@ class LocalEmbedder(Embedder):
         return unit(summed)
 
     def _run(self, rows: list[list[int]]) -> Vectors:
-        """Token ids with special tokens → L2-normalised vectors."""
+        """Run the model on token ids that include special tokens. Returns L2-normalised vectors."""
         session = self._session()
         ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
         mask = np.zeros_like(ids)
         for index, row in enumerate(rows):
             ids[index, : len(row)] = row
             mask[index, : len(row)] = 1
-        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        asked = [node.name for node in session.get_inputs()]
-        if not set(asked) <= set(given):
-            raise SettingsError(f"{self._model_path} asks for {', '.join(asked)}: it is not a text embedding model.")
-        names = [node.name for node in session.get_outputs()]
-        wanted = next((name for name in ("sentence_embedding", "last_hidden_state") if name in names), names[0])
-        output = session.run([wanted], {name: given[name] for name in asked})[0]
+        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        names = [node.name for node in session.get_inputs()]
+        if not set(names) <= set(inputs):
+            raise SettingsError(f"{self._model_path} needs {', '.join(names)}: it is not a text embedding model.")
+        outputs = [node.name for node in session.get_outputs()]
+        wanted = next((name for name in ("sentence_embedding", "last_hidden_state") if name in outputs), outputs[0])
+        output = session.run([wanted], {name: inputs[name] for name in names})[0]
         if output.ndim == 3 and self._pooling == "cls":
             output = output[:, 0]
         elif output.ndim == 3:
@@ -108,17 +101,17 @@ class LocalEmbedder(Embedder):
 
     def _session(self) -> Any:
         with self._lock:
-            # By process, and kept after a fork: destroying the parent's session would wait for threads that are gone.
-            if os.getpid() not in self._sessions:
-                self._sessions[os.getpid()] = open_model(self._model_path, self._threads)
-            return self._sessions[os.getpid()]
+            # After a fork the parent's session is kept: its destructor would wait for threads that no longer exist.
+            if os.getpid() not in self.sessions:
+                self.sessions[os.getpid()] = open_model(self._model_path, self._threads)
+            return self.sessions[os.getpid()]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._tokenizer.encode_batch_fast([encodable(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
-        """What the model puts before and after a text, such as [CLS] and [SEP]."""
+        """Token ids that the model adds before and after a text, such as [CLS] and [SEP]."""
         bare = self._tokenizer.encode("a", add_special_tokens=False).ids
         full = self._tokenizer.encode("a").ids
         start = next(at for at in range(len(full)) if full[at : at + len(bare)] == bare)
@@ -126,23 +119,23 @@ class LocalEmbedder(Embedder):
 
 
 def find_model(directory: Path, setting: str, kind: str) -> Path:
-    """model.onnx in a directory as sentence-transformers exports them. SettingsError: it, or the tokenizer, is missing."""
+    """Find model.onnx in an exported directory. SettingsError: the model or its tokenizer is missing."""
     candidates = (directory / "model.onnx", directory / "onnx" / "model.onnx")
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None or not (directory / "tokenizer.json").is_file():
-        missing = "tokenizer.json" if found else "model.onnx (or onnx/model.onnx)"
+    model = next((path for path in candidates if path.is_file()), None)
+    if model is None or not (directory / "tokenizer.json").is_file():
+        missing = "tokenizer.json" if model else "model.onnx (or onnx/model.onnx)"
         raise SettingsError(
             f"The local {kind} {directory} has no {missing}. {setting} must be "
-            "a directory that holds a sentence-transformers model exported to ONNX."
+            "a directory with a sentence-transformers model exported to ONNX."
         )
-    return found
+    return model
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """tokenizer.json, neither cutting nor padding. SettingsError: it cannot be read."""
+    """Read tokenizer.json, without truncation and padding. SettingsError: it cannot be read."""
     try:
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # the Rust side raises plain Exception
+    except Exception as error:  # the Rust library raises plain Exception
         raise SettingsError(f"{directory / 'tokenizer.json'} could not be read: {error}.") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -150,26 +143,26 @@ def read_tokenizer(directory: Path) -> Tokenizer:
 
 
 def open_model(path: Path, threads: int) -> Any:
-    """An ONNX Runtime session on the CPU. `threads`: that one run may use. SettingsError: it is no model."""
-    import onnxruntime  # type: ignore[import-untyped]  # 15 MB and .1 s that a process without a local model need not pay
+    """Open an ONNX Runtime session on the CPU, with so many threads per run. SettingsError: the file is not a model."""
+    import onnxruntime  # type: ignore[import-untyped]  # 15 MB and 0.1 s, only where it is used
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Several processes share the cores: a waiting thread must sleep, not spin.
+    # Several processes share the cores, so a waiting thread must sleep, not spin.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Lengths vary from batch to batch: kept buffers would add up.
+    # Lengths vary from batch to batch, so cached buffers would add up.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own exceptions have no common base but this
+    except Exception as error:  # ONNX Runtime's exceptions have no other common base
         raise SettingsError(f"The model {path} could not be loaded: {error}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when there is no such file."""
+    """Read the object in a JSON file; empty if the file does not exist."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -177,13 +170,14 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path} could not be read: {error}.") from error
     if not isinstance(value, dict):
-        raise SettingsError(f"{path} must hold a JSON object.")
+        raise SettingsError(f"{path} must contain a JSON object.")
     return value
 
 
 def _fingerprint(model: Path) -> str:
+    """Hash a model's files."""
     digest = hashlib.sha256()
-    for path in sorted(model.parent.glob("model.onnx*")):  # with model.onnx_data, where large weights are kept
+    for path in sorted(model.parent.glob("model.onnx*")):  # model.onnx_data holds large weights
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
@@ -191,21 +185,22 @@ def _fingerprint(model: Path) -> str:
 
 def _pooling(directory: Path) -> str:
     config = _json(directory / "1_Pooling" / "config.json")
-    modes = [
-        key.removeprefix("pooling_mode_") for key in config if key.startswith("pooling_mode_") and config[key] is True
-    ]
+    prefix = "pooling_mode_"
+    modes = [key.removeprefix(prefix) for key, on in config.items() if key.startswith(prefix) and on is True]
     if modes in ([], ["mean_tokens"]):
         return "mean"
     if modes == ["cls_token"]:
         return "cls"
-    raise SettingsError(f"The model {directory} pools by {', '.join(modes)}; known are mean_tokens and cls_token.")
+    raise SettingsError(
+        f"The model {directory} pools by {', '.join(modes)}; only mean_tokens and cls_token are supported."
+    )
 
 
-def max_length(directory: Path, ours: dict[str, Any]) -> int:
-    """Tokens of one input, special tokens included; at most 512, as attention's memory grows with its square."""
-    found = (
-        ours.get("max_length"),
+def max_length(directory: Path, config: dict[str, Any]) -> int:
+    """Tokens of one input, special tokens included; at most 512, because attention's memory grows with the square."""
+    lengths = (
+        config.get("max_length"),
         _json(directory / "sentence_bert_config.json").get("max_seq_length"),
         _json(directory / "tokenizer_config.json").get("model_max_length"),
     )
-    return min(512, next((int(length) for length in found if length), 512))
+    return min(512, next((int(length) for length in lengths if length), 512))

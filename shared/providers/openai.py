@@ -1,22 +1,24 @@
-"""Embeddings of OpenAI, or of a server that speaks its wire format."""
+"""Embeddings of OpenAI, or of a server with the same API."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import httpx2
+import openai
 
-from shared.providers.meter import UNMETERED, Meter
-from shared.providers.remote import RemoteEmbedder, is_loopback
+from shared.providers.embedder import Kind
+from shared.providers.remote import Endpoint, RemoteEmbedder, is_loopback
+from shared.settings import Settings
 from shared.text.tokens import ESTIMATE_FACTOR
 
 
-class OpenAIEmbedder(RemoteEmbedder):
-    """OpenAI, or any server that speaks its embeddings API."""
+def endpoint(settings: Settings) -> Endpoint:
+    key, url = settings.openai_api_key, settings.openai_base_url
+    return Endpoint.of("OpenAI", "OPENAI_API_KEY", key, url, "https://api.openai.com/v1")
 
+
+class OpenAIEmbedder(RemoteEmbedder):
     name = "openai"
-    label = "OpenAI"
-    key_setting = "OPENAI_API_KEY"
-    default_url = "https://api.openai.com/v1"
+    default_model = "text-embedding-3-small"
     known_dimensions: Mapping[str, int] = {
         "text-embedding-3-small": 1536,
         "text-embedding-3-large": 3072,
@@ -24,45 +26,24 @@ class OpenAIEmbedder(RemoteEmbedder):
     }
     max_tokens = 8_191 // ESTIMATE_FACTOR
     batch_tokens = 300_000 // ESTIMATE_FACTOR
+    _client: openai.OpenAI
 
-    def __init__(
-        self,
-        api_key: str | None,
-        model: str = "text-embedding-3-small",
-        dimensions: int | None = None,
-        base_url: str | None = None,
-        timeout: float = 30.0,
-        meter: Meter = UNMETERED,
-        redis_url: str = "",
-    ) -> None:
-        super().__init__(api_key, model, dimensions, base_url, timeout, meter, redis_url)
-        import openai  # .8 s that only those who use it pay
+    def _connect(self) -> openai.OpenAI:
+        key, url = self._endpoint.key, self._endpoint.url
+        http = openai.DefaultHttpxClient(trust_env=not is_loopback(url))
+        return openai.OpenAI(api_key=key, base_url=url, max_retries=0, http_client=http)
 
-        self._errors = (openai.APIConnectionError, httpx2.HTTPError)
-        self._status_error = openai.APIStatusError
-        self._omit = openai.omit
-        self._client = openai.OpenAI(
-            api_key=self._key,
-            base_url=self._url,
-            max_retries=0,
-            http_client=openai.DefaultHttpxClient(trust_env=not is_loopback(self._url)),
-        )
-
-    def close(self) -> None:
-        self._client.close()
-        self._pace.close()
-
-    def _post(self, texts: Sequence[str], kind: Literal["document", "query"], timeout: float) -> httpx2.Response:
+    def _post(self, texts: Sequence[str], kind: Kind, timeout: float) -> httpx2.Response:
         try:
             answer = self._client.embeddings.with_raw_response.create(
                 input=list(texts),
                 model=self.model,
                 encoding_format="base64",
-                dimensions=self._omit if self._asked_dimensions is None else self._asked_dimensions,
+                dimensions=openai.omit if self._shortened is None else self._shortened,
                 timeout=timeout,
             )
-        except self._status_error as error:
+        except openai.APIStatusError as error:
             return error.response
-        except self._errors as error:
-            raise self._silence(error) from None
+        except (openai.APIConnectionError, httpx2.HTTPError) as error:
+            raise self._endpoint.no_answer(error) from None
         return answer.http_response

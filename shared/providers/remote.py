@@ -1,166 +1,153 @@
-"""Embeddings over HTTP: batches, retries, pace and billing."""
+"""Embeddings over HTTP: the endpoint of a provider, retries, pace and billing."""
 
 import base64
+import contextlib
 import ipaddress
-import itertools
 import math
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
 import numpy.typing as npt
+from pydantic import SecretStr
 
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
-from shared.providers.embedder import Embedder, Vectors, filled, unit
-from shared.providers.meter import BudgetError, Meter, Purpose, Tokens
+from shared.providers.embedder import Embedder, Kind, Vectors, unit
+from shared.providers.meter import UNMETERED, BudgetError, Meter, Purpose, Tokens
 from shared.providers.pace import Pace
-from shared.text.tokens import estimate_tokens
-
-# --- at a provider
-
 
 RETRIES = 5
-
-PATIENCE = 60.0  # seconds that one request may take, with its retries
-
-QUESTION_PATIENCE = 10.0  # someone is waiting
-
+PATIENCE = 60.0  # seconds for one request, retries included
+QUESTION_PATIENCE = 10.0  # the same for a question: the user is waiting
 SLOW_DOWN = frozenset({429, 503, 529})
-
 DAY = 86_400.0  # seconds
-
 UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
-
-_sleep = time.sleep  # tests replace it
 
 
 class NotSentError(TransientError):
-    """There was no connection, so nothing was sent and nothing is paid for."""
+    """No connection was made, so nothing was sent and nothing is billed."""
 
 
 class QuotaError(TransientError):
-    """The account has no credit left: not worth a retry within the minute."""
+    """The account has no credit left; retrying within a minute does not help."""
 
 
-class Provider:
-    """What speaking to a provider has in common: the key, the address, and what its refusals mean."""
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A provider's API: its name for messages, the key, the address with /v1, and the setting that holds the key."""
 
     label: str
+    key: str = field(repr=False)
+    url: str
     key_setting: str
-    default_url: str
 
-    def __init__(self, api_key: str | None, base_url: str | None, wish: str) -> None:
-        """`base_url` includes /v1. `wish`: the setting that asks for this provider. SettingsError: something is missing."""
-        self._url = (base_url or self.default_url).rstrip("/")
-        if not self._url.startswith(("http://", "https://")):
-            raise SettingsError(f"The address of {self.label}, {self._url!r}, must start with https:// or http://.")
-        # A server of one's own, such as Ollama, needs no key.
-        self._key = (api_key or "").strip() or ("none" if base_url else "")
-        if not self._key:
-            raise SettingsError(f"{wish} needs {self.key_setting}.")
-        if not (self._key.isascii() and self._key.isprintable()) or " " in self._key:
-            raise SettingsError(f"{self.key_setting} holds a character that no key has: it was not copied whole.")
+    @classmethod
+    def of(cls, label: str, key_setting: str, key: SecretStr | None, own_url: str, default_url: str) -> "Endpoint":
+        """Check a provider's settings. `own_url`: another server's address, or "". SettingsError: one is wrong."""
+        url = (own_url or default_url).rstrip("/")
+        if not url.startswith(("http://", "https://")):
+            raise SettingsError(f"The address of {label}, {url!r}, must start with https:// or http://.")
+        # A self-hosted server, such as Ollama, needs no key.
+        secret = (key.get_secret_value() if key else "").strip() or ("none" if own_url else "")
+        if not secret:
+            raise SettingsError(f"{label} needs {key_setting}; set it in .env or the environment.")
+        if not (secret.isascii() and secret.isprintable()) or " " in secret:
+            raise SettingsError(f"{key_setting} contains a character that no key has; copy the key again.")
+        return cls(label, secret, url, key_setting)
 
-    def _connections(self) -> httpx2.Client:
-        """A client with the key, for plain HTTP."""
-        return httpx2.Client(headers={"Authorization": f"Bearer {self._key}"}, trust_env=not is_loopback(self._url))
+    def client(self) -> httpx2.Client:
+        """Open an HTTP client that sends the key."""
+        return httpx2.Client(headers={"Authorization": f"Bearer {self.key}"}, trust_env=not is_loopback(self.url))
 
-    def _general_refusal(self, response: httpx2.Response) -> AskfolderError | None:
-        """What an answer other than 200 means, unless it is about what was sent."""
+    def refusal(self, response: httpx2.Response) -> AskfolderError | None:
+        """Classify a status other than 200. None if the cause is in the request itself."""
         status = response.status_code
         if status in (401, 403):
-            # OpenAI quotes parts of the key in its own words, so they are not repeated here.
+            # OpenAI's message quotes parts of the key, so it is not repeated here.
             return SettingsError(f"{self.label} refused the key (HTTP {status}). Check {self.key_setting}.")
         if status == 402 or (status == 429 and "insufficient_quota" in response.text):
             return QuotaError(
-                f"The {self.label} account has no credit left (HTTP {status}); top it up, and the work goes on.",
+                f"The {self.label} account has no credit left (HTTP {status}); add credit, and the work continues.",
                 retry_after(response),
             )
         if status in (408, 409, 425, 429) or status >= 500:
-            busy = "asks to slow down" if status == 429 else "is failing"
+            problem = "asks to slow down" if status == 429 else "is failing"
             return TransientError(
-                f"{self.label} {busy} (HTTP {status}): {self._detail(response)}", retry_after(response)
+                f"{self.label} {problem} (HTTP {status}): {self.detail(response)}", retry_after(response)
             )
         return None
 
-    def _detail(self, response: httpx2.Response) -> str:
-        """The provider's own words, at most 300 characters of them, without the key."""
+    def detail(self, response: httpx2.Response) -> str:
+        """The provider's error message, at most 300 characters, without the key."""
         detail: Any = response.text
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             body = response.json()
             detail = body["error"]["message"] if "error" in body else body["detail"]
-        except (ValueError, KeyError, TypeError):
-            pass
-        return " ".join(str(detail).replace(self._key, "…").split())[:300] or "no reason given."
+        return " ".join(str(detail).replace(self.key, "…").split())[:300] or "no reason given."
 
-    def _silence(self, error: Exception) -> TransientError:
-        """There was no answer. Names the kind of error only: its text may quote headers."""
-        host = urlsplit(self._url).netloc.rpartition("@")[2]
-        unsent = isinstance(error, UNSENT) or isinstance(error.__cause__, UNSENT)  # the SDK wraps what it met
+    def no_answer(self, error: Exception) -> TransientError:
+        """Translate a connection error. Only its type is named: its text may quote headers."""
+        host = urlsplit(self.url).netloc.rpartition("@")[2]
+        unsent = isinstance(error, UNSENT) or isinstance(error.__cause__, UNSENT)  # the SDK wraps the original
         return (NotSentError if unsent else TransientError)(
-            f"{self.label} at {host} could not be reached, or fell silent ({type(error).__name__})."
+            f"{self.label} at {host} could not be reached, or did not answer ({type(error).__name__})."
         )
 
 
-class RemoteEmbedder(Provider, Embedder):
-    """What the providers' embedders have in common: retries (here and nowhere else), and the check of every answer."""
+class RemoteEmbedder(Embedder):
+    """Base of the providers' embedders: retries (here and nowhere else), pace, billing, and a check of every answer."""
 
+    default_model: str
     known_dimensions: Mapping[str, int]
     batch_inputs = 128
 
     def __init__(
         self,
-        api_key: str | None,
-        model: str,
-        dimensions: int | None,
-        base_url: str | None,
-        timeout: float,
-        meter: Meter,
-        redis_url: str,
+        endpoint: Endpoint,
+        model: str = "",
+        dimensions: int | None = None,
+        meter: Meter = UNMETERED,
+        timeout: float = 30.0,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`base_url` includes /v1. `timeout`: seconds without a byte. SettingsError: something is missing."""
-        super().__init__(api_key, base_url, f"ASKFOLDER_EMBEDDER={self.name}")
-        default = self.known_dimensions.get(model)
+        """`timeout`: seconds without a byte. SettingsError: the dimensions of the model are unknown."""
+        self.model = model or self.default_model
+        default = self.known_dimensions.get(self.model)
         if dimensions is None and default is None:
-            raise SettingsError(f"How long are the vectors of {model}? Set ASKFOLDER_EMBEDDING_DIMENSIONS.")
-        self.model = model
+            raise SettingsError(f"The dimensions of {self.model} are unknown: set ASKFOLDER_EMBEDDING_DIMENSIONS.")
         self.dimensions = dimensions or default or 0
-        self._asked_dimensions = None if dimensions == default else dimensions
-        self._timeout = timeout
-        self._meter = meter
-        self._pace = Pace(redis_url, self.label, self._url, model)
+        self._shortened = None if dimensions == default else dimensions
+        self._endpoint, self._meter, self._timeout, self._sleep = endpoint, meter, timeout, sleep
+        self._pace = Pace(meter.redis_url, endpoint.label, endpoint.url, self.model)
+        self._client = self._connect()
 
     @abstractmethod
-    def _post(self, texts: Sequence[str], kind: Literal["document", "query"], timeout: float) -> httpx2.Response:
-        """Send one request and return the answer, whatever its status. TransientError: there was none."""
+    def _post(self, texts: Sequence[str], kind: Kind, timeout: float) -> httpx2.Response:
+        """Send one request. Return the answer, whatever its status. TransientError: there was no answer."""
 
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """Estimates; see `estimate_tokens`."""
-        return [estimate_tokens(text) for text in texts]
+    def _connect(self) -> Any:
+        """Open the client that `_post` uses."""
+        return self._endpoint.client()
 
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        return self._request(texts, "document", PATIENCE)
+    def close(self) -> None:
+        self._client.close()
+        self._pace.close()
 
-    def embed_question(self, text: str) -> Vectors:
-        vector: Vectors = self._request([text], "query", QUESTION_PATIENCE)[0]
-        return vector
-
-    def _request(self, texts: Sequence[str], kind: Literal["document", "query"], patience: float) -> Vectors:
-        if not texts:
-            return np.zeros((0, self.dimensions), np.float32)
-        texts = filled(texts)
-        deadline = time.monotonic() + patience
-        for attempt in itertools.count():
+    def embed_batch(self, texts: Sequence[str], kind: Kind) -> Vectors:
+        deadline = time.monotonic() + (PATIENCE if kind == "document" else QUESTION_PATIENCE)
+        attempt = 0
+        while True:
             try:
                 slowed = self._pace.wait(deadline - time.monotonic(), urgent=kind == "query")
                 timeout = max(1.0, min(self._timeout, deadline - time.monotonic()))
-                vectors = self._checked(self._paid(texts, kind, timeout), len(texts))
+                vectors = self._checked(self._billed(texts, kind, timeout), len(texts))
                 if slowed:
                     self._pace.went_well()
                 return vectors
@@ -170,63 +157,62 @@ class RemoteEmbedder(Provider, Embedder):
                 pause = max(error.retry_after or 0.0, 2**attempt * random.uniform(0.5, 1.0))
                 if attempt == RETRIES or time.monotonic() + pause > deadline:
                     raise
-            _sleep(pause)
-        raise AssertionError("unreachable")
+            self._sleep(pause)
+            attempt += 1
 
-    def _paid(self, texts: Sequence[str], kind: Literal["document", "query"], timeout: float) -> httpx2.Response:
-        """As `_post`, within the day's cap. BudgetError: beyond it. An answer that got lost counts as paid for, by the estimate."""
+    def _billed(self, texts: Sequence[str], kind: Kind, timeout: float) -> httpx2.Response:
+        """Send one request within the daily cap. A lost answer is billed by the estimate. BudgetError: over the cap."""
+        estimate = Tokens(sum(self.count(texts)))
         purpose: Purpose = "documents" if kind == "document" else "questions"
-        most = Tokens(sum(self.count(texts)))
-        with self._meter.call(purpose, self.model, most, seconds=2 * PATIENCE) as call:
+        with self._meter.call(purpose, self.model, estimate, seconds=2 * PATIENCE) as call:
             try:
                 response = self._post(texts, kind, timeout)
             except NotSentError:
                 raise
             except TransientError:
-                call.billed(most)
+                call.billed(estimate)
                 raise
             if response.status_code == 200:
-                call.billed(Tokens(total_tokens(response, most.input)))
-        if response.status_code in SLOW_DOWN and not isinstance(self._general_refusal(response), QuotaError):
+                call.billed(Tokens(total_tokens(response, estimate.input)))
+        if response.status_code in SLOW_DOWN and not isinstance(self._endpoint.refusal(response), QuotaError):
             self._pace.slow(retry_after(response))
         return response
 
     def _checked(self, response: httpx2.Response, count: int) -> Vectors:
-        """The vectors of an answer, in the order of the texts, if all of it is sound."""
+        """Read the vectors of an answer, in the order of the texts. TransientError: the answer is malformed."""
         if response.status_code != 200:
-            raise self._refusal(response)
+            raise self._endpoint.refusal(response) or self._refusal(response)
+        label = self._endpoint.label
         try:
             data = response.json()["data"]
             rows = {item["index"]: _numbers(item["embedding"]) for item in data}
             vectors = np.stack([rows[index] for index in range(count)])
         except (ValueError, KeyError, TypeError, OverflowError):
-            raise TransientError(f"{self.label} answered with something other than {count} vectors.") from None
+            raise TransientError(f"{label} answered with something other than {count} vectors.") from None
         if len(data) != count:
-            raise TransientError(f"{self.label} answered with {len(data)} vectors for {count} texts.")
+            raise TransientError(f"{label} answered with {len(data)} vectors for {count} texts.")
         if vectors.shape[1] != self.dimensions:
             raise TransientError(
-                f"{self.label} answered with vectors of {vectors.shape[1]} numbers instead of {self.dimensions}; "
+                f"{label} answered with vectors of {vectors.shape[1]} numbers instead of {self.dimensions}; "
                 "check ASKFOLDER_EMBEDDING_MODEL and ASKFOLDER_EMBEDDING_DIMENSIONS."
             )
         if not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
-            raise TransientError(f"{self.label} answered with vectors that are zero or not finite.")
+            raise TransientError(f"{label} answered with vectors that are zero or not finite.")
         return unit(vectors)
 
     def _refusal(self, response: httpx2.Response) -> AskfolderError:
-        """What an answer other than 200 means. The one place that decides."""
-        if (general := self._general_refusal(response)) is not None:
-            return general
-        status, detail = response.status_code, self._detail(response)
+        """Classify a refusal of the request itself: a wrong setting, or texts that cannot be embedded."""
+        label, status, detail = self._endpoint.label, response.status_code, self._endpoint.detail(response)
         if status == 404 or "dimension" in detail or (self.model in detail and "token" not in detail):
             return SettingsError(
-                f"{self.label} refused the model {self.model} with {self.dimensions} dimensions (HTTP {status}): "
+                f"{label} refused the model {self.model} with {self.dimensions} dimensions (HTTP {status}): "
                 f"{detail} Check ASKFOLDER_EMBEDDING_MODEL and ASKFOLDER_EMBEDDING_DIMENSIONS."
             )
-        return PermanentError(f"{self.label} refused the texts (HTTP {status}): {detail}")
+        return PermanentError(f"{label} refused the texts (HTTP {status}): {detail}")
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the address is on this machine, where a proxy has no business."""
+    """True if the address is on this machine; proxies are not used for it."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -235,31 +221,27 @@ def is_loopback(url: str) -> bool:
 
 
 def retry_after(response: httpx2.Response) -> float | None:
-    """Seconds that the answer asks to wait, a day at most, given in milliseconds, seconds or as a date (RFC 9110, 10.2.3)."""
+    """Seconds to wait, at most a day, from milliseconds, seconds or a date (RFC 9110, section 10.2.3)."""
     for header, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = response.headers.get(header, "")
-        try:
-            seconds = float(value) / divisor
-        except ValueError:
-            continue
-        return min(max(seconds, 0.0), DAY) if math.isfinite(seconds) else None
-    try:
+        with contextlib.suppress(KeyError, ValueError):
+            seconds = float(response.headers[header]) / divisor
+            return min(max(seconds, 0.0), DAY) if math.isfinite(seconds) else None
+    with contextlib.suppress(KeyError, ValueError):
         date = parsedate_to_datetime(response.headers["retry-after"])
         return min(max(date.timestamp() - time.time(), 0.0), DAY)
-    except (KeyError, ValueError):
-        return None
+    return None
 
 
-def total_tokens(response: httpx2.Response, otherwise: int) -> int:
-    """The tokens that an answer says it took; where it does not, as on some servers of one's own, what was estimated."""
+def total_tokens(response: httpx2.Response, estimate: int) -> int:
+    """The tokens used according to the answer; the estimate if a server does not report them."""
     try:
         return max(int(response.json()["usage"]["total_tokens"]), 0)
     except (ValueError, KeyError, TypeError, OverflowError):
-        return otherwise
+        return estimate
 
 
 def _numbers(value: Any) -> npt.NDArray[np.float64]:
-    """A vector as OpenAI's base64 of little-endian float32, or as a list of numbers. ValueError, TypeError: neither."""
+    """Read a vector: base64 of little-endian float32, or a list of numbers. ValueError, TypeError: neither."""
     if isinstance(value, str):
         return np.frombuffer(base64.b64decode(value, validate=True), "<f4").astype(np.float64)
     vector = np.array(value, np.float64)

@@ -1,49 +1,36 @@
-"""Embeddings of Voyage."""
+"""Embeddings of Voyage, over plain HTTP: its SDK brings half a machine-learning stack."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import httpx2
 
-from shared.providers.meter import UNMETERED, Meter
-from shared.providers.remote import RemoteEmbedder
+from shared.providers.embedder import Kind
+from shared.providers.remote import Endpoint, RemoteEmbedder
+from shared.settings import Settings
 from shared.text.tokens import ESTIMATE_FACTOR
 
 
-class VoyageEmbedder(RemoteEmbedder):
-    """Voyage AI, over plain HTTP: its own SDK brings half a machine-learning stack."""
+def endpoint(settings: Settings) -> Endpoint:
+    key, url = settings.voyage_api_key, settings.voyage_base_url
+    return Endpoint.of("Voyage", "VOYAGE_API_KEY", key, url, "https://api.voyageai.com/v1")
 
+
+class VoyageEmbedder(RemoteEmbedder):
     name = "voyage"
-    label = "Voyage"
-    key_setting = "VOYAGE_API_KEY"
-    default_url = "https://api.voyageai.com/v1"
-    known_dimensions: Mapping[str, int] = dict.fromkeys(("voyage-4-large", "voyage-4", "voyage-4-lite"), 1024)
+    default_model = "voyage-4"
+    known_dimensions: Mapping[str, int] = {"voyage-4-large": 1024, "voyage-4": 1024, "voyage-4-lite": 1024}
     max_tokens = 32_000 // ESTIMATE_FACTOR
     batch_tokens = 100_000 // ESTIMATE_FACTOR
 
-    def __init__(
-        self,
-        api_key: str | None,
-        model: str = "voyage-4",
-        dimensions: int | None = None,
-        base_url: str | None = None,
-        timeout: float = 30.0,
-        meter: Meter = UNMETERED,
-        redis_url: str = "",
-    ) -> None:
-        super().__init__(api_key, model, dimensions, base_url, timeout, meter, redis_url)
-        self._client = self._connections()
-
-    def close(self) -> None:
-        self._client.close()
-        self._pace.close()
-
-    def _post(self, texts: Sequence[str], kind: Literal["document", "query"], timeout: float) -> httpx2.Response:
-        # Without truncation=false a text that is too long would be cut off in silence.
+    def _post(self, texts: Sequence[str], kind: Kind, timeout: float) -> httpx2.Response:
+        # With truncation, a text that is too long would be cut off without an error.
         body = {"input": list(texts), "model": self.model, "input_type": kind, "truncation": False}
-        if self._asked_dimensions is not None:
-            body["output_dimension"] = self._asked_dimensions
+        if self._shortened is not None:
+            body["output_dimension"] = self._shortened
         try:
-            return self._client.post(f"{self._url}/embeddings", json=body, timeout=timeout)
+            response: httpx2.Response = self._client.post(
+                f"{self._endpoint.url}/embeddings", json=body, timeout=timeout
+            )
         except httpx2.HTTPError as error:
-            raise self._silence(error) from None
+            raise self._endpoint.no_answer(error) from None
+        return response

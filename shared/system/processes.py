@@ -1,4 +1,4 @@
-"""Processes of the Procfile: start, restart and stop."""
+"""Start, restart and stop the processes of the Procfile."""
 
 import contextlib
 import logging.handlers
@@ -9,15 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared.settings import ROOT
 
-END_SECONDS = 6.0  # for the processes, before they are killed; the servers come after them
+STOP_SECONDS = 6.0  # then processes are killed; the servers are stopped after them
 
 
 class Process:
-    """A line of the Procfile: started again when it ends by itself, its output in a log file that is rotated."""
+    """A line of the Procfile, with its output in a rotated log file."""
 
     def __init__(self, name: str, command: str, env: dict[str, str], logs: Path) -> None:
         self.name = name
@@ -49,7 +50,8 @@ class Process:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.popen.pid, number) if number == signal.SIGKILL else self.popen.send_signal(number)
 
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
+        """The last three lines of the log."""
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
         return "\n".join(lines[-3:])
 
@@ -57,7 +59,8 @@ class Process:
         handler = logging.handlers.RotatingFileHandler(
             self.log, maxBytes=5_000_000, backupCount=2, encoding="utf-8", errors="replace"
         )
-        handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk loses log lines, not the screen
+        # Lines that a full disk cannot take are lost; they do not go to the screen.
+        handler.handleError = lambda record: None  # type: ignore[method-assign]
         with contextlib.closing(handler), popen.stdout or contextlib.nullcontext() as lines:
             for line in lines or ():
                 text = line.decode("utf-8", "replace").rstrip("\n")
@@ -65,11 +68,13 @@ class Process:
 
 
 def procfile() -> list[tuple[str, str]]:
+    """Return name and command of each line."""
     lines = (ROOT / "Procfile").read_text().splitlines()
     return [(name, command.strip()) for name, _, command in (line.partition(":") for line in lines if line.strip())]
 
 
-def revive(processes: list[Process]) -> None:
+def restart_ended(processes: Sequence[Process]) -> None:
+    """Start processes again that ended, each time after a longer pause."""
     now = time.monotonic()
     for process in processes:
         if process.ended() and now >= process.next_start:
@@ -77,10 +82,10 @@ def revive(processes: list[Process]) -> None:
             process.start()
 
 
-def end_process(processes: list[Process]) -> None:
+def stop(processes: Sequence[Process]) -> None:
     for process in processes:
         process.signal(signal.SIGTERM)
-    deadline = time.monotonic() + END_SECONDS
+    deadline = time.monotonic() + STOP_SECONDS
     for process in processes:
         if process.popen is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):

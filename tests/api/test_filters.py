@@ -210,7 +210,7 @@ def test_a_prefix_is_looked_up_in_the_index(connection: Connection, folder: int)
     [("a", "b"), ("\ud7ff", "\ue000"), ("\U0010fffe", "\U0010ffff"), ("x\U0010ffff", "y"), ("\U0010ffff", None)],
 )
 def test_the_end_of_a_prefix(connection: Connection, folder: int, last: str, successor: str | None) -> None:
-    assert read_filters(source=last).parameters()["f_to"] == successor
+    assert read_filters(source=last).parameters().get("f_to") == successor
     for key in (last, last + "\U0010ffffz", *([successor] if successor else [])):
         add(connection, folder, key)
     assert found(connection, source=last) == {last, last + "\U0010ffffz"}
@@ -241,7 +241,7 @@ def test_every_type_that_is_read_can_be_asked_for() -> None:
         assert read_filters(type=name).types == (format,)
     for name, format in FORMAT_OF_EXTENSION.items():
         if format in UNSUPPORTED:
-            with pytest.raises(FilterError, match=f"'{name}' is no type of file that is read; there are: pdf"):
+            with pytest.raises(FilterError, match=f"'{name}' is not a file type that is read; there are: pdf"):
                 read_filters(type=name)
         else:
             assert read_filters(type=name).types == ((name if format == "code" else format),)
@@ -286,12 +286,12 @@ def test_dates(connection: Connection, folder: int) -> None:
 )
 def test_what_is_no_date(value: str) -> None:
     for name in ("after", "before"):
-        with pytest.raises(FilterError, match=rf"{name}: .* is no date; write 2024-06-30"):
+        with pytest.raises(FilterError, match=rf"{name}: .* is not a date; write 2024-06-30"):
             read_filters(**{name: value})  # type: ignore[arg-type]
 
 
 def test_dates_in_the_wrong_order() -> None:
-    with pytest.raises(FilterError, match="`before` must be the later one"):
+    with pytest.raises(FilterError, match="`before` must be later than"):
         read_filters(after="2024-01-01", before="2024-01-01")
 
 
@@ -338,7 +338,7 @@ def test_metadata(connection: Connection, folder: int, metadata: dict[str, Any],
     ("metadata", "words"),
     [
         ({"a": "x" * 4000}, "longer than 4,000"),
-        ({str(n): n for n in range(21)}, "More than 20"),
+        ({str(n): n for n in range(21)}, "more than 20"),
         ({"a": {"b": {"c": {"d": {"e": {"f": {"g": 1}}}}}}}, "nested more than 5"),
         ({"a": [[[[[[1]]]]]]}, "nested more than 5"),
         ({"a": float("nan")}, "NaN"),

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from api.answering import follow_ups
-from api.answering.follow_ups import Turn, conversation, joined, rewrite, stands_alone
+from api.answering.follow_ups import conversation, joined, rewrite, stands_alone
+from shared.models import Turn
 from shared.providers.claude import Claude
 from tests.standins.providers import AnthropicStandin, text_block
 

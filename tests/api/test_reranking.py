@@ -16,12 +16,13 @@ import pytest
 from pydantic import SecretStr
 
 from api.retrieval import rerankers, reranking
-from api.retrieval.rerankers import ClaudeReranker, LocalReranker, VoyageReranker, read_order
+from api.retrieval.rerankers import ClaudeReranker, LocalReranker, read_order
 from api.retrieval.reranking import CANDIDATES, Reranking, open_reranking, text_of
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
 from shared.models import Passage
 from shared.providers import minilm, privacy
 from shared.providers.claude import Claude
+from shared.providers.rerank import Scores, VoyageReranker
 from shared.settings import ROOT, Settings
 from shared.system.servers import Servers
 from tests.conftest import KEY as API_KEY
@@ -55,7 +56,7 @@ def voyage() -> Iterator[VoyageStandin]:
 
 
 def at_voyage(standin: VoyageStandin, seconds: float = 5, model: str = "rerank-2.5") -> VoyageReranker:
-    OPENED.append(VoyageReranker(KEY, model, standin.url, seconds))
+    OPENED.append(VoyageReranker(standin.endpoint(KEY), model, seconds))
     return OPENED[-1]
 
 
@@ -86,7 +87,7 @@ def test_voyage_takes_what_json_can_smuggle_in(voyage: VoyageStandin) -> None:
         ("nan", TransientError, "not finite"),
         ("not_numbers", TransientError, "something other than 3 scores"),
         ("malformed", TransientError, "something other than 3 scores"),
-        ("cut", TransientError, "could not be reached, or fell silent"),
+        ("cut", TransientError, "could not be reached, or did not answer"),
         ("429", TransientError, "asks to slow down"),
         ("500", TransientError, "is failing"),
         ("401", SettingsError, "VOYAGE_API_KEY"),
@@ -217,8 +218,8 @@ def test_batches_of_like_lengths_keep_the_order_of_the_texts(tmp_path: Path, mon
     reranker = LocalReranker(cross_encoder(tmp_path / "m"), 5)
     counts = [(7 * n) % 41 for n in range(41)]
     shapes: list[tuple[int, ...]] = []
-    run = reranker._run
-    monkeypatch.setattr(reranker, "_run", lambda batch: shapes.append((len(batch), len(batch[-1].ids))) or run(batch))  # type: ignore[func-returns-value]
+    run = reranker.score
+    monkeypatch.setattr(reranker, "score", lambda batch: shapes.append((len(batch), len(batch[-1].ids))) or run(batch))  # type: ignore[func-returns-value]
     assert reranker.rerank("cat", ["cat " * n + "bird" for n in counts]).tolist() == [n + 1 for n in counts]
     assert [rows for rows, _ in shapes] == [3] * 13 + [2]
     assert shapes == sorted(shapes, key=lambda shape: shape[1])
@@ -356,7 +357,7 @@ class Lengths:
         self.errors = list(errors)
         self.calls: list[tuple[str, list[str]]] = []
 
-    def rerank(self, question: str, texts: Sequence[str]) -> rerankers.Scores:
+    def rerank(self, question: str, texts: Sequence[str]) -> Scores:
         self.calls.append((question, list(texts)))
         if self.errors:
             raise self.errors.pop(0)
@@ -443,7 +444,7 @@ def test_only_one_question_tries_it_after_the_rest(clock: Callable[[float], None
     answers: list[list[str]] = []
     rerank = reranker.rerank
 
-    def meanwhile(question: str, texts: Sequence[str]) -> rerankers.Scores:
+    def meanwhile(question: str, texts: Sequence[str]) -> Scores:
         if not answers:
             answers.append(tried.order("another", passages("a"))[1])
         return rerank(question, texts)
@@ -497,7 +498,7 @@ def test_what_leaves_the_machine_is_said() -> None:
     key = SecretStr(KEY)
     said = "questions and the first 50 passages found for each, to {}, to be reranked"
     assert str(CANDIDATES) in said
-    assert privacy.describe(settings(reranker="local", reranker_model="m"))["leaves"] == "nothing"
+    assert privacy.describe(settings(reranker="local", reranker_model="m"))["leaves"] == "none"
     assert privacy.describe(settings(reranker="voyage", voyage_api_key=key))["leaves"] == said.format("Voyage")
     quoted = settings(reranker="claude", anthropic_api_key=key, answerer="extractive")
     assert privacy.describe(quoted)["leaves"] == said.format("Anthropic")

@@ -16,17 +16,19 @@ from api.retrieval import lexemes
 from api.retrieval import retrieve as retrieval
 from api.retrieval.filters import Filters, read_filters
 from api.retrieval.lexemes import Lexeme, weigh
+from api.retrieval.query import COSINE_WEIGHT, Mode, Query
 from api.retrieval.retrieve import retrieve
 from shared.db import Connection
 from shared.ledger import generations
 from shared.ledger.generations import Generation
 from shared.models import Chunk
-from shared.text import words
+from shared.text import languages
 from worker.indexing import index, inputs
 from worker.indexing import lexemes as counting
 from worker.indexing.lexemes import Counting, is_due
 
 DIMENSIONS = 32
+MODES: tuple[Mode, ...] = ("hybrid", "dense", "lexical")
 ALL = Filters()
 
 
@@ -87,7 +89,7 @@ def store(
                 document[0],
                 list(zip(chunks, hashes, strict=True)),
                 1,
-                configuration or words.configuration(" ".join(part)),
+                configuration or languages.configuration(" ".join(part)),
             )
 
 
@@ -102,11 +104,12 @@ def found(
     generation: Generation,
     question: str,
     top_k: int = 10,
-    mode: str = "lexical",
+    mode: Mode = "lexical",
     filters: Filters = ALL,
 ) -> list[str]:
     vector = None if mode == "lexical" else vector_of(question, generation.dimensions)
-    return [p.content for p in retrieve(connection, generation, question, vector, top_k, mode, filters)]
+    query = Query(question, top_k, mode, filters)
+    return [p.content for p in retrieve(connection, generation, query, vector)]
 
 
 # --- what lexemes weigh ----------------------------------------------------------------------------------------------
@@ -181,7 +184,7 @@ def test_candidates_hold_the_best_of_all(
         seen = sorted(set(draw.choice(texts).split()))  # of a document: common words, and some that tell
         question = " ".join(draw.sample(seen, min(draw.choice([2, 8, 20]), len(seen))))
         scores = bm25(texts, question)
-        got = retrieve(connection, generation, question, None, 10, "lexical", ALL)
+        got = retrieve(connection, generation, Query(question, 10, "lexical"), None)
         tenth = np.sort(scores)[-10]
         overlaps.append(np.mean([scores[texts.index(p.content)] >= tenth - 1e-3 for p in got]))
         assert got[0].bm25 == pytest.approx(scores[texts.index(got[0].content)], rel=0.02), "the score is BM25"
@@ -195,12 +198,12 @@ def test_both_scores_for_every_candidate_and_the_echo(connection: Connection, ge
     vectors[-1] -= float(vectors[-1] @ asked) * asked  # its meaning has nothing to do with it: only its words find it
     vectors[-1] /= np.linalg.norm(vectors[-1])
     store(connection, generation, texts, vectors, a_document=20, configuration="simple")
-    passages = retrieve(connection, generation, "bavokub dagosut", asked, 100, "hybrid", ALL)
+    passages = retrieve(connection, generation, Query("bavokub dagosut", 100), asked)
     by_words = next(p for p in passages if p.content == texts[-1])
     assert by_words.cosine == pytest.approx(0, abs=0.01)
     assert by_words.bm25
     assert by_words.bm25 == max(p.bm25 or 0 for p in passages)
-    weight, echo = retrieval.COSINE_WEIGHT, retrieval.ECHO
+    weight, echo = COSINE_WEIGHT, retrieval.ECHO
     by_text = {text: vector for text, vector in zip(texts, vectors, strict=True)}
     best = max(passages, key=lambda p: weight * (p.cosine or 0) + (1 - weight) * (p.bm25 or 0) / by_words.bm25)  # type: ignore[operator]
     seen = (1 - echo) * asked + echo * by_text[best.content]
@@ -227,7 +230,7 @@ def test_filtered_search_finds_what_an_exact_scan_finds(
     for number in range(30):
         asked = vector_of(f"question {number}")
         exact = sorted(allowed, key=lambda n: -float(vector_of(texts[n]) @ asked))[:10]
-        got = retrieve(connection, generation, "", asked, 10, "dense", filters)
+        got = retrieve(connection, generation, Query("", 10, "dense", filters), asked)
         recalls.append(len({p.content for p in got} & {texts[n] for n in exact}) / 10)
     assert np.mean(recalls) >= 0.95
 
@@ -305,7 +308,7 @@ def test_statistics_come_after_the_first_document_and_follow_deletes(
     scores = bm25(["heron heron", "heron gull", "gull", "tern"], "heron")
 
     def score() -> float:
-        best = retrieve(connection, generation, "heron", None, 10, "lexical", ALL)[0].bm25
+        best = retrieve(connection, generation, Query("heron", 10, "lexical"), None)[0].bm25
         assert best
         return best
 
@@ -393,11 +396,11 @@ ODD = [
 
 @pytest.mark.parametrize("question", ODD, ids=range(len(ODD)))
 def test_odd_questions_are_no_error(connection: Connection, generation: Generation, question: str) -> None:
-    for mode in retrieval.MODES:
+    for mode in MODES:
         assert found(connection, generation, question, mode=mode) == [], "nothing is there yet"
     store(connection, generation, zipf_texts(100, 7), a_document=10)
     for _ in range(2):
-        for mode in retrieval.MODES:
+        for mode in MODES:
             assert len(found(connection, generation, question, mode=mode)) in ((0, 10) if mode == "lexical" else (10,))
         counting.count(connection, generation)
 
@@ -406,14 +409,14 @@ def test_an_unknown_or_empty_collection_finds_nothing(connection: Connection, ge
     store(connection, generation, zipf_texts(50, 8))
     connection.execute("INSERT INTO collection (name) VALUES ('empty')")
     for name in ("empty", "unknown"):
-        for mode in retrieval.MODES:
+        for mode in MODES:
             assert found(connection, generation, "bavobub", mode=mode, filters=Filters(collection=name)) == []
 
 
 def test_deleted_documents_are_gone_at_once(connection: Connection, generation: Generation) -> None:
     store(connection, generation, ["heron one", "heron two"])
     connection.execute("UPDATE document SET state = 'deleted' WHERE key = 'doc0.md'")
-    for mode in ("hybrid", "lexical", "dense"):
+    for mode in MODES:
         assert found(connection, generation, "heron", mode=mode) == ["heron two"]
 
 
@@ -423,8 +426,9 @@ def test_many_deleted_ones_do_not_hide_the_others(connection: Connection, genera
     asked = vector_of("heron")
     near = sorted(range(2_000), key=lambda n: -float(vector_of(texts[n]) @ asked))[:700]
     connection.execute("UPDATE document SET state = 'deleted' WHERE key = ANY(%s)", [[f"doc{n}.md" for n in near]])
-    for mode in ("hybrid", "dense"):
-        passages = retrieve(connection, generation, "heron", asked, 10, mode, ALL)
+    modes: tuple[Mode, ...] = ("hybrid", "dense")
+    for mode in modes:
+        passages = retrieve(connection, generation, Query("heron", 10, mode), asked)
         assert len(passages) == 10
         assert not {p.content for p in passages} & {texts[n] for n in near}
 
@@ -444,7 +448,8 @@ def plan(connection: Connection, generation: Generation, question: str, filters:
         patch.setattr(retrieval, "statements", explained)
         patch.setattr(retrieval, "Passage", lambda **row: seen.append(row["QUERY PLAN"]))
         patch.setattr(retrieval, "dict_row", lambda cursor: lambda values: {"QUERY PLAN": values[0], "heading": ()})
-        retrieve(connection, generation, question, vector_of(question, generation.dimensions), 10, "hybrid", filters)
+        query = Query(question, 10, filters=filters)
+        retrieve(connection, generation, query, vector_of(question, generation.dimensions))
     return "\n".join(seen)
 
 

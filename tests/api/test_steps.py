@@ -90,7 +90,8 @@ def explore(
     claude.citing["m"] = native
 
     def search(query: str) -> SearchResult:
-        return SearchResult(query, next((found for word, found in MORE.items() if word in query), []), {}, ["Slow."])
+        passages = next((tuple(found) for word, found in MORE.items() if word in query), ())
+        return SearchResult(query, passages, warnings=("Slow.",))
 
     for part in deep.explore(claude, "m", QUESTION, [FIRST], search, Deadline.after(seconds)):
         asked.parts += [] if isinstance(part, Waiting) else [part]

@@ -1,1 +1,1 @@
-"""The fault campaign: what dies, and proof that nothing is lost, doubled, stale or mixed afterwards. Run it with `make faults`."""
+"""The fault campaigns: after each fault nothing may be lost, duplicated, stale or mixed. Run: `make faults`."""

@@ -1,4 +1,4 @@
-"""A folder that is unmounted, loses most of its files, or is another one: nothing is deleted, and a sentence says so."""
+"""A folder is unmounted, loses most of its files, or is replaced: nothing is deleted, and a sentence reports it."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ SAID_SECONDS = 60.0
 
 
 def source_away(system: Faulty, documents: int, still: float = 3.0) -> Result:
-    """`still`: seconds in which nothing may change while the source is not to be trusted."""
+    """Run the campaign. `still`: seconds in which nothing may change while the source cannot be trusted."""
     result = Result("source away")
     folder = Folder(system.folder, "away", 800_000, TINY)
     folder.fill(documents)
@@ -27,7 +27,7 @@ def source_away(system: Faulty, documents: int, still: float = 3.0) -> Result:
 
     place = Place(system.folder)
     place.hide()
-    _held(system, result, f"unmounted ({place.how})", count, still, new="while-away.txt")
+    _stays(system, result, f"unmounted ({place.how})", count, still, new="while-away.txt")
     place.show()
     _goes_on(system, result, "mounted again", "heronback")
 
@@ -36,7 +36,7 @@ def source_away(system: Faulty, documents: int, still: float = 3.0) -> Result:
     there = sorted(files(system.folder))
     for number, key in enumerate(there[: len(there) * 6 // 10]):
         (system.folder / key).rename(aside / str(number))
-    _held(system, result, "60 % of the files removed", len(there), still, new="after-removal.txt")
+    _stays(system, result, "60 % of the files removed", len(there), still, new="after-removal.txt")
     (system.folder / "after-removal.txt").unlink(missing_ok=True)
     for number, key in enumerate(there[: len(there) * 6 // 10]):
         (aside / str(number)).rename(system.folder / key)
@@ -48,7 +48,7 @@ def source_away(system: Faulty, documents: int, still: float = 3.0) -> Result:
     place.hide()
     other = Folder(system.folder, "other", 850_000, SMALL)
     other.fill(8)
-    _held(system, result, "replaced by another folder", count, still)
+    _stays(system, result, "replaced by another folder", count, still)
     system.reconcile(confirm=True)
     took = settle(system, 60)
     result.at_most("replaced, and confirmed: the new folder is what answers after", took, 60, " s")
@@ -61,7 +61,7 @@ def source_away(system: Faulty, documents: int, still: float = 3.0) -> Result:
 
 
 class Place:
-    """The folder and what is below it: a bind mount where the system was started over one, else renamed away and back."""
+    """Take the folder away and bring it back: a bind mount if the system has one, else by renaming it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.backing = folder, folder.with_name("backing")
@@ -69,7 +69,7 @@ class Place:
         self.how = "umount" if self.mounted else "renamed away, an empty folder in its place"
 
     def hide(self) -> None:
-        """An empty mount point is left."""
+        """Leave an empty mount point."""
         if self.mounted:
             assert wait(lambda: subprocess.run(["umount", str(self.folder)], capture_output=True).returncode == 0, 10)
         else:
@@ -77,7 +77,7 @@ class Place:
             self.folder.mkdir()
 
     def show(self) -> None:
-        """As it was; what came into its place is gone."""
+        """Bring the folder back, and remove its replacement."""
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if self.mounted:
@@ -87,16 +87,19 @@ class Place:
             self.backing.rename(self.folder)
 
 
-def _held(system: Faulty, result: Result, what: str, count: int, still: float, new: str = "") -> None:
-    """A scan says that it stopped, and nothing is deleted or taken meanwhile."""
+def _stays(system: Faulty, result: Result, what: str, count: int, still: float, new: str = "") -> None:
+    """Require that a scan reports that it stopped, and that nothing is deleted or ingested meanwhile."""
     system.reconcile()
     began = time.monotonic()
-    said = wait(system.problems, SAID_SECONDS, 0.1)
+    problem = wait(system.problems, SAID_SECONDS, 0.1)
     result.must(
-        f"{what}: a sentence", f"after {time.monotonic() - began:.1f} s" if said else "none", "there is one", bool(said)
+        f"{what}: a sentence",
+        f"after {time.monotonic() - began:.1f} s" if problem else "none",
+        "there is one",
+        bool(problem),
     )
-    if said:
-        result.remarks.append(f"{what}: “{said[0].replace(str(system.folder), '…')}”")
+    if problem:
+        result.remarks.append(f"{what}: “{problem[0].replace(str(system.folder), '…')}”")
     if new:
         (system.folder / new).write_text("heronunwanted stands here.\n")
     ready = []

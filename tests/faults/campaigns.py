@@ -1,4 +1,4 @@
-"""The eight campaigns, each with the numbers of its full size, and how they are scaled."""
+"""The eight campaigns, with the numbers of their full size and their scaling."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from tests.faults.writers import writers
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """`full`: the numbers at size 1; `least`: below which a campaign says nothing; `fixed`: what is never scaled."""
+    """A campaign. `full`: the numbers at size 1; `least`: the smallest that prove anything; `fixed`: never scaled."""
 
     title: str
     run: Callable[..., Result]
@@ -34,7 +34,8 @@ class Campaign:
 
 CAMPAIGNS = {
     "kills": Campaign(
-        "kill -9 of worker processes, workers, the producer and the queue, while documents are added, changed, renamed, moved, copied and deleted",
+        "kill -9 of worker processes, workers, the producer and the queue, while documents are added, changed, "
+        "renamed, moved, copied and deleted",
         kills,
         {"kills": 500, "documents": 2000},
         {"kills": 12, "documents": 40},
@@ -88,7 +89,7 @@ CAMPAIGNS = {
 
 
 def carry_out(names: Iterable[str], size: float, sabotage: str, servers: Servers, work: Path) -> Iterable[Result]:
-    """Each campaign on a system, a folder and a database of its own."""
+    """Run each campaign on its own system, folder and database."""
     for name in names:
         campaign = CAMPAIGNS[name]
         print(f"{name}: {campaign.title}", flush=True)

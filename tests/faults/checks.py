@@ -1,4 +1,4 @@
-"""The invariants, by SQL and through /search, with no help from the product's code. The truth is what lies in the folder."""
+"""Check the invariants by SQL and through /search, without the product's code. The folder's files are the truth."""
 
 import hashlib
 import time
@@ -17,19 +17,19 @@ from tests.standins.providers import bag_of_words
 
 KINDS = {
     "lost": "files without a ready document, or without a result",
-    "duplicated": "chunks or documents that are there twice, or without a file",
-    "stale": "documents or chunks with another text than the file's",
+    "duplicated": "duplicate chunks or documents, or documents without a file",
+    "stale": "documents or chunks whose text differs from the file",
     "mixed": "documents whose chunks come from two revisions",
     "uneven": "chunks without exactly one vector and one lexical row, or such rows without a chunk",
-    "wrong": "vectors that are not those of their text",
-    "stuck": "rows that nobody will finish",
+    "wrong": "vectors that differ from those of their text",
+    "stuck": "rows that no process will finish",
     "set aside": "readable files that failed or were quarantined",
 }
 
 
 @dataclass
 class Damage:
-    """How much of each kind of damage was found, with examples."""
+    """The amount of each kind of damage, with examples."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -45,18 +45,19 @@ class Damage:
     def __bool__(self) -> bool:
         return bool(self.counts)
 
-    def said(self) -> str:
+    def summary(self) -> str:
         return "; ".join(f"{kind} {self.counts[kind]}: {', '.join(self.examples[kind])}" for kind in self.counts)
 
 
-_BUSY = (
-    "(state IN ('queued', 'ingesting') OR lease IS NOT NULL OR leased_until IS NOT NULL OR published_at IS NOT NULL)"
-)
+_ROWS = """
+    SELECT id, key, state, stage, state IN ('queued', 'ingesting') OR document_id IS NOT NULL AS busy
+    FROM document LEFT JOIN task ON document_id = id WHERE state <> 'deleted'
+"""
 
 
-def whole(system: Faulty, unreadable: Collection[str] = ()) -> bool:
-    """True when the ledger is at rest and holds exactly the folder's files, by hash."""
-    if system.rows(f"SELECT 1 FROM document WHERE state <> 'deleted' AND {_BUSY} LIMIT 1"):
+def is_settled(system: Faulty, unreadable: Collection[str] = ()) -> bool:
+    """Return True if the ledger is at rest and holds exactly the folder's files, by hash."""
+    if any(busy for *_, busy in system.rows(_ROWS)):
         return False
     rows = system.rows("SELECT key, live_sha256, state FROM document WHERE state IN ('ready', 'failed', 'quarantined')")
     if {key for key, _, state in rows if state != "ready"} - set(unreadable) or set(unreadable) - {
@@ -69,15 +70,15 @@ def whole(system: Faulty, unreadable: Collection[str] = ()) -> bool:
 
 
 def settle(system: Faulty, seconds: float, unreadable: Collection[str] = ()) -> float | None:
-    """Waits until everything is ingested. Returns how long it took, None when it is not within so many seconds."""
+    """Wait until everything is ingested. Return the seconds it took, None if it took longer than `seconds`."""
     started = time.monotonic()
-    return time.monotonic() - started if wait(lambda: whole(system, unreadable), seconds, 0.25) else None
+    return time.monotonic() - started if wait(lambda: is_settled(system, unreadable), seconds, 0.25) else None
 
 
 def check(
     system: Faulty, folders: Collection[Folder] = (), unreadable: Collection[str] = (), sample: int = 60
 ) -> Damage:
-    """All invariants. `folders`: who wrote, for their deleted names; `unreadable`: keys that must not be ready."""
+    """Check all invariants. `folders`: the writers, for deleted names; `unreadable`: keys that must not be ready."""
     damage = Damage()
     there = {key: content.decode() for key, content in files(system.folder).items() if key not in unreadable}
     documents = _ledger(system, damage, there, unreadable)
@@ -90,12 +91,10 @@ def check(
 
 
 def _ledger(system: Faulty, damage: Damage, there: dict[str, str], unreadable: Collection[str]) -> dict[int, str]:
-    """Id → key of the ready documents."""
+    """Check the ledger's rows. Return id → key of the ready documents."""
     ready: dict[int, str] = {}
-    for number, key, state, busy, stage in system.rows(
-        f"SELECT id, key, state, {_BUSY}, stage FROM document WHERE state <> 'deleted'"
-    ):
-        if busy or state in ("queued", "ingesting"):
+    for number, key, state, stage, busy in system.rows(_ROWS):
+        if busy:
             damage.add("stuck", f"{key} is {state} ({stage})")
         elif state == "ready":
             ready[number] = key
@@ -111,7 +110,7 @@ def _ledger(system: Faulty, damage: Damage, there: dict[str, str], unreadable: C
 
 
 def _chunks(system: Faulty, damage: Damage, there: dict[str, str], documents: dict[int, str]) -> None:
-    """Each document's text is its file's, and its chunks are that text's, each once."""
+    """Check that each document has its file's text, and each chunk of that text once."""
     with system.database() as connection:
         for number, content in connection.execute("SELECT document_id, content FROM document_text"):
             if number in documents and there.get(documents[number], content) != content:
@@ -147,25 +146,31 @@ def _chunks(system: Faulty, damage: Damage, there: dict[str, str], documents: di
 
 
 def _rows(system: Faulty, damage: Damage) -> None:
-    """Vectors, lexical rows and chunks are one to one, and each vector is that of its text."""
+    """Check that vectors, lexical rows and chunks are one to one, and that each vector is that of its text."""
     live = system.rows("SELECT id, model, dimensions FROM generation WHERE state IN ('live', 'building')")
     for number, model, dimensions in live:
         counts = system.rows(
-            f"SELECT (SELECT count(*) FROM chunk WHERE generation_id = {number}), (SELECT count(*) FROM vector_{number}), "
-            f"(SELECT count(*) FROM lexical_{number}), "
-            f"(SELECT count(*) FROM chunk c JOIN vector_{number} v ON v.chunk_id = c.id JOIN lexical_{number} l ON l.chunk_id = c.id "
-            f"WHERE c.generation_id = {number}), "
-            f"(SELECT count(*) FROM (SELECT 1 FROM chunk GROUP BY generation_id, document_id, ordinal HAVING count(*) > 1) AS x)"
+            f"""
+            SELECT (SELECT count(*) FROM chunk WHERE generation_id = {number}), (SELECT count(*) FROM vector_{number}),
+                   (SELECT count(*) FROM lexical_{number}),
+                   (SELECT count(*) FROM chunk c JOIN vector_{number} v ON v.chunk_id = c.id
+                    JOIN lexical_{number} l ON l.chunk_id = c.id WHERE c.generation_id = {number}),
+                   (SELECT count(*) FROM (SELECT 1 FROM chunk GROUP BY generation_id, document_id, ordinal
+                                          HAVING count(*) > 1) AS x)
+            """
         )[0]
         if len(set(counts[:4])) > 1:
             damage.add("uneven", "chunks {}, vectors {}, lexical rows {}, all three {}".format(*counts[:4]))
         if counts[4]:
             damage.add("duplicated", f"{counts[4]} ordinals are there more than once")
         far = system.rows(
-            f"SELECT c.id FROM chunk c JOIN document d ON d.id = c.document_id JOIN vector_{number} v ON v.chunk_id = c.id "
-            "LEFT JOIN vector_cache k ON k.collection_id = d.collection_id AND k.model = %s AND k.dimensions = %s "
-            "AND k.input_hash = c.input_hash "
-            f"WHERE c.generation_id = {number} AND (k.embedding IS NULL OR (v.embedding <=> k.embedding::halfvec) > 0.001)",
+            f"""
+            SELECT c.id FROM chunk c JOIN document d ON d.id = c.document_id JOIN vector_{number} v ON v.chunk_id = c.id
+            LEFT JOIN vector_cache k ON k.collection_id = d.collection_id AND k.model = %s AND k.dimensions = %s
+              AND k.input_hash = c.input_hash
+            WHERE c.generation_id = {number}
+              AND (k.embedding IS NULL OR (v.embedding <=> k.embedding::halfvec) > 0.001)
+            """,
             model,
             dimensions,
         )
@@ -175,7 +180,7 @@ def _rows(system: Faulty, damage: Damage) -> None:
 
 
 def _arithmetic(system: Faulty, damage: Damage, generation: int, sample: int = 400) -> None:
-    """Stored vectors are what the stand-in computes of the text; only texts without a header are compared."""
+    """Compare stored vectors with those that the stand-in computes, for texts without a header."""
     rows = system.rows(
         f"SELECT c.id, c.content, v.embedding::text FROM chunk c JOIN vector_{generation} v ON v.chunk_id = c.id "
         "WHERE c.input_hash = sha256(convert_to(c.content, 'UTF8')) ORDER BY md5(c.id::text) LIMIT %s",
@@ -188,7 +193,7 @@ def _arithmetic(system: Faulty, damage: Damage, generation: int, sample: int = 4
 
 
 def _search(system: Faulty, damage: Damage, there: dict[str, str], dead: list[str], sample: int) -> None:
-    """Every file of a sample is found, whole in its newest text; deleted names are not."""
+    """Search for a sample of files: only their newest text is found. Deleted names are not found."""
     with system.client() as client:
         for key in _spread(sorted(there), sample):
             found = _results(client, key, damage)

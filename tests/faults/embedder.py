@@ -1,4 +1,4 @@
-"""The embedder fails in every way that an HTTP server can: nothing wrong may be stored, and it may not be hammered."""
+"""The embedder fails in every way that an HTTP server can: nothing wrong is stored, and requests stay within limits."""
 
 import time
 from typing import Any
@@ -30,7 +30,7 @@ SIZES = Sizes(small=(3, 28), middle_every=6, large_every=0)
 def embedder(
     system: Faulty, times: int, documents: int, long_seconds: float, long: tuple[str, ...] = ("429", "500", "hang")
 ) -> Result:
-    """Each fault some times while documents arrive; then nothing but refusals, errors or silence for a while."""
+    """Cause each fault several times while documents arrive; then only refusals, errors or silence for a while."""
     result = Result("embedder")
     folder = Folder(system.folder, "embedder", 600_000, SIZES)
     system.standin.slow = (0.0, 0.1)

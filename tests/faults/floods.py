@@ -1,4 +1,4 @@
-"""Many files at once while nobody looks, and files that are made to do harm."""
+"""Many files at once while the producer is stopped, and hostile files."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ NOTE_SECONDS = 5.0
 def stopped_producer(
     system: Faulty, files: int, notes: int, seconds: float = 1800, found: float = NOTE_SECONDS
 ) -> Result:
-    """Files made while the producer is stopped: the kernel keeps 16,384 events, the rest must be found by a scan.
+    """Create files while the producer is stopped: the kernel keeps 16,384 events, a scan must find the rest.
 
     `found`: seconds within which a note must be found.
     """
@@ -77,7 +77,7 @@ def _queued(system: Faulty) -> int:
 
 
 def hostile(system: Faulty, good: int, most_hostile: int = 1000) -> Result:
-    """Bombs, liars and broken files among good ones. They are removed at the end."""
+    """Add bombs, mislabelled and broken files among good ones, and remove them at the end."""
     result = Result("hostile")
     folder = Folder(system.folder, "good", 500_000, SMALL)
     place = system.folder / "hostile"
@@ -123,7 +123,7 @@ def hostile(system: Faulty, good: int, most_hostile: int = 1000) -> Result:
 
 @contextlib.contextmanager
 def _memory(system: Faulty) -> Iterator[dict[str, float]]:
-    """The largest resident size that was seen of a pool child and of a process below one, in MiB."""
+    """The largest resident size, in MiB, of a pool child and of a process below one."""
     largest = {"worker": 0.0, "parser": 0.0}
     ended = threading.Event()
 

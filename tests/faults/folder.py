@@ -1,4 +1,4 @@
-"""A seeded writer of documents. Every paragraph says of which document and revision it is, so that a mix is visible."""
+"""A seeded writer of documents. Every paragraph names its document and revision, so that a mix is visible."""
 
 import contextlib
 import functools
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MARK = re.compile(r"doc(\d{6})r(\d{5})")
-_WORDS = """heron weir boat reed otter lantern ferry harbour tide anchor rope mast gull pier lock bridge ripple willow barge oar
-sail buoy kelp shell cliff dune marsh creek pond brook delta inlet cove reef shoal current eddy rapids spring well""".split()
+_WORDS = """heron weir boat reed otter lantern ferry harbour tide anchor rope mast gull pier lock bridge ripple willow
+barge oar sail buoy kelp shell cliff dune marsh creek pond brook delta inlet cove reef shoal current eddy
+rapids spring well""".split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Paragraphs of a document (about ten make a chunk): small ones, and every so manieth document middling or large."""
+    """Paragraphs in a document (about ten make a chunk): mostly small, every n-th document medium or large."""
 
     small: tuple[int, int] = (3, 28)
     middle: tuple[int, int] = (200, 600)
@@ -52,7 +53,7 @@ def mark(written: Written) -> str:
 
 @functools.lru_cache(1024)
 def text_of(identity: int, revision: int, paragraphs: int) -> str:
-    """A document's text. Of every third document a revision changes a fifth of the paragraphs, of the others all."""
+    """Return a document's text. A revision changes a fifth of the paragraphs in every third document, else all."""
     lines = []
     for number in range(paragraphs + (revision % 3 if identity % 3 == 2 else 0)):
         changed = revision
@@ -69,7 +70,7 @@ def text_of(identity: int, revision: int, paragraphs: int) -> str:
 
 
 class Folder:
-    """Documents below `root`, written, changed, renamed, moved, copied and deleted. `documents`: key → what it holds now."""
+    """Write, change, rename, move, copy and delete documents below `root`. `documents`: key → its current content."""
 
     def __init__(self, root: Path, below: str, first: int, sizes: Sizes = USUAL, seed: int = 1) -> None:
         self.root, self.below, self.first, self.sizes = root, below, first, sizes
@@ -84,8 +85,8 @@ class Folder:
     def text(self, written: Written) -> str:
         return text_of(written.identity, written.revision, self.sizes.of(written.identity))
 
-    def whole(self, contents: Iterable[str]) -> bool:
-        """True when all of these come from one revision of one document of ours."""
+    def is_one_revision(self, contents: Iterable[str]) -> bool:
+        """Return True if all of these come from one revision of one document of this writer."""
         contents = list(contents)
         marks = {(int(m[1]), int(m[2])) for content in contents for m in MARK.finditer(content)}
         if len({identity for identity, _ in marks}) != 1:
@@ -108,7 +109,7 @@ class Folder:
             return key
 
     def fill(self, count: int) -> None:
-        """Adds many at once, a hundred to a folder, as an unpacked archive does."""
+        """Add many files at once, a hundred to a folder, as an unpacked archive does."""
         with self._lock:
             for _ in range(count):
                 written = Written(self.first + self.counts["added"], 1)
@@ -153,7 +154,7 @@ class Folder:
             return key
 
     def step(self) -> str:
-        """One change of any kind to a document that is there."""
+        """Make one change of any kind to an existing document."""
         if len(self.documents) < 3:
             return self.add()
         weights = {"change": 10, "rename": 3, "move": 2, "copy": 1, "delete": 3}
@@ -180,7 +181,7 @@ class Folder:
         return new
 
     def _write(self, key: str, written: Written) -> None:
-        """As an editor saves (through a temporary file), as a program writes, or as a slow copy arrives."""
+        """Write a file like an editor (through a temporary file), like a program, or like a slow copy."""
         path, data = self.root / key, self.text(written).encode()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.newest[written.identity] = written.revision
@@ -201,7 +202,7 @@ class Folder:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """What is there: key → content, of everything that is not hidden."""
+    """Return key → content of every file that is not hidden."""
     found = {}
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -1,4 +1,4 @@
-"""kill -9 of worker processes, workers, the producer and the queue, while documents are added, changed, renamed and deleted."""
+"""kill -9 of worker processes, workers, the producer and the queue, while documents change."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ PATIENCE = 10.0  # seconds to look for a process that holds a lease
 
 
 class Killer:
-    """Kills one process at a time. `hits`: stage → kills into a lease that was held then; `kinds`: what was killed how often."""
+    """Kill one process at a time. `hits`: stage → kills of a lease's holder; `kinds`: kind of process → kills."""
 
     def __init__(self, system: Faulty, shares: dict[str, float], seed: int = 3) -> None:
         self.system, self.shares = system, shares
@@ -48,7 +48,7 @@ class Killer:
         return (kinds + ["worker process"] * kills)[:kills]
 
     def kill(self, kind: str) -> bool:
-        """False when there was nothing to kill that would have counted."""
+        """Kill a process of this kind. Return False if none was found that counts."""
         if kind == "worker process":
             done = self._kill_process()
         elif kind == "queue":
@@ -62,19 +62,19 @@ class Killer:
         return done
 
     def _kill_process(self) -> bool:
-        """The process of a worker, stopped for an instant so that what it holds can be read, then killed."""
+        """Stop a worker's process to read its lease, then kill it."""
         deadline = time.monotonic() + PATIENCE
         rarest = sorted(STAGES, key=lambda stage: (self.hits[stage], self.random.random()))
         with self.system.database() as connection:
             for stage in rarest:
                 until = min(deadline, time.monotonic() + PATIENCE / len(STAGES))
                 while time.monotonic() < until:
-                    held = _held(connection, stage)
-                    if not held and time.monotonic() > self.fed + 0.5 and _waiting(self.system) < BACKLOG:
+                    leases = _leases_at(connection, stage)
+                    if not leases and time.monotonic() > self.fed + 0.5 and _waiting(self.system) < BACKLOG:
                         self.fed = time.monotonic()
                         self.feed()
-                    children = self.system.children() if held else {}
-                    for document, lease, worker in held:
+                    children = self.system.children() if leases else {}
+                    for document, lease, worker in leases:
                         pid = int(worker.rpartition(":")[2])
                         if pid in children and _stopped_at(connection, pid, document, lease, stage):
                             os.kill(pid, signal.SIGKILL)
@@ -87,15 +87,15 @@ class Killer:
         name = self.random.choice(self.system.workers)
         with self.system.database() as connection:
             pids = [pid for pid, worker in self.system.children().items() if worker == name]
-            held = [
+            leases = [
                 (pid, document, lease, stage)
                 for stage in STAGES
-                for document, lease, worker in _held(connection, stage)
+                for document, lease, worker in _leases_at(connection, stage)
                 if (pid := int(worker.rpartition(":")[2])) in pids
             ]
             done = self._end(name, group)
             if done and group:
-                self._count(connection, held[:1])  # one kill, one hit
+                self._count(connection, leases[:1])  # one kill, one hit
             return done
 
     def _end(self, name: str, group: bool) -> bool:
@@ -105,30 +105,32 @@ class Killer:
                 return True
         return False
 
-    def _count(self, connection: Any, held: list[tuple[int, int, Any, str]]) -> None:
-        """A kill counts as a hit when the work was not finished in the database's queue all the same."""
-        for pid, document, lease, stage in held:
+    def _count(self, connection: Any, leases: list[tuple[int, int, Any, str]]) -> None:
+        """Count a kill as a hit, unless the database finished the work all the same."""
+        for pid, document, lease, stage in leases:
             wait(partial(_gone, pid), 2, 0.002)
-            row = connection.execute("SELECT lease, state FROM document WHERE id = %s", [document]).fetchone()
+            row = connection.execute(
+                "SELECT lease, state FROM document LEFT JOIN task ON document_id = id WHERE id = %s", [document]
+            ).fetchone()
             if row and (row[0] == lease or row[1] in ("queued", "ingesting")):
                 self.hits[stage] += 1
 
 
-def _held(connection: Any, stage: str) -> list[tuple[int, Any, str]]:
-    """Documents with a lease at a stage."""
+def _leases_at(connection: Any, stage: str) -> list[tuple[int, Any, str]]:
+    """Return (document, lease, worker) of the leases at a stage."""
     rows: list[tuple[int, Any, str]] = connection.execute(
-        "SELECT id, lease, worker FROM document WHERE leased_until > now() AND lease IS NOT NULL AND worker IS NOT NULL AND stage = %s",
+        "SELECT document_id, lease, worker FROM task WHERE leased_until > now() AND worker IS NOT NULL AND stage = %s",
         [stage],
     ).fetchall()
     return rows
 
 
 def _stopped_at(connection: Any, pid: int, document: int, lease: Any, stage: str) -> bool:
-    """Stops a process; True when it still holds this lease at this stage. Else it goes on."""
+    """Stop a process. Return True if it still holds this lease at this stage; otherwise let it continue."""
     try:
         os.kill(pid, signal.SIGSTOP)
         wait(lambda: _status(pid) == psutil.STATUS_STOPPED, 0.5, 0.001)
-        row = connection.execute("SELECT lease, stage FROM document WHERE id = %s", [document]).fetchone()
+        row = connection.execute("SELECT lease, stage FROM task WHERE document_id = %s", [document]).fetchone()
         if row == (lease, stage):
             return True
         os.kill(pid, signal.SIGCONT)
@@ -149,7 +151,7 @@ def _status(pid: int) -> str:
 
 
 class Writer(threading.Thread):
-    """Carries a plan out as far as it is let: adds documents and changes what is there. `done`: operations so far."""
+    """Carry out a plan as far as permitted: add and change documents. `done`: operations so far."""
 
     def __init__(self, folder: Folder, documents: int) -> None:
         super().__init__(daemon=True)
@@ -181,7 +183,7 @@ def kills(
     slow: tuple[float, float] = (0.05, 0.6),
     shares: dict[str, float] = SHARES,
 ) -> Result:
-    """Kills while a writer works; the writer keeps ahead of the killer, and neither runs away from the other."""
+    """Kill processes while a writer works. The writer stays ahead of the killer, and both keep pace."""
     result = Result("kills")
     folder = Folder(system.folder, "kills", 100_000, sizes)
     killer = Killer(system, shares)

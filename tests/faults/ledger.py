@@ -1,6 +1,6 @@
-"""The ledger alone, driven in random orders by several workers at once, without processes: whatever the order, the newest text wins, whole.
+"""A random walk over the ledger, with several workers and no processes. In any order, the newest text wins, complete.
 
-A walk is a seed and a list of steps. One that fails says both, so it can be repeated: `Walk(connection, seed).run(steps)`.
+A walk is a seed and a list of steps. A failure reports both, to be repeated: `Walk(connection, seed).run(steps)`.
 """
 
 import contextlib
@@ -23,20 +23,20 @@ DIMENSIONS = 8
 
 
 def text_of(written: Written) -> str:
-    """Two to four paragraphs, each with the mark: a chunk each."""
+    """Return two to four paragraphs with the mark, a chunk each."""
     return "\n\n".join(f"{mark(written)} paragraph {number}" for number in range(2 + written.revision % 3))
 
 
 @dataclass
 class Work:
-    """A worker's turn: what it has claimed, and the file as it read it."""
+    """A worker's turn: its claim, and the file as it was read."""
 
     claim: Claim
     read: Written | None = None
 
 
 class Walk:
-    """`files`: the source as it is now; `stored`: document → the revision that was seen stored last."""
+    """A random walk. `files`: the source as it is now; `stored`: document → the last stored revision."""
 
     def __init__(self, connection: Connection, seed: int) -> None:
         self.connection, self.seed, self.random = connection, seed, random.Random(seed)
@@ -50,7 +50,7 @@ class Walk:
         (self.generation,) = generations.active(connection)
 
     def run(self, steps: int = 120) -> None:
-        """Raises AssertionError with the seed and the steps when an invariant does not hold."""
+        """Take steps. Raise AssertionError with the seed and the steps if an invariant is broken."""
         names = (
             ["write"] * 6
             + ["remove", "rename"]
@@ -122,7 +122,7 @@ class Walk:
     # --- workers ---
 
     def take(self) -> None:
-        """Any task may come, however old: also of documents that nobody published."""
+        """Run a task of any age, also for a document that was not published."""
         ids = [row.id for row in documents.known(self.connection, self.source).values()]
         for number in self.random.sample(ids, len(ids)):
             if claim := claims.claim(self.connection, number, f"here:{len(self.taken)}"):
@@ -141,20 +141,20 @@ class Walk:
                 self._store(turn.claim, turn.read)
 
     def die(self) -> None:
-        """A worker ends without a word, and its lease with it."""
+        """End a worker without a trace, and its lease."""
         for turn in self._some():
             self.turns.remove(turn)
             self._expire(turn)
 
     def expire(self) -> None:
-        """A worker is slow: its lease ends, and it goes on."""
+        """End the lease of a slow worker that continues."""
         for turn in self._some():
             self._expire(turn)
 
     def hand_back(self) -> None:
-        """A worker is taken for dead and goes on all the same."""
+        """Hand back what a worker holds that seems dead but continues."""
         for row in self.connection.execute(
-            "SELECT worker FROM document WHERE lease IS NOT NULL ORDER BY id LIMIT 1"
+            "SELECT worker FROM task WHERE lease IS NOT NULL ORDER BY document_id LIMIT 1"
         ).fetchall():
             documents.hand_back(self.connection, [row[0]], self.random.choice((None, "a crash")))
 
@@ -167,7 +167,7 @@ class Walk:
     def wait(self) -> None:
         for turn in self._some():
             self.turns.remove(turn)
-            claims.postpone(self.connection, turn.claim, "The embedder is away.", 0)
+            claims.postpone(self.connection, turn.claim, "The embedder is unavailable.", 0)
 
     def stumble(self) -> None:
         for turn in self._some():
@@ -179,12 +179,12 @@ class Walk:
 
     def _expire(self, turn: Work) -> None:
         self.connection.execute(
-            "UPDATE document SET leased_until = now() - interval '1 second' WHERE id = %s AND lease = %s",
+            "UPDATE task SET leased_until = now() - interval '1 second' WHERE document_id = %s AND lease = %s",
             [turn.claim.id, turn.claim.lease],
         )
 
     def _store(self, claim: Claim, written: Written | None) -> None:
-        """As worker/ingest.py does it, with a chunk a paragraph."""
+        """Store a text like worker/ingest.py, with a chunk a paragraph."""
         assert written is not None
         text, chunks, start = text_of(written), [], 0
         for number, part in enumerate(text.split("\n\n")):
@@ -204,15 +204,16 @@ class Walk:
     # --- what must hold ---
 
     def check(self) -> None:
-        """Whatever is stored is one revision of one document, whole, and never older than what was stored before."""
+        """Check that each stored text is one complete revision of one document, never older than the one before."""
         for number, text in self.connection.execute(
-            "SELECT document_id, t.content FROM document_text t JOIN document d ON d.id = document_id WHERE source_id = %s",
+            "SELECT t.document_id, t.content FROM document_text t JOIN document d ON d.id = t.document_id "
+            "WHERE d.source_id = %s",
             [self.source],
         ).fetchall():
             found = MARK.search(text)
             assert found, text
             written = Written(int(found[1]), int(found[2]))
-            assert text == text_of(written), f"{text!r} is no text of one revision"
+            assert text == text_of(written), f"{text!r} is not the text of one revision"
             rows = self.connection.execute(
                 "SELECT ordinal, content FROM chunk WHERE document_id = %s ORDER BY ordinal", [number]
             ).fetchall()
@@ -226,10 +227,10 @@ class Walk:
             "SELECT count(*) FROM document WHERE source_id = %s AND state = 'ready' AND live_revision IS NULL",
             [self.source],
         ).fetchone()
-        assert alone == (0,), "a document is ready and has no text"
+        assert alone == (0,), "a document is ready without a text"
 
     def end(self) -> None:
-        """Everybody who is left finishes late; then the work is done in order, and the source is what is stored."""
+        """Let the remaining workers finish late, work in order, and check that the source is stored."""
         while self.turns:
             self.finish()
             self.die()
@@ -243,12 +244,13 @@ class Walk:
                     self._store(claim, self.files[row.key])
         self.check()
         rows = self.connection.execute(
-            "SELECT d.key, d.state, d.lease, t.content FROM document d LEFT JOIN document_text t ON t.document_id = d.id "
-            "WHERE source_id = %s AND state <> 'deleted' ORDER BY d.key",
+            "SELECT d.key, d.state, (SELECT lease FROM task WHERE document_id = d.id), t.content FROM document d "
+            "LEFT JOIN document_text t ON t.document_id = d.id "
+            "WHERE d.source_id = %s AND d.state <> 'deleted' ORDER BY d.key",
             [self.source],
         ).fetchall()
         wanted = [(key, "ready", None, text_of(written)) for key, written in sorted(self.files.items())]
-        assert sorted(rows) == wanted, f"at the end there is {rows}, not {wanted}"
+        assert sorted(rows) == wanted, f"at the end: {rows}, expected: {wanted}"
 
 
 def _revision(written: Written) -> str:

@@ -1,4 +1,4 @@
-"""PostgreSQL stopped at once, and a queue that is emptied, cut off or silent."""
+"""PostgreSQL stops at once; the queue is emptied, cut off or silent."""
 
 import random
 import signal
@@ -23,7 +23,7 @@ def postgres(
     down: tuple[float, float] = (0.5, 5.0),
     up: tuple[float, float] = (3, 8),
 ) -> Result:
-    """An immediate shutdown is what a crash leaves behind: no checkpoint, connections gone in the middle of a statement."""
+    """Stop PostgreSQL as a crash does: without a checkpoint, connections lost in the middle of a statement."""
     result = Result("postgres")
     folder = Folder(system.folder, "postgres", 200_000, sizes)
     chance = random.Random(5)
@@ -32,7 +32,7 @@ def postgres(
     system.standin.slow = (0.05, 0.4)
 
     def held(stage: str | None) -> list[tuple[Any, ...]]:
-        return system.rows("SELECT stage FROM document WHERE lease IS NOT NULL AND stage = coalesce(%s, stage)", stage)
+        return system.rows("SELECT stage FROM task WHERE lease IS NOT NULL AND stage = coalesce(%s, stage)", stage)
 
     with Reader(system, [folder]) as reader:
         for number in range(stops):
@@ -77,7 +77,7 @@ def postgres(
 def redis(
     system: Faulty, flushes: int, cuts: int, documents: int, sizes: Sizes = USUAL, hole: tuple[float, float] = (2, 12)
 ) -> Result:
-    """After each fault a note is dropped: how long until it is found says when the workers consume again."""
+    """Drop a note after each fault: the time until it is found shows when the workers consume again."""
     result = Result("redis")
     assert system.proxy is not None
     folder = Folder(system.folder, "redis", 300_000, sizes)
@@ -127,7 +127,7 @@ def redis(
 
 
 def _published(system: Faulty) -> int:
-    return int(system.rows("SELECT count(*) FROM document WHERE published_at IS NOT NULL AND lease IS NULL")[0][0])
+    return int(system.rows("SELECT count(*) FROM task WHERE lease IS NULL")[0][0])
 
 
 def _rest(system: Faulty, seconds: float, before: float) -> float | None:

@@ -1,4 +1,4 @@
-"""A TCP proxy that misbehaves on demand: cuts connections, swallows what is sent, or is slow."""
+"""A TCP proxy with faults on demand: it cuts connections, swallows data, or is slow."""
 
 import contextlib
 import socket
@@ -12,7 +12,7 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
 
 
 class Proxy:
-    """127.0.0.1:port → a unix socket or (host, port). `swallow`: what new connections send is read and goes nowhere."""
+    """Forward 127.0.0.1:port to a unix socket or (host, port). `swallow`: read and drop what new connections send."""
 
     def __init__(self, upstream: Path | tuple[str, int], port: int = 0) -> None:
         self.upstream = upstream
@@ -27,7 +27,7 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self, share: float = 1.0) -> int:
-        """Resets connections, the oldest first. Returns how many."""
+        """Reset connections, the oldest first. Return how many."""
         with self._lock:
             chosen = sorted(self._pairs, key=lambda pair: pair[0].fileno())
             chosen = chosen[: max(1, round(len(chosen) * share))] if chosen else []
@@ -36,13 +36,13 @@ class Proxy:
         return len(chosen)
 
     def black_hole(self) -> None:
-        """From now on nothing is forwarded and nothing closed: what is open stays dead for good, what comes is taken and not served."""
+        """Forward and close nothing from now on: open connections stay dead, new ones are accepted and not served."""
         self.swallow = True
         with self._lock:
             self._holes |= self._pairs
 
     def heal(self) -> None:
-        """New connections work again; those that were swallowed stay as dead as after a lost route."""
+        """Serve new connections again; swallowed ones stay dead, as after a lost route."""
         self.swallow, self.latency = False, 0.0
 
     def __enter__(self) -> Self:

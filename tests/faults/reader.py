@@ -1,4 +1,4 @@
-"""Someone who asks all the while: no answer may mix two revisions, show an empty document, or fail beyond an outage."""
+"""A client that asks all the time: no answer may mix two revisions, show an empty document, or fail after an outage."""
 
 import contextlib
 import threading
@@ -17,7 +17,7 @@ GRACE_SECONDS = 8.0  # after an outage: pools look for their server again
 
 
 class Reader:
-    """`mixed`, `empty`, `broken`: examples of what must not be; `late`: how long after an outage errors went on, at worst."""
+    """Ask in a thread. `mixed`, `empty`, `broken`: examples of faults; `late`: seconds of errors after an outage."""
 
     def __init__(self, system: Faulty, folders: Collection[Folder], pause: float = 0.1) -> None:
         self.system, self.folders, self.pause = system, folders, pause
@@ -34,7 +34,7 @@ class Reader:
 
     @contextlib.contextmanager
     def outage(self) -> Iterator[None]:
-        """Errors are expected in here, and for a moment after it."""
+        """Allow errors inside, and for a moment after."""
         self._outages += 1
         try:
             yield
@@ -88,7 +88,7 @@ class Reader:
             by_source[result["source"]].append(result["content"])
         for source, contents in by_source.items():
             for folder in self.folders:
-                if source.startswith(f"{folder.below}/") and not folder.whole(contents):
+                if source.startswith(f"{folder.below}/") and not folder.is_one_revision(contents):
                     self.mixed.append(f"{source} at {time.monotonic() - self._began:.0f} s")
 
     def _list(self, client: httpx2.Client) -> None:

@@ -1,4 +1,4 @@
-"""docs/reliability.md: the figures of a run, with the date, the machine and the command."""
+"""Write docs/reliability.md: the figures of a run, with the date, the machine and the command."""
 
 import datetime
 import os
@@ -16,14 +16,14 @@ from tests.faults.result import Result
 GUARDS = ("fence",)  # that tests/faults/sabotage.py can switch off
 INTRODUCTION = """# Reliability
 
-What happens when things die: `make faults` breaks a running system on purpose and then compares every document, chunk, vector and answer
-with the files in the folder. Someone searches all the while. Each section was written by the command that it names; size 1 is the whole
-campaign.
+`make faults` breaks a running system on purpose, and then compares every document, chunk, vector and answer with the
+files in the folder. A client searches all the time. Each section was written by the command that it names; size 1 is
+the full campaign.
 """
 
 
 def write(path: Path, results: Sequence[Result], size: float, sabotage: str = "") -> None:
-    """Writes the campaigns that ran, and keeps what stands there of those that did not."""
+    """Write the campaigns that ran, and keep the figures of the others."""
     sections = dict(
         re.findall(r"<!-- (\w+) -->\n(.*?)(?=\n<!-- |\Z)", path.read_text() if path.exists() else "", re.DOTALL)
     )
@@ -46,7 +46,8 @@ def machine() -> str:
             model,
         )
     memory = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, {system}"
 
 
 def _campaign(result: Result, size: float, sabotage: str) -> str:
@@ -57,15 +58,17 @@ def _campaign(result: Result, size: float, sabotage: str) -> str:
         for name, value in result.numbers.items()
     )
     command = f"python -m tests.faults {result.name} --size {size:g}" + (f" --sabotage {sabotage}" if sabotage else "")
+    verdicts = [("yes" if figure.holds else "**NO**") if figure.must else "" for figure in result.figures]
     rows = [
-        f"| {figure.what} | {figure.value} | {figure.must} | {('yes' if figure.holds else '**NO**') if figure.must else ''} |"
-        for figure in result.figures
+        f"| {figure.what} | {figure.value} | {figure.must} | {verdict} |"
+        for figure, verdict in zip(result.figures, verdicts, strict=True)
     ]
     remarks = [f"- {remark}" for remark in result.remarks]
     return "\n".join(
         [
             f"## {campaign.title}{f', with the {sabotage} switched off: damage must be found' if sabotage else ''}\n",
-            f"`{command}`: {numbers}; {result.seconds / 60:.1f} minutes on {datetime.date.today().isoformat()}, {machine()}.\n",
+            f"`{command}`: {numbers}; {result.seconds / 60:.1f} minutes on {datetime.date.today().isoformat()}, "
+            f"{machine()}.\n",
             "| figure | measured | must hold | holds |",
             "|---|---|---|---|",
             *rows,

@@ -1,4 +1,4 @@
-"""What a campaign found: figures, each with what must hold and whether it does."""
+"""The result of a campaign: figures, each with its condition and whether it holds."""
 
 import time
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from tests.faults.reader import Reader
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """`must`: what has to hold, in words; empty for a figure that is only told."""
+    """A figure. `must`: its condition, in words; empty if it has none."""
 
     what: str
     value: str
@@ -32,7 +32,7 @@ class Result:
         return bool(self.figures) and all(figure.holds for figure in self.figures)
 
     def say(self, sentence: str) -> None:
-        """Progress, for who watches."""
+        """Print progress."""
         print(f"  {self.name} {time.monotonic() - self.began:6.0f} s  {sentence}", flush=True)
 
     def tell(self, what: str, value: object) -> None:
@@ -42,7 +42,7 @@ class Result:
         self.figures.append(Figure(what, _plain(value), must, holds))
 
     def at_most(self, what: str, value: float | None, limit: float, unit: str = "") -> None:
-        """`value` None: it did not happen at all."""
+        """Require `value` to be at most `limit`. None: it did not happen, which fails."""
         shown = "never" if value is None else f"{_plain(value)}{unit}"
         self.must(what, shown, f"≤ {_plain(limit)}{unit}", value is not None and value <= limit)
 
@@ -53,15 +53,15 @@ class Result:
         self.at_most("settled after the last fault", seconds, limit, " s")
 
     def damage(self, damage: Damage, kinds: Sequence[str] = tuple(KINDS)) -> None:
-        """The invariants, all of them zero."""
+        """Require every kind of damage to be zero."""
         self.tell("documents, chunks, searches checked", f"{damage.documents}, {damage.chunks}, {damage.searched}")
         for kind in kinds:
             self.equal(kind, damage.counts[kind], 0)
         if damage:
-            self.remarks.append(damage.said())
+            self.remarks.append(damage.summary())
 
     def reader(self, reader: Reader) -> None:
-        """What the reader saw while all of it went on."""
+        """Require that the reader saw no fault."""
         self.tell("answers read meanwhile (and errors in outages)", f"{reader.answers} ({reader.errors})")
         self.equal("answers that mix two revisions", len(reader.mixed), 0)
         self.equal("ready documents without a chunk", len(reader.empty), 0)

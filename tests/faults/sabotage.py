@@ -1,6 +1,6 @@
-"""The worker with one guard switched off, to show that the campaigns see the damage: `celery --app tests.faults.sabotage worker`.
+"""A worker without one guard, to show that the campaigns see the damage: `celery --app tests.faults.sabotage worker`.
 
-fence: a worker that lost its lease goes on and stores what it made, over whatever is there.
+fence: a worker that lost its lease continues and overwrites what is stored.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from worker.app import app
 
 
 def _hold(connection: Connection, claim: claims.Claim) -> None:
-    """Takes the lock and asks for no lease."""
+    """Lock the document without checking the lease."""
     connection.execute("SELECT 1 FROM document WHERE id = %s FOR UPDATE", [claim.id])
 
 

@@ -1,4 +1,4 @@
-"""The embedder of the campaigns: counts how often each text is paid for, answers as slowly as asked, and forgets the texts."""
+"""The campaigns' embedder: it counts how often each text is paid for, is as slow as asked, and keeps no texts."""
 
 import hashlib
 import random
@@ -13,7 +13,7 @@ DIMENSIONS = 64
 
 
 class CountingStandin(OpenAIStandin):
-    """OpenAI's stand-in. `slow`: seconds that an answer takes, from and to, mostly short. Faults that are counted spoil documents only."""
+    """OpenAI's stand-in. `slow`: seconds of an answer, from and to, mostly short. Counted faults hit documents only."""
 
     def __init__(self, slow: tuple[float, float] = (0.0, 0.0)) -> None:
         self.slow = slow
@@ -32,7 +32,7 @@ class CountingStandin(OpenAIStandin):
 
     @delay.setter
     def delay(self, seconds: float) -> None:
-        """The base class sets it; here `slow` decides."""
+        """Ignore the base class's value; `slow` decides."""
 
     def record(self, path: str, headers: dict[str, str], body: Any) -> tuple[str, dict[str, Any]]:
         texts = body.get("input", []) if isinstance(body, dict) else []
@@ -46,19 +46,19 @@ class CountingStandin(OpenAIStandin):
         return fault
 
     def forget(self) -> None:
-        """Starts counting anew; what was paid before counts as paid once."""
+        """Reset the counts; texts that were paid for before count once."""
         with self._counting:
             self.paid = Counter(dict.fromkeys(self.paid, 1))
             self.largest_batch = 0
             self.times.clear()
 
     def paid_again(self) -> int:
-        """Texts that were asked for though they had been before."""
+        """Count the texts that were paid for again."""
         with self._counting:
             return sum(times - 1 for times in self.paid.values())
 
     def fastest(self, start: float, end: float, window: float = 5.0) -> float:
-        """The most requests a second in any window between two times of time.monotonic()."""
+        """Return the most requests a second in any window between two times of time.monotonic()."""
         with self._counting:
             times = sorted(t for t in self.times if start <= t <= end)
         most, first = 0, 0

@@ -1,4 +1,4 @@
-"""The running system that the campaigns break: own servers, real processes that are started again when they die."""
+"""The system that the campaigns break: its own servers, and real processes that are restarted when they die."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ CONCURRENCY = 2  # documents at once in each worker
 
 
 def wait(check: Callable[[], T], seconds: float, pause: float = 0.05) -> T | None:
-    """The first true value of `check` within so many seconds, or None. Answers that do not come count as false."""
+    """Return the first true value of `check` within `seconds`, or None. Missing answers count as false."""
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(psycopg.OperationalError, httpx2.HTTPError, AssertionError):
@@ -44,7 +44,7 @@ def wait(check: Callable[[], T], seconds: float, pause: float = 0.05) -> T | Non
 
 @dataclass
 class Faulty(System):
-    """Producer, API and workers w1, w2 … over a folder; what dies is started again as `askfolder up` does it."""
+    """Producer, API and workers w1, w2 … over a folder; dead processes are restarted like `askfolder up` does it."""
 
     servers: Servers = field(default_factory=lambda: Servers(Path()))
     standin: CountingStandin = field(default_factory=CountingStandin)
@@ -86,7 +86,7 @@ class Faulty(System):
         super().stop(*names, number=number)
 
     def revive(self) -> None:
-        """Starts again what died, as long as it is not held back."""
+        """Restart dead processes, unless they are held back."""
         for name in sorted(self.kept - self.held_back):
             if self.processes[name].poll() is not None:
                 self.start(name)
@@ -96,7 +96,7 @@ class Faulty(System):
         self.servers.revive()
 
     def main(self, name: str) -> psutil.Process | None:
-        """A running process of the Procfile."""
+        """Return a running process of the Procfile."""
         with contextlib.suppress(psutil.NoSuchProcess, KeyError):
             process = psutil.Process(self.processes[name].pid)
             if process.status() != psutil.STATUS_ZOMBIE:
@@ -104,7 +104,7 @@ class Faulty(System):
         return None
 
     def children(self) -> dict[int, str]:
-        """Pid of each pool child → its worker's name."""
+        """Return the pid of each pool child → its worker's name."""
         found: dict[int, str] = {}
         for name in self.workers:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -113,7 +113,7 @@ class Faulty(System):
         return found
 
     def left_behind(self) -> list[psutil.Process]:
-        """Processes of ours whose main process is gone."""
+        """Return our processes whose main process is gone."""
         alive = {process.pid for process in self.processes.values()}
         found = []
         for process in psutil.process_iter():
@@ -136,7 +136,7 @@ class Faulty(System):
             return connection.execute(query, parameters).fetchall()
 
     def redis(self) -> "redis.Redis":
-        """Straight to the server, not through the proxy."""
+        """Connect to the server directly, not through the proxy."""
         return redis.Redis.from_url(self.servers.redis_url)
 
     def client(self) -> httpx2.Client:
@@ -160,7 +160,7 @@ class Faulty(System):
         return any(words in result["content"] for result in found)
 
     def note(self, name: str, words: str, seconds: float) -> float | None:
-        """Drops a note of a kilobyte. Returns the seconds until it can be searched for, None when it cannot."""
+        """Drop a note of a kilobyte. Return the seconds until a search finds it, None if it does not."""
         text = f"{words}\n\n" + "\n".join(f"{words} stands in line {n}." for n in range(900 // (len(words) + 18)))
         (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
@@ -170,7 +170,7 @@ class Faulty(System):
 
 @contextlib.contextmanager
 def supervised(system: Faulty) -> Iterator[None]:
-    """Starts again what dies, in a thread of its own."""
+    """Restart dead processes, in a thread."""
     ended = threading.Event()
 
     def keep() -> None:
@@ -195,9 +195,9 @@ def running(
     mounted: bool = False,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Faulty]:
-    """A system with a folder and a database of its own, its Redis behind a proxy; it runs and is supervised.
+    """Run and supervise a system with its own folder and database, its Redis behind a proxy.
 
-    `mounted`: the folder is a bind mount, where this user may make one.
+    `mounted`: the folder is a bind mount, if this user may make one.
     """
     work.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -237,7 +237,7 @@ def running(
         system.start("producer", *system.workers, "web")
         if wait(lambda: (system.call("GET", "/readyz", quiet=True) or {}).get("status") == "ready", 60) is None:
             words = "\n".join(system.log(name).strip()[-300:] for name in system.processes)
-            raise RuntimeError(f"The system did not start; its last words are:\n{words}")
+            raise RuntimeError(f"The system did not start; its last log lines:\n{words}")
         yield system
 
 
@@ -265,7 +265,7 @@ def _end(system: Faulty) -> None:
 
 @contextlib.contextmanager
 def started_servers(work: Path) -> Iterator[Servers]:
-    """Embedded servers that survive a kill honestly: PostgreSQL with fsync."""
+    """Start embedded servers that survive a kill: PostgreSQL with fsync."""
     servers = Servers(work / ".askfolder", durable=True)
     servers.start()
     try:

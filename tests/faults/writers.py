@@ -1,4 +1,4 @@
-"""Several writers change the same documents all the while, and tasks are sent twice: the last revision wins, whole."""
+"""Several writers change the same documents, and tasks are sent twice: the last revision wins, complete."""
 
 import random
 import threading
@@ -32,7 +32,7 @@ def writers(
     seconds: float,
     slow: tuple[float, float] = (0.0, 6.0),
 ) -> Result:
-    """`slow`: what is embedded first may well come back last. Each document changes every second or two."""
+    """Run the campaign. `slow`: the first embedding may return last. Each document changes every second or two."""
     result = Result("writers")
     folder = Folder(system.folder, "writers", 700_000, SIZES)
     keys = [folder.add() for _ in range(documents)]
@@ -92,7 +92,7 @@ def _texts(system: Faulty) -> list[tuple[int, str]]:
 
 
 def _send_again(system: Faulty, ids: list[int]) -> int:
-    """Sends some tasks once more, as a queue does that delivers twice or late."""
+    """Send some tasks again, like a queue that delivers twice or late."""
     with system.redis() as client:
         number = int(system.env["REDIS_URL"].rpartition("/")[2])
         client.select(number)

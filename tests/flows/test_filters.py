@@ -89,7 +89,7 @@ def check_command_line(system: System) -> None:
     found = cli(
         system, "search", "heron", "--source", "notes/", "--type", "md", "--after", "2024", "--metadata", "tags=x"
     )
-    assert (found.returncode, "'2024' is no date; write 2024-06-30" in found.stderr) == (1, True), found
+    assert (found.returncode, "'2024' is not a date; write 2024-06-30" in found.stderr) == (1, True), found
     options = (
         "--after",
         "2024-01-01",
@@ -134,14 +134,16 @@ def check_rehash(system: System) -> None:
     """What was read before there was metadata is read again by reconcile --rehash, once, or when it is touched."""
     with psycopg.connect(system.env["DATABASE_URL"], autocommit=True) as connection:
         connection.execute(
-            "UPDATE askfolder.document SET metadata = '{}', described = false, dated = revision_time(live_revision)"
+            "UPDATE askfolder.document SET metadata = '{}', metadata_read = false, dated = revision_time(live_revision)"
         )
         assert sources(system, metadata={"tags": "bird"}) == set()
         assert cli(system, "reconcile", "--rehash").returncode == 0
         until(lambda: sources(system, metadata={"tags": "bird"}) == {"notes/a.md"})
         system.settled()
         assert one(system, "report.docx")["metadata"]["author"] == "Cleo"
-        connection.execute("UPDATE askfolder.document SET metadata = '{}', described = false WHERE key = 'notes/a.md'")
+        connection.execute(
+            "UPDATE askfolder.document SET metadata = '{}', metadata_read = false WHERE key = 'notes/a.md'"
+        )
         (system.folder / "notes" / "a.md").touch()
         until(lambda: sources(system, metadata={"tags": "bird"}) == {"notes/a.md"})
         system.settled()
@@ -154,12 +156,12 @@ def check_rehash(system: System) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"filters": {"type": "odt"}}, "'odt' is no type of file that is read; there are: pdf, docx"),
+        ({"filters": {"type": "odt"}}, "'odt' is not a file type that is read; there are: pdf, docx"),
         ({"filters": {"type": 3}}, "filters.type"),
-        ({"filters": {"after": "soon"}}, "after: 'soon' is no date; write 2024-06-30"),
+        ({"filters": {"after": "soon"}}, "after: 'soon' is not a date; write 2024-06-30"),
         ({"filters": {"after": 2024}}, "filters.after"),
         ({"filters": {"metadata": "x"}}, "filters.metadata"),
-        ({"filters": {"metadata": {"a": "\0"}}}, "holds a NUL"),
+        ({"filters": {"metadata": {"a": "\0"}}}, "has a NUL"),
         ({"filters": {"source": "a\0"}}, "characters that no name has"),
         ({"filters": {"sauce": "a"}}, "filters.sauce"),
         ({"collection": "mine"}, "There is no collection 'mine'; there are: default."),

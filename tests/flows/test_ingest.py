@@ -188,14 +188,14 @@ def test_killed_worker_pays_little_twice(system: System, paid: OpenAIStandin, da
 
     def nearly_done() -> bool:
         with psycopg.connect(database_url) as connection:
-            row = connection.execute("SELECT progress_done >= 0.7 * progress_total FROM askfolder.document").fetchone()
+            row = connection.execute("SELECT done >= 0.7 * total FROM askfolder.task").fetchone()
             return bool(row and row[0])
 
     until(nearly_done, 30, pause=0.01)
     system.stop("worker", number=signal.SIGKILL)
     with psycopg.connect(database_url) as connection:
         held = connection.execute(
-            "SELECT state, live_revision, leased_until > now() FROM askfolder.document"
+            "SELECT state, live_revision, leased_until > now() FROM askfolder.document JOIN askfolder.task ON document_id = id"
         ).fetchone()
         assert held == ("ingesting", None, True), "nothing half-written is visible"
     assert system.search("Line 77") == []

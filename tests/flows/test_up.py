@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
@@ -95,7 +96,7 @@ def test_up_whole(up: Up) -> None:
     (up.inbox / "heron.md").write_text("# Heron\n\nThe grey heron of the boathouse is called Balduin.\n")
     before = {path.name: path.stat().st_mtime_ns for path in up.inbox.rglob("*")}
     screen = up.start()
-    assert "Leaves this machine  nothing" in screen
+    assert "Data sent to other services  none" in screen
     link = re.search(r"http://127\.0\.0\.1:\d+/\?key=\S+", screen)
     password = re.search(r"password ([^)\s]+)", screen)
     assert link
@@ -171,7 +172,7 @@ def test_killed_up_leaves_servers_that_the_next_one_ends(up: Up) -> None:
         if process.name() not in ("postgres", "valkey-server"):
             process.kill()
     up.processes[-1].wait()
-    assert "Leaves this machine" in up.start()
+    assert "Data sent to other services" in up.start()
 
 
 def test_refusals_are_sentences(up: Up, tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_refusals_are_sentences(up: Up, tmp_path: Path) -> None:
         result = up.command("up", ASKFOLDER_PORT=str(taken.getsockname()[1]))
         assert "cannot be used" in result.stderr
         assert "ASKFOLDER_PORT" in result.stderr
-    for arguments, env, words in (
+    refusals: tuple[tuple[list[str], dict[str, Any], str], ...] = (
         (["up", "--inbox", str(tmp_path / "nowhere")], {}, "nowhere cannot be read"),
         (["up"], {"ASKFOLDER_DATA": "/proc/nowhere"}, "cannot be written"),
         (["up"], {"ASKFOLDER_COLOUR": "red"}, "ASKFOLDER_COLOUR: there is no such setting"),
@@ -196,7 +197,8 @@ def test_refusals_are_sentences(up: Up, tmp_path: Path) -> None:
             "Redis (127.0.0.1) does not answer",
         ),
         (["up"], {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, "PostgreSQL (x on 127.0.0.1:1) does not answer"),
-    ):
+    )
+    for arguments, env, words in refusals:
         result = up.command(*arguments, **env)
         assert result.returncode == 1, (arguments, env, result.stdout)
         assert words in result.stderr

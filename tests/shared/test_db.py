@@ -96,13 +96,13 @@ def test_documents_of_before_there_was_metadata_get_their_files_dates(empty_url:
         connection.execute("INSERT INTO askfolder.source (collection_id, kind, root) VALUES (1, 'folder', '/')")
         for key, revision in live.items():
             connection.execute(
-                "INSERT INTO askfolder.document (source_id, collection_id, key, state, wanted_revision, wanted_size, live_revision, ready_at) "
-                "VALUES (1, 1, %s, 'ready', '1-1', 1, %s, '2024-01-01Z')",
+                "INSERT INTO askfolder.document (source_id, collection_id, key, state, wanted_revision, wanted_size, "
+                "live_revision, ready_at) VALUES (1, 1, %s, 'ready', '1-1', 1, %s, '2024-01-01Z')",
                 [key, revision],
             )
         assert "0003_metadata.sql" in db.migrate(empty_url)
         rows = connection.execute(
-            "SELECT key, (dated AT TIME ZONE 'UTC')::text, metadata, described FROM askfolder.document ORDER BY key"
+            "SELECT key, (dated AT TIME ZONE 'UTC')::text, metadata, metadata_read FROM askfolder.document ORDER BY key"
         ).fetchall()
     assert rows == [
         ("a", "2024-06-15 12:00:00.123457", {}, False),

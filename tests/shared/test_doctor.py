@@ -1,4 +1,4 @@
-"""The doctor sees each kind of damage, mends it, and finds nothing where nothing is."""
+"""The doctor finds and repairs each kind of damage, and finds none in a sound index."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def generation(connection: Connection) -> Generation:
 
 
 def ingest_due(connection: Connection, generation: Generation, folder: Path) -> None:
-    """What a worker does, with vectors that need no model."""
+    """Ingest what is due as a worker does, with vectors that need no model."""
     import numpy as np
 
     source_id = sources.source(connection, "folder", str(folder))
@@ -68,10 +68,12 @@ DAMAGE = {
     "empty": "DELETE FROM chunk WHERE document_id = 1",
     "order": "DELETE FROM chunk WHERE document_id = 1 AND ordinal = 1",
     "unowned": "DELETE FROM document_generation WHERE document_id = 1",
-    "places": "UPDATE chunk SET char_start = char_start + 1, char_end = char_end + 1 WHERE document_id = 1 AND ordinal = 0",
+    "places": "UPDATE chunk SET char_start = char_start + 1, char_end = char_end + 1 "
+    "WHERE document_id = 1 AND ordinal = 0",
     "count": "UPDATE document SET chunks = 99 WHERE id = 1",
     "rows": "DELETE FROM lexical_1 WHERE chunk_id = (SELECT min(id) FROM chunk WHERE document_id = 1)",
-    "stuck": "UPDATE document SET state = 'ingesting', lease = gen_random_uuid(), leased_until = now() - interval '3 minutes' WHERE id = 1",
+    "stuck": "INSERT INTO task (document_id, lease, leased_until) "
+    "VALUES (1, gen_random_uuid(), now() - interval '3 minutes')",
 }
 
 
@@ -102,4 +104,4 @@ def test_vector_that_is_missing_is_made_again(connection: Connection, generation
 
 
 def test_every_check_is_tried_here() -> None:
-    assert {*doctor._CHECKS, "rows"} == set(DAMAGE)
+    assert {*doctor.CHECKS, "rows"} == set(DAMAGE)

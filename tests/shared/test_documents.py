@@ -76,7 +76,7 @@ def test_worker_that_died_three_times_quarantines(connection: Connection, source
     claim = taken(connection, source)
     for attempt in (1, 2, 3):
         assert claim.attempts == attempt
-        connection.execute("UPDATE document SET leased_until = now() - interval '1 second'")
+        connection.execute("UPDATE task SET leased_until = now() - interval '1 second'")
         documents.sweep(connection)
         again = claims.claim(connection, claim.id)
         if attempt == 3:
@@ -123,7 +123,7 @@ def test_lost_task_is_published_again(connection: Connection, source: int) -> No
     documents.sweep(connection)
     assert documents.due(connection, [source], 10) == []
     connection.execute(
-        "UPDATE document SET published_at = now() - make_interval(secs => %s)", [documents.REPUBLISH_SECONDS + 1]
+        "UPDATE task SET published_at = now() - make_interval(secs => %s)", [documents.REPUBLISH_SECONDS + 1]
     )
     documents.sweep(connection)
     assert documents.due(connection, [source], 10) == [due]
@@ -184,8 +184,8 @@ def test_purge_takes_the_vectors_that_nothing_else_uses(connection: Connection, 
         finish(connection, claim)
         for ordinal, digest in enumerate((b"shared", key.encode())):
             connection.execute(
-                "INSERT INTO chunk (generation_id, document_id, ordinal, content, heading_path, char_start, char_end, input_hash) "
-                "VALUES (1, %s, %s, 'x', '{}', 0, 1, %s)",
+                "INSERT INTO chunk (generation_id, document_id, ordinal, content, heading_path, char_start, char_end, "
+                "input_hash) VALUES (1, %s, %s, 'x', '{}', 0, 1, %s)",
                 [claim.id, ordinal, digest],
             )
             connection.execute(

@@ -1,4 +1,4 @@
-"""The embedders, against their reference and against providers that misbehave."""
+"""Embedders: the local model against a reference implementation, and providers that misbehave."""
 
 import json
 import math
@@ -15,17 +15,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import SecretStr
 from tokenizers import Tokenizer
 
 from shared.errors import AskfolderError, PermanentError, SettingsError, TransientError
-from shared.providers import minilm, remote
-from shared.providers.choice import open_embedder
-from shared.providers.embedder import Embedder, Vectors, batches, embed_all
+from shared.models import EmbeddingModel
+from shared.providers import minilm, minilm_graph, remote
+from shared.providers.choice import embedder_of
+from shared.providers.embedder import Embedder, Kind, Vectors, batches, embed_all
 from shared.providers.local import LocalEmbedder
 from shared.providers.openai import OpenAIEmbedder
-from shared.providers.remote import RemoteEmbedder, is_loopback
+from shared.providers.remote import Endpoint, RemoteEmbedder, is_loopback
 from shared.providers.voyage import VoyageEmbedder
-from shared.settings import ROOT
+from shared.settings import ROOT, Settings
 from shared.text import tokens
 from shared.text.tokens import estimate_tokens
 from tests.standins.providers import EmbeddingStandin, OpenAIStandin, VoyageStandin, bag_of_words
@@ -79,14 +81,14 @@ def reference(weights: dict[str, Any], ids: list[int]) -> Any:
 
 @pytest.fixture(scope="module")
 def expected() -> Any:
-    """The vectors of SENTENCES, computed without ONNX."""
+    """Compute the vectors of SENTENCES without ONNX."""
     weights_path, tokenizer_path = minilm.genuine_files()
     weights = minilm.read_weights(weights_path)
     return np.stack([reference(weights, token_ids(tokenizer_path.parent, text)) for text in SENTENCES])
 
 
 def token_ids(directory: Path, text: str) -> list[int]:
-    """With [CLS] and [SEP]."""
+    """Tokenize a text, with [CLS] and [SEP]."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     tokenizer.no_padding()
     return list(tokenizer.encode(text).ids)
@@ -100,7 +102,7 @@ def test_vectors_are_those_of_the_model(local: LocalEmbedder, expected: Any) -> 
 
 def test_the_float_graph_is_exact(tmp_path: Path, model: Path, expected: Any) -> None:
     weights = minilm.read_weights(minilm.genuine_files()[0])
-    (tmp_path / "model.onnx").write_bytes(minilm.graph(weights).SerializeToString())
+    (tmp_path / "model.onnx").write_bytes(minilm_graph.graph(weights).SerializeToString())
     shutil.copy(model / "tokenizer.json", tmp_path)
     exact = LocalEmbedder(tmp_path)
     assert np.abs(exact.embed(SENTENCES) - expected).max() < 1e-5
@@ -158,7 +160,7 @@ def test_lone_surrogates_and_other_oddities_embed(local: LocalEmbedder) -> None:
 
 
 def _child(embedder: LocalEmbedder, queue: Any) -> None:
-    queue.put((embedder.embed(["after the fork " * 20] * 8).sum(), list(embedder._sessions)))
+    queue.put((embedder.embed(["after the fork " * 20] * 8).sum(), list(embedder.sessions)))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -181,20 +183,19 @@ def test_a_loaded_model_survives_a_fork(model: Path) -> None:
 # --- preparing it
 
 
-def test_prepare_returns_at_once_when_whole_and_repairs_when_not(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_prepare_returns_at_once_when_whole_and_repairs_when_not(model: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(model, tmp_path / "with a space" / "model"))
     builds: list[Path] = []
-    monkeypatch.setattr(minilm, "_build", builds.append)
-    assert minilm.prepare(copy) == copy
+    assert minilm.prepare(copy, builds.append) == copy
     assert builds == []
     (copy / "model.onnx").write_bytes((copy / "model.onnx").read_bytes()[:-1])
-    minilm.prepare(copy)
+    minilm.prepare(copy, builds.append)
     (copy / minilm.CONFIG).write_text("[]")
-    minilm.prepare(copy)
+    minilm.prepare(copy, builds.append)
     assert builds == [copy, copy]
 
 
-def test_processes_that_prepare_together_build_once(tmp_path: Path, monkeypatch: Any, model: Path) -> None:
+def test_processes_that_prepare_together_build_once(tmp_path: Path, model: Path) -> None:
     builds: list[Path] = []
 
     def build(directory: Path) -> None:
@@ -202,8 +203,7 @@ def test_processes_that_prepare_together_build_once(tmp_path: Path, monkeypatch:
         time.sleep(0.2)
         shutil.copytree(model, directory, dirs_exist_ok=True)
 
-    monkeypatch.setattr(minilm, "_build", build)
-    threads = [threading.Thread(target=minilm.prepare, args=(tmp_path / "new",)) for _ in range(4)]
+    threads = [threading.Thread(target=minilm.prepare, args=(tmp_path / "new", build)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -311,7 +311,7 @@ def test_a_sentence_embedding_is_taken_as_it_is(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_no_model_is_refused(tmp_path: Path, model: Path) -> None:
     with pytest.raises(SettingsError, match=r"has no model\.onnx"):
-        open_embedder("local", model=str(tmp_path / "missing"), local_directory=tmp_path)
+        embedder_of(settings(tmp_path, embedding_model=str(tmp_path / "missing")))
     shutil.copy(model / "model.onnx", tmp_path)
     with pytest.raises(SettingsError, match=r"has no tokenizer\.json"):
         LocalEmbedder(tmp_path)
@@ -327,7 +327,7 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path: Path, model: Path) ->
     with pytest.raises(SettingsError, match="max_tokens"):
         LocalEmbedder(tmp_path)
     with pytest.raises(SettingsError, match="is 100, but the local model has 384"):
-        open_embedder("local", dimensions=100, local_directory=model)
+        embedder_of(settings(tmp_path, embedding_model=str(model), embedding_dimensions=100))
 
 
 # --- batches
@@ -349,17 +349,11 @@ class Scripted(Embedder):
     def count(self, texts: Sequence[str]) -> list[int]:
         return [1] * len(texts)
 
-    def embed(self, texts: Sequence[str]) -> Vectors:
+    def embed_batch(self, texts: Sequence[str], kind: Kind) -> Vectors:
         self.calls.append(list(texts))
         if "x" in texts:
             raise TransientError("as told")
         return np.array([[float(text), 1, 0] for text in texts], np.float32)
-
-    def embed_question(self, text: str) -> Vectors:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
 
 
 def test_batches_keep_the_limits_and_lose_nothing() -> None:
@@ -417,20 +411,12 @@ def provider(request: Any) -> Iterator[tuple[EmbeddingStandin, Callable[..., Rem
     with standin_class() as standin:
 
         def make(**options: Any) -> RemoteEmbedder:
-            opened.append(embedder_class(KEY, **{"base_url": standin.url, **options}))
+            opened.append(embedder_class(**{"endpoint": standin.endpoint(KEY), **options}))
             return opened[-1]
 
         yield standin, make
         for embedder in opened:
             embedder.close()
-
-
-@pytest.fixture
-def naps(monkeypatch: Any) -> list[float]:
-    """No retry waits; the seconds that it would have waited."""
-    slept: list[float] = []
-    monkeypatch.setattr(remote, "_sleep", slept.append)
-    return slept
 
 
 Provider = tuple[EmbeddingStandin, Callable[..., RemoteEmbedder]]
@@ -453,15 +439,15 @@ def test_vectors_arrive_as_the_provider_made_them(provider: Provider) -> None:
 
 def test_requests_say_what_the_provider_needs() -> None:
     with OpenAIStandin() as openai, VoyageStandin() as voyage:
-        first = OpenAIEmbedder(KEY, base_url=openai.url)
-        second = VoyageEmbedder(KEY, base_url=voyage.url)
+        first = OpenAIEmbedder(openai.endpoint(KEY))
+        second = VoyageEmbedder(voyage.endpoint(KEY))
         for embedder in (first, second):
             embedder.embed(["a text"])
             embedder.embed_question("a question")
             embedder.close()
-        shortened = OpenAIEmbedder(KEY, "text-embedding-3-large", 256, openai.url)
+        shortened = OpenAIEmbedder(openai.endpoint(KEY), "text-embedding-3-large", 256)
         assert shortened.embed(["a text"]).shape == (1, 256)
-        other = VoyageEmbedder(KEY, "voyage-next", 512, voyage.url)
+        other = VoyageEmbedder(voyage.endpoint(KEY), "voyage-next", 512)
         assert other.embed(["a text"]).shape == (1, 512)
         shortened.close()
         other.close()
@@ -490,10 +476,10 @@ def test_a_thousand_chunks_take_at_most_twelve_requests(provider: Provider) -> N
 @pytest.mark.parametrize(
     "fault", ["too_few", "too_many", "nan", "zero", "dimension", "not_numbers", "malformed", "cut"]
 )
-def test_a_bad_answer_is_asked_for_again_and_never_returned(provider: Provider, naps: list[float], fault: str) -> None:
+def test_a_bad_answer_is_asked_for_again_and_never_returned(provider: Provider, fault: str) -> None:
     standin, make = provider
     standin.misbehave(fault, times=2)
-    embedder = make()
+    embedder = make(sleep=lambda _: None)
     assert embedder.embed(SENTENCES) == pytest.approx(
         np.array([bag_of_words(text, embedder.dimensions) for text in SENTENCES]), abs=1e-6
     )
@@ -505,22 +491,22 @@ def test_a_bad_answer_is_asked_for_again_and_never_returned(provider: Provider, 
     assert len(standin.requests) == 3 + 1 + remote.RETRIES
 
 
-def test_answers_in_another_order_are_put_right(provider: Provider, naps: list[float]) -> None:
+def test_answers_in_another_order_are_put_right(provider: Provider) -> None:
     standin, make = provider
     standin.misbehave("shuffled")
-    embedder = make()
+    embedder = make(sleep=lambda seconds: pytest.fail(f"slept {seconds} s"))
     assert embedder.embed(SENTENCES) == pytest.approx(
         np.array([bag_of_words(text, embedder.dimensions) for text in SENTENCES]), abs=1e-6
     )
-    assert naps == []
 
 
 @pytest.mark.parametrize("status", ["429", "500", "529"])
-def test_a_busy_provider_is_asked_again_with_growing_pauses(provider: Provider, naps: list[float], status: str) -> None:
+def test_a_busy_provider_is_asked_again_with_growing_pauses(provider: Provider, status: str) -> None:
     standin, make = provider
+    naps: list[float] = []
     standin.misbehave(status, times=None)
     with pytest.raises(TransientError) as caught:
-        make().embed(SENTENCES)
+        make(sleep=naps.append).embed(SENTENCES)
     assert status in str(caught.value)
     assert len(standin.requests) == 1 + remote.RETRIES
     assert len(naps) == remote.RETRIES
@@ -537,10 +523,10 @@ def test_retry_after_is_honoured(provider: Provider) -> None:
     assert len(standin.requests) == 2
 
 
-def test_a_retry_after_beyond_our_patience_is_passed_on(provider: Provider, naps: list[float]) -> None:
+def test_a_retry_after_beyond_our_patience_is_passed_on(provider: Provider) -> None:
     standin, make = provider
     standin.misbehave("429", times=None, retry_after=300)
-    embedder = make()
+    embedder = make(sleep=lambda seconds: pytest.fail(f"slept {seconds} s"))
     with pytest.raises(TransientError) as caught:
         embedder.embed(SENTENCES)
     assert caught.value.retry_after == 300
@@ -550,12 +536,11 @@ def test_a_retry_after_beyond_our_patience_is_passed_on(provider: Provider, naps
     with pytest.raises(TransientError):
         embedder.embed_question("someone is waiting")
     assert len(standin.requests) == 2
-    assert naps == []
 
 
-def test_no_credit_is_said_and_not_retried(naps: list[float]) -> None:
+def test_no_credit_is_said_and_not_retried() -> None:
     with OpenAIStandin() as standin:
-        embedder = OpenAIEmbedder(KEY, base_url=standin.url)
+        embedder = OpenAIEmbedder(standin.endpoint(KEY), sleep=lambda seconds: pytest.fail(f"slept {seconds} s"))
         standin.misbehave("429", times=None, code="insufficient_quota", message="You exceeded your current quota.")
         with pytest.raises(TransientError, match="no credit left"):
             embedder.embed(SENTENCES)
@@ -573,24 +558,25 @@ def test_no_credit_is_said_and_not_retried(naps: list[float]) -> None:
     ],
 )
 def test_a_refusal_is_final_and_says_what_to_check(
-    provider: Provider, naps: list[float], status: str, message: str, error: type[AskfolderError], says: str
+    provider: Provider, status: str, message: str, error: type[AskfolderError], says: str
 ) -> None:
     standin, make = provider
     standin.misbehave(status, times=None, message=message)
     with pytest.raises(error) as caught:
-        make().embed(SENTENCES)
+        make(sleep=lambda seconds: pytest.fail(f"slept {seconds} s")).embed(SENTENCES)
     assert says in str(caught.value)
     assert_no_key(caught.value)
     assert len(standin.requests) == 1
 
 
-def test_a_silent_or_absent_provider_is_a_passing_error(provider: Provider, naps: list[float]) -> None:
+def test_a_silent_or_absent_provider_is_a_passing_error(provider: Provider) -> None:
     standin, make = provider
+    naps: list[float] = []
     standin.misbehave("hang", seconds=3)
-    assert make(timeout=0.2).embed(SENTENCES).shape[0] == 5  # timeouts have a floor of one second
+    assert make(timeout=0.2, sleep=naps.append).embed(SENTENCES).shape[0] == 5  # timeouts have a floor of one second
     assert len(standin.requests) >= 2
     naps.clear()
-    unreachable = make(base_url="http://127.0.0.1:9/v1")
+    unreachable = make(endpoint=Endpoint("Voyage", KEY, "http://127.0.0.1:9/v1", "VOYAGE_API_KEY"), sleep=naps.append)
     with pytest.raises(TransientError, match=r"127\.0\.0\.1:9 could not be reached") as caught:
         unreachable.embed(SENTENCES)
     assert_no_key(caught.value)
@@ -621,28 +607,46 @@ def test_loopback_calls_ignore_proxies(provider: Provider, monkeypatch: Any) -> 
 
 
 def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    key = SecretStr(KEY)
     with pytest.raises(SettingsError, match="needs OPENAI_API_KEY"):
-        open_embedder("openai", local_directory=tmp_path)
+        embedder_of(settings(tmp_path, embedder="openai"))
     with pytest.raises(SettingsError, match="needs VOYAGE_API_KEY"):
-        open_embedder("voyage", voyage_api_key=" ", local_directory=tmp_path)
+        embedder_of(settings(tmp_path, embedder="voyage", voyage_api_key=SecretStr(" ")))
     with pytest.raises(SettingsError, match="must be local, openai or voyage"):
-        open_embedder("cohere", local_directory=tmp_path)
+        embedder_of(settings(tmp_path), model=EmbeddingModel("cohere", "embed-v4"))
     with pytest.raises(SettingsError, match="ASKFOLDER_EMBEDDING_DIMENSIONS"):
-        open_embedder("openai", openai_api_key=KEY, model="nomic-embed-text", local_directory=tmp_path)
+        embedder_of(settings(tmp_path, embedder="openai", openai_api_key=key, embedding_model="nomic-embed-text"))
     with pytest.raises(SettingsError, match="must start with"):
-        open_embedder("openai", openai_api_key=KEY, openai_base_url="localhost:1", local_directory=tmp_path)
+        embedder_of(settings(tmp_path, embedder="openai", openai_api_key=key, openai_base_url="localhost:1"))
     with pytest.raises(SettingsError) as caught:
-        open_embedder("openai", openai_api_key=f"{KEY}\nx", local_directory=tmp_path)
+        embedder_of(settings(tmp_path, embedder="openai", openai_api_key=SecretStr(f"{KEY}\nx")))
     assert_no_key(caught.value)
-    ollama = open_embedder(
-        "openai",
-        model="nomic-embed-text",
-        dimensions=768,
-        openai_base_url="http://127.0.0.1:11434/v1",
-        local_directory=tmp_path,
+    assert KEY not in repr(Endpoint("OpenAI", KEY, "https://api.example.com/v1", "OPENAI_API_KEY"))
+    ollama = embedder_of(
+        settings(
+            tmp_path,
+            embedder="openai",
+            embedding_model="nomic-embed-text",
+            embedding_dimensions=768,
+            openai_base_url="http://127.0.0.1:11434/v1",
+        )
     )
     assert (ollama.model, ollama.dimensions) == ("nomic-embed-text", 768)
     ollama.close()
+
+
+def settings(data: Path, **values: Any) -> Settings:
+    return Settings(_env_file=None, data=data, **values)  # type: ignore[call-arg]
+
+
+def test_a_generation_has_its_own_embedder_whatever_the_settings_say(tmp_path: Path) -> None:
+    older = settings(tmp_path, embedder="openai", openai_api_key=SecretStr(KEY), voyage_api_key=SecretStr(KEY))
+    wanted = embedder_of(older)
+    assert (wanted.name, wanted.model, wanted.dimensions) == ("openai", "text-embedding-3-small", 1536)
+    stored = embedder_of(older, model=EmbeddingModel("voyage", "voyage-4-large", "", 512))
+    assert (stored.name, stored.model, stored.dimensions) == ("voyage", "voyage-4-large", 512)
+    wanted.close()
+    stored.close()
 
 
 def test_estimates_do_not_fall_below_a_third_of_the_bytes() -> None:

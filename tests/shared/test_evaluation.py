@@ -1,4 +1,4 @@
-"""`askfolder eval`: measures, question sets, the test of a difference, the report; and the project's own questions on the real system."""
+"""`askfolder eval`: measures, question sets, significance, the report; and the project's own questions."""
 
 import gzip
 import json
@@ -331,8 +331,8 @@ def test_report_holds_what_was_found() -> None:
     assert 'class="question incomplete missed"' in text
     assert "2 documents could not be read." in text
     assert "mode=dense" in text
-    assert text.count("<svg") == 4
-    assert report.page("q", runs[:1], None, []).count("<svg") == 3
+    assert text.startswith("<!doctype html>")
+    assert report.page("q", runs[:1], None, []).count('class="passage relevant"') == 1
 
 
 def test_report_escapes_everything() -> None:

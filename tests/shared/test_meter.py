@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
-from api.retrieval.rerankers import ClaudeReranker, VoyageReranker
+from api.retrieval.rerankers import ClaudeReranker
 from api.retrieval.reranking import FAILURES, Reranking
 from shared import db, prices
 from shared.db import Connection
@@ -27,6 +27,8 @@ from shared.providers import remote
 from shared.providers.claude import Claude, Deadline, reservation
 from shared.providers.meter import BudgetError, Meter, Tokens
 from shared.providers.openai import OpenAIEmbedder
+from shared.providers.remote import Endpoint
+from shared.providers.rerank import VoyageReranker
 from shared.providers.voyage import VoyageEmbedder
 from shared.text.tokens import estimate_tokens
 from tests.conftest import until
@@ -192,13 +194,10 @@ def test_nobody_waits_for_the_writing(
 # --- what providers report
 
 
-def test_embedding_counts_what_was_paid_for(
-    pool: ConnectionPool[Connection], connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote, "_sleep", lambda _: None)
+def test_embedding_counts_what_was_paid_for(pool: ConnectionPool[Connection], connection: Connection) -> None:
     with OpenAIStandin() as openai, VoyageStandin() as voyage:
-        first = OpenAIEmbedder(KEY, base_url=openai.url, meter=Meter(pool))
-        second = VoyageEmbedder(KEY, base_url=voyage.url, meter=Meter(pool))
+        first = OpenAIEmbedder(openai.endpoint(KEY), meter=Meter(pool), sleep=lambda _: None)
+        second = VoyageEmbedder(voyage.endpoint(KEY), meter=Meter(pool), sleep=lambda _: None)
         for standin in (openai, voyage):
             standin.misbehave("429")
             standin.misbehave("500")
@@ -211,7 +210,9 @@ def test_embedding_counts_what_was_paid_for(
             second.embed(["one two three"])
         voyage.misbehave("cut")  # nobody knows: it counts by the estimate, five tokens
         second.embed(["one two three"])
-        nowhere = VoyageEmbedder(KEY, base_url="http://127.0.0.1:9/v1", meter=Meter(pool))
+        nowhere = VoyageEmbedder(
+            Endpoint("Voyage", KEY, "http://127.0.0.1:9/v1", ""), meter=Meter(pool), sleep=lambda _: None
+        )
         with pytest.raises(TransientError):
             nowhere.embed(["one two three"])
         for embedder in (first, second, nowhere):
@@ -336,7 +337,7 @@ def test_reranking_counts_and_is_held_back(
     question, texts, broke = "an oar", ["one two", "three"], Meter(pool, {"answers": 0.0})
     with VoyageStandin() as voyage:
         for meter in (Meter(pool), broke):
-            first = VoyageReranker(KEY, "rerank-2.5", voyage.url, 3, meter)
+            first = VoyageReranker(voyage.endpoint(KEY), "rerank-2.5", 3, meter)
             second = ClaudeReranker(Claude(KEY, anthropic.url, meter), MODEL, 3)
             for reranker in (first, second):
                 if meter is broke:

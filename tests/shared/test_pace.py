@@ -1,4 +1,4 @@
-"""A provider that says it is too much is left alone by all processes, and asked gently after that."""
+"""All processes pause when a provider asks to slow down, and resume gradually."""
 
 import itertools
 import re
@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from api.retrieval.rerankers import ClaudeReranker, VoyageReranker
+from api.retrieval.rerankers import ClaudeReranker
 from api.verification.second_opinion import SecondOpinion
 from shared import broker
 from shared.errors import TransientError
@@ -22,6 +22,7 @@ from shared.providers import pace
 from shared.providers.claude import Claude, Deadline
 from shared.providers.meter import Meter, Purpose
 from shared.providers.pace import Pace
+from shared.providers.rerank import VoyageReranker
 from shared.providers.voyage import VoyageEmbedder
 from shared.settings import ROOT
 from shared.system.servers import Servers
@@ -46,7 +47,7 @@ def redis_url(servers: Servers) -> Iterator[str]:
 
 @pytest.fixture
 def make(redis_url: str) -> Iterator[Make]:
-    """Each as in a process of its own."""
+    """Open paces that share only Redis, as separate processes do."""
     made: list[Pace] = []
 
     def new() -> Pace:
@@ -58,25 +59,25 @@ def make(redis_url: str) -> Iterator[Make]:
         one.close()
 
 
-def known(one: Pace) -> dict[str, int]:
-    """What Redis holds of it, in ms; nothing: it may be asked at once."""
-    assert one._redis is not None
-    held: Any = one._redis.hgetall(one._key)
-    return {name.decode(): int(value) for name, value in held.items()}
+def known(pace: Pace) -> dict[str, int]:
+    """The record in Redis, in ms; empty: no pause is recorded."""
+    assert pace.redis is not None
+    record: Any = pace.redis.hgetall(pace.key)
+    return {name.decode(): int(value) for name, value in record.items()}
 
 
-def change(one: Pace, **values: float) -> None:
-    assert one._redis is not None
-    one._redis.hset(one._key, mapping={name: int(value) for name, value in values.items()})
+def change(pace: Pace, **values: float) -> None:
+    assert pace.redis is not None
+    pace.redis.hset(pace.key, mapping={name: int(value) for name, value in values.items()})
 
 
-def test_an_idle_provider_is_asked_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "_sleep", lambda seconds: pytest.fail(f"slept {seconds} s"))
-    one = make()
+def test_an_idle_provider_is_asked_at_once(redis_url: str) -> None:
+    one = Pace(redis_url, "Voyage", URL, "voyage-4", sleep=lambda seconds: pytest.fail(f"slept {seconds} s"))
     for _ in range(100):
         assert one.wait(0) is False
         one.went_well()
     assert not known(one)
+    one.close()
 
 
 def test_a_pause_is_everybodys(make: Make) -> None:
@@ -171,7 +172,7 @@ def test_without_redis_each_is_for_itself() -> None:
 
 def test_no_request_arrives_while_the_provider_wants_none(redis_url: str) -> None:
     with VoyageStandin(delay=0.02) as standin:
-        embedders = [VoyageEmbedder("key", base_url=standin.url, redis_url=redis_url) for _ in range(4)]
+        embedders = [VoyageEmbedder(standin.endpoint("key"), meter=Meter(redis_url=redis_url)) for _ in range(4)]
         barrier = threading.Barrier(4)
 
         def work(embedder: VoyageEmbedder) -> None:
@@ -313,7 +314,7 @@ def test_what_has_little_time_gives_up_at_once(redis_url: str, anthropic: Anthro
         elsewhere(redis_url, voyage, "rerank-2.5", "Voyage").slow(40)
         rerankers = (
             ClaudeReranker(claude, MODEL, 30),
-            VoyageReranker(KEY, "rerank-2.5", voyage.url, 30, meter),
+            VoyageReranker(voyage.endpoint(KEY), "rerank-2.5", 30, meter),
         )
         started = time.monotonic()
         for reranker in rerankers:
@@ -328,7 +329,7 @@ def test_what_has_little_time_gives_up_at_once(redis_url: str, anthropic: Anthro
 
 def test_voyages_reranker_tells_the_others(redis_url: str) -> None:
     with VoyageStandin() as voyage:
-        reranker = VoyageReranker(KEY, "rerank-2.5", voyage.url, 30, Meter(redis_url=redis_url))
+        reranker = VoyageReranker(voyage.endpoint(KEY), "rerank-2.5", 30, Meter(redis_url=redis_url))
         other = elsewhere(redis_url, voyage, "rerank-2.5", "Voyage")
         voyage.misbehave("429", retry_after=1.2)
         with pytest.raises(TransientError):

@@ -45,7 +45,7 @@ def test_env_file_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ("ASKFOLDER_RERANKER", "cohere", "'off', 'voyage', 'local' or 'claude'"),
         ("ASKFOLDER_RERANK_SECONDS", "0", "greater than 0"),
         ("ASKFOLDER_RESCAN_SECONDS", "0", "greater than or equal to 1"),
-        ("ASKFOLDER_CHUNK_TOKENS", "12", "fewer than 32 tokens say nothing by themselves"),
+        ("ASKFOLDER_CHUNK_TOKENS", "12", "a chunk needs at least 32 tokens"),
         ("ASKFOLDER_COSINE_WEIGHT", "1.5", "less than or equal to 1"),
         ("ASKFOLDER_BUDGET_ANSWERS", "-1", "greater than or equal to 0"),
         ("ASKFOLDER_BUDGET_EMBEDDING", "much", "ASKFOLDER_BUDGET_EMBEDDING"),

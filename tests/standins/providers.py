@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+from shared.providers.remote import Endpoint
+
 NO_ANSWER = "I don't have information on that."
 COMMON = """a about an and any are as at be by can did do does for from had has have how i in is it its many much
 of on or should that the their them there they this to was we were what when where which who why will with you your"""
@@ -215,6 +217,10 @@ class Standin:
 
 class EmbeddingStandin(Standin):
     faults = Standin.faults | {"too_few", "too_many", "shuffled", "nan", "zero", "dimension", "not_numbers"}
+    label: str
+
+    def endpoint(self, key: str) -> Endpoint:
+        return Endpoint(self.label, key, self.url, f"{self.label.upper()}_API_KEY")
 
     def data(self, texts: list[str], dimensions: int, as_base64: bool, fault: str) -> list[dict[str, Any]]:
         vectors: list[Any] = [bag_of_words(text, dimensions + (fault == "dimension")) for text in texts]
@@ -238,6 +244,8 @@ class EmbeddingStandin(Standin):
 
 class OpenAIStandin(EmbeddingStandin):
     """POST /v1/embeddings, as OpenAI answers it. `url` is what OPENAI_BASE_URL takes."""
+
+    label = "OpenAI"
 
     def error_body(self, status: int, message: str, code: str | None) -> dict[str, Any]:
         kinds = {401: "invalid_request_error", 429: "requests", 500: "server_error"}
@@ -263,6 +271,7 @@ class OpenAIStandin(EmbeddingStandin):
 class VoyageStandin(EmbeddingStandin):
     """POST /v1/embeddings and /v1/rerank, as Voyage answers them."""
 
+    label = "Voyage"
     rerankers = ("rerank-2.5", "rerank-2.5-lite")
 
     def error_body(self, status: int, message: str, code: str | None) -> dict[str, Any]:

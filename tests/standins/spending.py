@@ -6,6 +6,7 @@ from typing import Any
 
 from shared import db
 from shared.providers.meter import BudgetError, Meter
+from shared.providers.remote import Endpoint
 from shared.providers.voyage import VoyageEmbedder
 
 CAP = 0.01  # dollars
@@ -18,7 +19,8 @@ WORDS = 1200  # what the stand-in counts for them
 def spend(database_url: str, url: str, results: Any) -> None:
     """Embeds until the cap has refused often enough. Puts (calls that went through, refusals)."""
     with db.pool(database_url, THREADS) as pool:
-        embedder = VoyageEmbedder("key", "voyage-4-large", base_url=url, meter=Meter(pool, {"embedding": CAP}))
+        endpoint = Endpoint("Voyage", "key", url, "VOYAGE_API_KEY")
+        embedder = VoyageEmbedder(endpoint, "voyage-4-large", meter=Meter(pool, {"embedding": CAP}))
 
         def work(_: int) -> tuple[int, int]:
             embedded = refused = 0

@@ -22,6 +22,7 @@ from shared.errors import TransientError, UnreadableError
 from shared.log import log
 from shared.models import Heading, Parsed
 from shared.settings import Settings
+from shared.text.printable import printable
 
 POLL_SECONDS = 0.05
 REPLY_SPARE = 16 << 20  # bytes of a reply besides its text: 100,000 headings and 20,000 pages
@@ -86,7 +87,7 @@ class Parser:
 
         Raises UnreadableError if the file cannot be read, TransientError if a retry may help.
         """
-        name = _printable(name)
+        name = printable(name, keep="")  # one line, and text that PostgreSQL accepts
         self._check_size(path, name)
         request = {
             "path": str(path.absolute()),
@@ -269,12 +270,6 @@ class Parser:
         with contextlib.suppress(psutil.Error):
             return int(psutil.Process(self.child.pid).memory_info().rss) if self.child else 0
         return 0
-
-
-def _printable(name: str) -> str:
-    """Return a name on one line, without characters that PostgreSQL refuses."""
-    name = name.encode("utf-8", "replace").decode("utf-8")
-    return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
 def _exit_reason(code: int) -> str:

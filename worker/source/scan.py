@@ -146,7 +146,7 @@ class Scanner:
                 file is not None
                 and file.revision == row.live_revision
                 and row.live_sha256 is not None
-                and (not row.described or self.source.hash(file.key) != row.live_sha256)
+                and (not row.metadata_read or self.source.hash(file.key) != row.live_sha256)
             )
         return False
 
