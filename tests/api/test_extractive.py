@@ -1,7 +1,7 @@
-"""docs/answers.md has what the decision is worth on public questions, and bench/extractive.py measures it.
+"""Quoted answers. docs/answers.md has the accuracy on public questions, and bench/extractive.py measures it.
 
-The documents here are in none of those; they were read while the module was written, so they only guard against changes. Those
-of this project were not: nothing was fitted to them.
+The documents here are not among those. They were read while the module was written, so they only guard against changes;
+nothing was fitted to this project's own documents.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,8 @@ DOCUMENTS = {
     "welcome.txt": """\
 Welcome to Harbour Street Studios!
 
-Your desk is on the third floor, next to the kitchen. The door code is 4471; it changes on the first Monday of each month.
+Your desk is on the third floor, next to the kitchen. The door code is 4471; it changes on the first Monday \
+of each month.
 The wireless network is called HarbourGuest and its password hangs beside the printer.
 Lunch is served from noon to half past one. Tell Priya if you eat no meat.
 Everybody has 28 days of paid holiday a year. Ask your team lead at least two weeks ahead.
@@ -37,7 +38,8 @@ Everybody has 28 days of paid holiday a year. Ask your team lead at least two we
     "README.md": """\
 # Pelican
 
-Pelican copies folders between machines and keeps them the same. It needs Python 3.9 or newer and runs on Linux and macOS.
+Pelican copies folders between machines and keeps them the same. It needs Python 3.9 or newer and runs on Linux \
+and macOS.
 
 ## Installation
 

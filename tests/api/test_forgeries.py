@@ -1,4 +1,4 @@
-"""Hundreds of true and forged citations, made by tests/api/forgeries.py, played by a server on loopback and checked as in an answer."""
+"""Hundreds of true and forged citations (tests/api/forgeries.py), answered by a server on loopback and then checked."""
 
 import os
 import random
