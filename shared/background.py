@@ -1,20 +1,21 @@
-"""What is written after the fact, so that nobody waits for it: in a thread of its own, or at once where nobody does."""
+"""Write records in a background thread, or when the caller asks for it."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from shared.log import log
 
-AGAIN_SECONDS = 2.0  # until what could not be written is tried again
+RETRY_SECONDS = 2.0
 T = TypeVar("T")
 
 
 class Writer(Generic[T]):
-    """Things to be written, in their order. Threads share it."""
+    """A queue of records, written in order. Thread-safe. Its length is the number of pending records."""
 
     def __init__(self, name: str, write: Callable[[list[T]], list[T]]) -> None:
-        """`write`: takes what is pending, and returns what is to be tried again. `name`: of the thread."""
+        """`write`: writes the records and returns those to retry. `name`: names the thread and the log action."""
         self._name, self._write = name, write
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._pending: list[T] = []
@@ -24,17 +25,17 @@ class Writer(Generic[T]):
     def __len__(self) -> int:
         return len(self._pending)
 
-    def add(self, thing: T, start: bool = True) -> None:
-        """`start`: a thread writes it soon; else whoever calls `write`."""
+    def add(self, record: T, start: bool = True) -> None:
+        """Add a record. `start`: a thread writes it soon; otherwise the caller calls `write`."""
         with self._lock:
-            self._pending.append(thing)
+            self._pending.append(record)
             if start and self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
         self._filled.set()
 
     def write(self) -> bool:
-        """Writes what is pending, after what is being written now. Returns whether nothing is left."""
+        """Write the pending records, after a write in progress. Returns True if no record is left."""
         with self._writing:
             with self._lock:
                 pending, self._pending = self._pending, []
@@ -48,10 +49,8 @@ class Writer(Generic[T]):
             self._filled.wait()
             self._filled.clear()
             try:
-                done = self.write()
-            except Exception as error:  # the thread is to outlive what nobody foresaw
-                log.error("Something could not be written", action=f"{self._name}.not_written", exc_info=error)
-                continue
-            if not done:
-                threading.Event().wait(AGAIN_SECONDS)
-                self._filled.set()
+                if not self.write():
+                    time.sleep(RETRY_SECONDS)
+                    self._filled.set()
+            except Exception as error:  # an unexpected error must not end the thread
+                log.error("Records could not be written", action=f"{self._name}.not_written", exc_info=error)

@@ -1,4 +1,4 @@
-"""Redis addresses as redis-py and as Celery want them, and a client whose failures are quick."""
+"""Redis: a client that fails fast, the address for Celery, and a check of the server."""
 
 from urllib.parse import urlsplit
 
@@ -10,7 +10,7 @@ from shared.errors import SettingsError, TransientError
 
 
 def client(url: str) -> "redis.Redis":
-    """A client that gives up within about two seconds; a caller for whom Redis is optional must not wait for it."""
+    """Open a client that gives up within about two seconds, because some callers can work without Redis."""
     return redis.Redis.from_url(
         url,
         socket_timeout=1.0,
@@ -20,16 +20,14 @@ def client(url: str) -> "redis.Redis":
 
 
 def broker_url(url: str) -> str:
-    """Kombu's name for an address: unix:///path?db=0 is redis+socket:///path?virtual_host=0 there."""
-    return (
-        url.replace("unix://", "redis+socket://", 1).replace("?db=", "?virtual_host=")
-        if url.startswith("unix://")
-        else url
-    )
+    """Convert an address for Kombu: unix:///path?db=0 becomes redis+socket:///path?virtual_host=0."""
+    if not url.startswith("unix://"):
+        return url
+    return url.replace("unix://", "redis+socket://", 1).replace("?db=", "?virtual_host=")
 
 
 def check(url: str) -> None:
-    """Refuses a Redis that the queue cannot live in, with the reason. Raises TransientError when it is away."""
+    """Check that Redis can hold the queue. SettingsError: it cannot. TransientError: it does not answer."""
     where = urlsplit(url).hostname or "its socket"
     try:
         with client(url) as connection:
@@ -43,5 +41,6 @@ def check(url: str) -> None:
         raise SettingsError(f"The Redis at {where} is {version}; askfolder needs 6.2 or newer, or Valkey.")
     if (policy := memory.get("maxmemory_policy", "noeviction")) != "noeviction" and memory.get("maxmemory"):
         raise SettingsError(
-            f"The Redis at {where} may throw the queue away (maxmemory-policy {policy}): set it to noeviction, or use another one."
+            f"The Redis at {where} may throw the queue away (maxmemory-policy {policy}): set it to noeviction, or use "
+            "another one."
         )

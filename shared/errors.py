@@ -1,16 +1,16 @@
-"""What went wrong, named by what can be done about it. Every message is a sentence for the person who reads it."""
+"""Errors, named by what the caller can do about them. Every message is a sentence for the user."""
 
 
 class AskfolderError(Exception):
-    """Base of all errors of ours; `str(error)` says what was tried, on what, and what to do next."""
+    """Base of all errors. `str(error)` says what was tried, on what, and what to do next."""
 
 
 class PermanentError(AskfolderError):
-    """Trying again with the same input cannot help."""
+    """A retry with the same input cannot succeed."""
 
 
 class SettingsError(PermanentError):
-    """The configuration is wrong; the start stops."""
+    """A setting is wrong. The process does not start."""
 
 
 class RefusedError(PermanentError):
@@ -18,11 +18,11 @@ class RefusedError(PermanentError):
 
 
 class UnreadableError(PermanentError):
-    """The file cannot be read: broken, encrypted, too large, of a kind that is not supported, or without any text."""
+    """The file cannot be read: it is damaged, encrypted, too large, not supported, or without text."""
 
 
 class TransientError(AskfolderError):
-    """Trying again later may help. `retry_after`: seconds that the other side asked for, if it did."""
+    """A later retry may succeed. `retry_after`: the seconds that the other side asked for, or None."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""One log line: a sentence, then what a machine wants to know (`action`, ids)."""
+"""Logging in logfmt: a sentence, then `action` and ids for machines."""
 
 import logging
 import sys

@@ -60,7 +60,7 @@ class Settings(BaseSettings):
 
     # embedding
     embedder: Literal["local", "openai", "voyage"] = _field("local", "provider that embeds texts")
-    embedding_model: str = _field("", "model to embed with; for local: a directory with model.onnx and tokenizer.json")
+    embedding_model: str = _field("", "embedding model; for local: a directory with model.onnx and tokenizer.json")
     embedding_dimensions: int | None = _field(None, "shorter vectors, if the model supports them", ge=8, le=4000)
     openai_api_key: SecretStr | None = _field(None, "key for ASKFOLDER_EMBEDDER=openai")
     openai_base_url: str = _field("", "address of another server with the same API, including /v1")
@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     )
     reranker_model: str = _field(
         "",
-        "model to rerank with (rerank-2.5, claude-haiku-5-5); for local: a directory with model.onnx and tokenizer.json",
+        "reranking model (rerank-2.5, claude-haiku-5-5); for local: a directory with model.onnx and tokenizer.json",
     )
     rerank_seconds: float = _field(3.0, "time limit of reranking, after which passages keep their order", gt=0, le=60)
 
@@ -100,7 +100,7 @@ class Settings(BaseSettings):
         "ANTHROPIC_BASE_URL is set",
     )
     ask_seconds: float = _field(90.0, "time limit of an answer", gt=0, le=600)
-    question_log: OnOff = _field("on", "on: questions and answers are stored, for ratings and evaluation")
+    question_log: OnOff = _field("on", "on: the database stores questions and answers, for ratings and evaluation")
 
     # costs
     budget_embedding: float | None = _field(
@@ -109,7 +109,9 @@ class Settings(BaseSettings):
     budget_answers: float | None = _field(
         None, "dollars per day (UTC) for answers, above which no model is used; unset: no cap", ge=0
     )
-    prices: str = _field("", "prices of other models than in docs/costs.md, per million tokens: model=IN, other=IN/OUT")
+    prices: str = _field(
+        "", "prices of models missing from docs/costs.md, in dollars per million tokens: model=IN, other=IN/OUT"
+    )
 
     # ingestion and search
     concurrency: int = _field(0, "documents processed at once; 0: depends on the cores", ge=0, le=64)

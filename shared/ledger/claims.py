@@ -91,7 +91,8 @@ def progress(
     """
     if further:
         forgive = """
-            UPDATE document SET attempts = 0 FROM (
+            UPDATE document SET attempts = 0
+            FROM (SELECT set_config('synchronous_commit', 'off', true)) AS quick, (
                 SELECT d.id FROM document d JOIN task t ON t.document_id = d.id
                 WHERE d.id = %s AND t.lease = %s AND d.attempts > 0 FOR UPDATE
             ) AS held WHERE document.id = held.id

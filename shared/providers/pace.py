@@ -1,7 +1,7 @@
 """The pace of requests to a provider: unlimited until the provider asks to slow down, then limited for all processes.
 
-The process that is told to slow down records it in Redis. No process sends a request before the pause is over; then requests
-are spaced, and the gap halves with each success until it disappears. Without Redis each process waits for itself.
+The process that is told to slow down records it in Redis. No process sends a request before the pause is over. Then
+requests are spaced, and the gap halves with each success until it disappears. Without Redis each process waits alone.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ LONGEST_PAUSE = 3600.0  # seconds, even if the provider asks for more; then a re
 NAP = 0.25  # seconds until Redis is asked again: another process may have extended the pause
 AWAY_SECONDS = 5.0  # Redis is not used for so long after a failure
 
-# The record is a hash, in milliseconds of the server's clock: the end of the pause, the time of the next request, the gap.
+# The record is a hash, in milliseconds of the server's clock: end of the pause, time of the next request, gap.
 _NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
 _NOW += "local s = redis.call('HMGET', KEYS[1], 'pause', 'next', 'gap')\n"
 
-# Returns milliseconds until the next attempt; 0: go; -1: go, no pause is recorded. ARGV: 1 ignores the gap, not the pause.
+# Returns milliseconds until the next attempt; 0: go; -1: go, no pause recorded. ARGV: 1 ignores the gap, not the pause.
 _TAKE = f"""{_NOW}
 if not s[1] then return -1 end
 if now < tonumber(s[1]) then return tonumber(s[1]) - now end
@@ -36,8 +36,8 @@ redis.call('HSET', KEYS[1], 'next', now + tonumber(s[3]))
 return 0
 """
 
-# ARGV: the pause that the provider asks for, the first gap, the longest gap, the lifetime. The gap doubles once per pause,
-# because many requests are refused at once. Returns the remaining milliseconds of the pause.
+# ARGV: the pause that the provider asks for, the first and the longest gap, the lifetime. The gap doubles once per
+# pause, because many requests are refused at once. Returns the remaining milliseconds of the pause.
 _SLOW = f"""{_NOW}
 local pause, gap = tonumber(s[1] or 0), tonumber(s[3] or 0)
 if now >= pause then gap = math.min(math.max(gap * 2, tonumber(ARGV[2])), tonumber(ARGV[3])) end

@@ -1,8 +1,8 @@
 """Embeddings over HTTP: the endpoint of a provider, retries, pace and billing."""
 
 import base64
+import contextlib
 import ipaddress
-import itertools
 import math
 import random
 import time
@@ -50,7 +50,7 @@ class Endpoint:
 
     @classmethod
     def of(cls, label: str, key_setting: str, key: SecretStr | None, own_url: str, default_url: str) -> "Endpoint":
-        """Check a provider's settings. `own_url`: another server's address, or "". SettingsError: one is wrong or missing."""
+        """Check a provider's settings. `own_url`: another server's address, or "". SettingsError: one is wrong."""
         url = (own_url or default_url).rstrip("/")
         if not url.startswith(("http://", "https://")):
             raise SettingsError(f"The address of {label}, {url!r}, must start with https:// or http://.")
@@ -87,11 +87,9 @@ class Endpoint:
     def detail(self, response: httpx2.Response) -> str:
         """The provider's error message, at most 300 characters, without the key."""
         detail: Any = response.text
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             body = response.json()
             detail = body["error"]["message"] if "error" in body else body["detail"]
-        except (ValueError, KeyError, TypeError):
-            pass
         return " ".join(str(detail).replace(self.key, "…").split())[:300] or "no reason given."
 
     def no_answer(self, error: Exception) -> TransientError:
@@ -144,7 +142,8 @@ class RemoteEmbedder(Embedder):
 
     def embed_batch(self, texts: Sequence[str], kind: Kind) -> Vectors:
         deadline = time.monotonic() + (PATIENCE if kind == "document" else QUESTION_PATIENCE)
-        for attempt in itertools.count():
+        attempt = 0
+        while True:
             try:
                 slowed = self._pace.wait(deadline - time.monotonic(), urgent=kind == "query")
                 timeout = max(1.0, min(self._timeout, deadline - time.monotonic()))
@@ -159,7 +158,7 @@ class RemoteEmbedder(Embedder):
                 if attempt == RETRIES or time.monotonic() + pause > deadline:
                     raise
             self._sleep(pause)
-        raise AssertionError("unreachable")
+            attempt += 1
 
     def _billed(self, texts: Sequence[str], kind: Kind, timeout: float) -> httpx2.Response:
         """Send one request within the daily cap. A lost answer is billed by the estimate. BudgetError: over the cap."""
@@ -224,17 +223,13 @@ def is_loopback(url: str) -> bool:
 def retry_after(response: httpx2.Response) -> float | None:
     """Seconds to wait, at most a day, from milliseconds, seconds or a date (RFC 9110, section 10.2.3)."""
     for header, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = response.headers.get(header, "")
-        try:
-            seconds = float(value) / divisor
-        except ValueError:
-            continue
-        return min(max(seconds, 0.0), DAY) if math.isfinite(seconds) else None
-    try:
+        with contextlib.suppress(KeyError, ValueError):
+            seconds = float(response.headers[header]) / divisor
+            return min(max(seconds, 0.0), DAY) if math.isfinite(seconds) else None
+    with contextlib.suppress(KeyError, ValueError):
         date = parsedate_to_datetime(response.headers["retry-after"])
         return min(max(date.timestamp() - time.time(), 0.0), DAY)
-    except (KeyError, ValueError):
-        return None
+    return None
 
 
 def total_tokens(response: httpx2.Response, estimate: int) -> int:

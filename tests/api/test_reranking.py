@@ -498,7 +498,7 @@ def test_what_leaves_the_machine_is_said() -> None:
     key = SecretStr(KEY)
     said = "questions and the first 50 passages found for each, to {}, to be reranked"
     assert str(CANDIDATES) in said
-    assert privacy.describe(settings(reranker="local", reranker_model="m"))["leaves"] == "nothing"
+    assert privacy.describe(settings(reranker="local", reranker_model="m"))["leaves"] == "none"
     assert privacy.describe(settings(reranker="voyage", voyage_api_key=key))["leaves"] == said.format("Voyage")
     quoted = settings(reranker="claude", anthropic_api_key=key, answerer="extractive")
     assert privacy.describe(quoted)["leaves"] == said.format("Anthropic")

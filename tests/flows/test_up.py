@@ -96,7 +96,7 @@ def test_up_whole(up: Up) -> None:
     (up.inbox / "heron.md").write_text("# Heron\n\nThe grey heron of the boathouse is called Balduin.\n")
     before = {path.name: path.stat().st_mtime_ns for path in up.inbox.rglob("*")}
     screen = up.start()
-    assert "Data sent to other services  nothing" in screen
+    assert "Data sent to other services  none" in screen
     link = re.search(r"http://127\.0\.0\.1:\d+/\?key=\S+", screen)
     password = re.search(r"password ([^)\s]+)", screen)
     assert link

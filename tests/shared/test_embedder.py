@@ -1,4 +1,4 @@
-"""The embedders, against their reference and against providers that misbehave."""
+"""Embedders: the local model against a reference implementation, and providers that misbehave."""
 
 import json
 import math
@@ -81,14 +81,14 @@ def reference(weights: dict[str, Any], ids: list[int]) -> Any:
 
 @pytest.fixture(scope="module")
 def expected() -> Any:
-    """The vectors of SENTENCES, computed without ONNX."""
+    """Compute the vectors of SENTENCES without ONNX."""
     weights_path, tokenizer_path = minilm.genuine_files()
     weights = minilm.read_weights(weights_path)
     return np.stack([reference(weights, token_ids(tokenizer_path.parent, text)) for text in SENTENCES])
 
 
 def token_ids(directory: Path, text: str) -> list[int]:
-    """With [CLS] and [SEP]."""
+    """Tokenize a text, with [CLS] and [SEP]."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     tokenizer.no_padding()
     return list(tokenizer.encode(text).ids)

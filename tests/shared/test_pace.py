@@ -1,4 +1,4 @@
-"""A provider that says it is too much is left alone by all processes, and asked gently after that."""
+"""All processes pause when a provider asks to slow down, and resume gradually."""
 
 import itertools
 import re
@@ -47,7 +47,7 @@ def redis_url(servers: Servers) -> Iterator[str]:
 
 @pytest.fixture
 def make(redis_url: str) -> Iterator[Make]:
-    """Each as in a process of its own."""
+    """Open paces that share only Redis, as separate processes do."""
     made: list[Pace] = []
 
     def new() -> Pace:
@@ -59,16 +59,16 @@ def make(redis_url: str) -> Iterator[Make]:
         one.close()
 
 
-def known(one: Pace) -> dict[str, int]:
+def known(pace: Pace) -> dict[str, int]:
     """The record in Redis, in ms; empty: no pause is recorded."""
-    assert one.redis is not None
-    record: Any = one.redis.hgetall(one.key)
+    assert pace.redis is not None
+    record: Any = pace.redis.hgetall(pace.key)
     return {name.decode(): int(value) for name, value in record.items()}
 
 
-def change(one: Pace, **values: float) -> None:
-    assert one.redis is not None
-    one.redis.hset(one.key, mapping={name: int(value) for name, value in values.items()})
+def change(pace: Pace, **values: float) -> None:
+    assert pace.redis is not None
+    pace.redis.hset(pace.key, mapping={name: int(value) for name, value in values.items()})
 
 
 def test_an_idle_provider_is_asked_at_once(redis_url: str) -> None:

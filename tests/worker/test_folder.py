@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gitmatch
 import pytest
 
 from shared.errors import PermanentError, TransientError, UnreadableError
@@ -461,30 +462,36 @@ print(sorted(seen))
 def test_a_writer_that_comes_at_that_instant_neither_waits_nor_harms(tmp_path: Path) -> None:
     fill(tmp_path, "a.md")
     with subprocess.Popen([sys.executable, "-c", STORM, str(tmp_path)], stdout=subprocess.PIPE, text=True) as asking:
-        longest, opened = 0.0, 0
+        opened = 0
         while asking.poll() is None:
-            began = time.perf_counter()
             os.close(os.open(tmp_path / "a.md", os.O_WRONLY))
-            longest, opened = max(longest, time.perf_counter() - began), opened + 1
+            opened += 1
             time.sleep(0.0005)
         assert asking.stdout
         assert asking.stdout.read() == "[False, True]\n"
     assert asking.returncode == 0, "SIGIO would have ended it"
-    assert opened > 50
-    assert longest < 0.5
-    print(f"{opened} opened, the longest took {longest * 1000:.1f} ms")
+    assert opened > 50, "the kernel makes a writer wait for 45 s if a lease is not returned"
 
 
-def test_quick_with_many_files(tmp_path: Path) -> None:
+def test_rules_of_many_folders_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = fill(tmp_path, *(f"{n % 50}/{n}.md" for n in range(2000)))
     (tmp_path / RULES).write_text("/build/\ndocs/**/drafts/*.md\n!docs/keep.md\n*.log\n" * 5)
+    (tmp_path / "7" / RULES).write_text("8.md")
+    compiled: list[object] = []
+    looked: list[object] = []
+    compile_pattern, stat = gitmatch.pattern2regex, os.stat
 
-    def seconds(work: Callable[[], object]) -> float:
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
+    def counted_compile(line: Any, **kwargs: Any) -> Any:
+        compiled.append(line)
+        return compile_pattern(line, **kwargs)
 
-    files = [file.key for file in source.discover().files]
-    assert len(files) == 2000
-    assert min(seconds(source.discover) for _ in range(5)) < 0.3, "about 0.02 s"
-    assert min(seconds(lambda: [source.rules.ignores(key) for key in files]) for _ in range(3)) < 0.6, "about 0.05 s"
+    def counted_stat(path: Any, **kwargs: Any) -> os.stat_result:
+        looked.append(path)
+        return stat(path, **kwargs)
+
+    monkeypatch.setattr(gitmatch, "pattern2regex", counted_compile)
+    monkeypatch.setattr(os, "stat", counted_stat)
+    for _ in range(3):
+        assert len(source.discover().files) == 2000
+    assert len(compiled) == 22, "20 patterns, the empty last line, and the pattern of 7/"
+    assert len(looked) == 3 * (51 + 3), "the rules of each folder once, the root three times"

@@ -23,8 +23,8 @@ from shared.text.tokens import encodable, estimate_tokens
 from worker.indexing import inputs
 
 WINDOW_TOKENS = 80_000  # of a document in one request, estimated from above: a prompt over 100,000 is dearer
-# Chunks of one request. At claude-haiku-5-5's prices a document of 8,000 tokens in 40 chunks costs $.0070 with one chunk
-# a request, .0039 with 10, .0038 with 20; one of 80,000 tokens in 400 chunks $.36, .068 and .052: more saves little.
+# Chunks of one request. At claude-haiku-5-5's prices a document of 8,000 tokens in 40 chunks costs $.0070 with 1 chunk
+# a request, .0039 with 10, .0038 with 20; one of 80,000 tokens in 400 chunks $.36, .068 and .052: more gains little.
 AT_ONCE = 10
 CACHED_TOKENS = 512  # a shorter beginning is not cached
 LONGEST = 600  # characters of a context
