@@ -1,5 +1,6 @@
 """The language of a text, told by py3langid, and each language's stop words."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ def language(text: str) -> str | None:
         text = " ".join(text[i * (len(text) - 500) // 7 :][:500] for i in range(8))
     code, probability = _identifier().classify(text)
     return _NAMES[code] if probability >= LEAST_PROBABILITY else None
+
+
+def stop_words(text: str, words: Sequence[str]) -> frozenset[str]:
+    """Return the stop words of a question's language; if it is unclear, of the language that has most of its words."""
+    if told := language(text):
+        return STOP_WORDS[told]
+    return max(STOP_WORDS.values(), key=lambda common: sum(word in common for word in words))
 
 
 def configuration(text: str) -> str:

@@ -147,6 +147,7 @@ def test_a_question_leaves_out_the_commonest_words_of_its_language_only() -> Non
         "panthers",
         "geführt",
     ]
+    assert words.question("¿Y en verano?")[0] == ["verano"], "too short to tell the language"
     assert words.question("Who is who?")[0] == ["who", "is"]  # nothing else is left of it
     assert words.question("What does ERR_CONN_RESET mean?") == (["err", "conn", "reset", "mean"], ["=err_conn_reset"])
 
