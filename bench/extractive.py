@@ -197,7 +197,7 @@ class Index:
         self.connection, self.embedder, self.vectors = connection, embedder, vectors
 
     def find(self, question: str, without: Sequence[str] = ()) -> list[Passage]:
-        """What an answer is made from, as api/ask.py finds it, in an index without these documents."""
+        """Find the passages for an answer, as api/ask.py does, in an index without these documents."""
         generation = generations.live(self.connection)
         assert generation is not None
         filters = Without(keys=tuple(without)) if without else Filters()

@@ -324,7 +324,7 @@ def test_only_the_first_passages_are_read() -> None:
 
 
 def test_no_more_than_some_sentences_are_embedded() -> None:
-    """Those with the question's words, wherever they stand."""
+    """Sentences with the question's words are embedded, in any passage."""
     given: list[str] = []
 
     def embed(texts: Sequence[str]) -> Vectors:
