@@ -2,7 +2,6 @@
 
 import random
 import re
-import time
 
 import pytest
 
@@ -163,7 +162,6 @@ def test_invisible_words_are_hidden_from_nobody() -> None:
         "~~~\n",
     ],
 )
-def test_it_takes_about_linear_time(one: str) -> None:
-    started = time.process_time()
-    plain(one * (16_000 // len(one)) + " https://e.co")
-    assert time.process_time() - started < 3  # quadratic: 20 s
+def test_an_address_behind_hostile_text_is_a_code_span(one: str) -> None:
+    """A pattern that takes quadratic time would need minutes here."""
+    assert plain(one * (32_000 // len(one)) + " https://e.co").endswith(" `https://e.co`")
