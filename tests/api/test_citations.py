@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from api.verification.citations import Draft, Span, Statement, Verification, resolve, verify
+from api.verification.citations import Draft, Span, Statement, Verification, resolve
 from shared.db import Connection
 from shared.models import NO_ANSWER, Answer, Passage
 
@@ -47,7 +47,11 @@ def claim(quote: str, passage: int = 0) -> Span:
 def check(
     connection: Connection, passages: list[Passage], *statements: Statement, dropped: int = 0, strict: bool = True
 ) -> Answer:
-    return verify(connection, Draft(statements, dropped), passages, "claude", {"input_tokens": 7}, strict)
+    verification = Verification(passages, strict)
+    for statement in statements:
+        list(verification.check(statement, resolve(connection, statement.claims, passages)))
+    list(verification.finish(Draft(statements, dropped)))
+    return verification.answer("claude", {"input_tokens": 7})
 
 
 def test_grounded(connection: Connection, passages: list[Passage]) -> None:
@@ -237,7 +241,7 @@ def test_a_fence_stays_closed(connection: Connection, passages: list[Passage]) -
 
 
 def test_what_is_shown_is_plain(connection: Connection, passages: list[Passage]) -> None:
-    """Links and marks that a sentence brings along are words, also where it is joined to what is shown already; quotes stay."""
+    """Links and marks in a sentence become words, also where it follows another one; quotes stay as they are."""
     answer = check(
         connection,
         passages,
@@ -247,6 +251,7 @@ def test_what_is_shown_is_plain(connection: Connection, passages: list[Passage])
         strict=False,
     )
     assert answer.text == (
-        "The tower is 54 m high。 [1] (`https://e.co`) [See] (1) it (2: “high”). xThere `//e.co` it is , said <b>Ada</b>."
+        "The tower is 54 m high。 [1] (`https://e.co`) [See] (1) it (2: “high”). "
+        "xThere `//e.co` it is , said <b>Ada</b>."
     )
     assert [citation.quote for citation in answer.citations] == [HIGH]
