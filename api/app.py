@@ -1,11 +1,9 @@
 """The Flask app: its resources, its routes, its JSON."""
 
 import functools
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-import numpy as np
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
@@ -18,7 +16,6 @@ from api.retrieval.reranking import open_reranking
 from api.routes import ask, documents, questions, status
 from shared import db, keys
 from shared.cache import QuestionCache
-from shared.ledger.generations import Generation
 from shared.models import EmbeddingModel
 from shared.providers.choice import BUILT_IN, embedder_of
 from shared.providers.claude import Claude
@@ -59,20 +56,14 @@ def open_resources(settings: Settings) -> Resources:
     def embedder(model: EmbeddingModel) -> Embedder:
         return embedder_of(settings, meter, model, threads=2)
 
-    def generation_embedder(generation: Generation) -> Embedder:
-        return embedder(generation.embedding_model)
-
-    def local(sentences: Sequence[str]) -> np.ndarray:
-        return embedder(BUILT_IN).embed(sentences)
-
     answers = settings.answers_with_claude()
     claude = Claude.of(settings, meter) if answers or settings.reranker == "claude" else None
     return Resources(
         settings=settings,
         pool=pool,
         cache=QuestionCache(settings.redis_url),
-        embedder_of=generation_embedder,
-        local=local,
+        embedder_of=lambda generation: embedder(generation.embedding_model),
+        local=lambda sentences: embedder(BUILT_IN).embed(sentences),
         reranking=open_reranking(settings, meter, claude),
         meter=meter,
         claude=claude if answers else None,

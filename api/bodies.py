@@ -1,6 +1,6 @@
 """Request bodies and query parameters."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from flask import request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
@@ -8,8 +8,6 @@ from werkzeug.exceptions import HTTPException
 
 from api.problems import InvalidError
 from api.retrieval.query import PASSAGES, Mode
-
-M = TypeVar("M", bound=BaseModel)
 
 Question = Annotated[
     str,
@@ -20,6 +18,7 @@ Question = Annotated[
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+    example: ClassVar[str] = "{}"
 
 
 class _Arguments(BaseModel):
@@ -45,6 +44,7 @@ class _Question(_Body):
 
 
 class SearchBody(_Question):
+    example: ClassVar[str] = '{"query": "…"}'
     query: Question
     top_k: int = Field(10, ge=1, le=100)
     mode: Mode = "hybrid"
@@ -58,6 +58,7 @@ class TurnBody(_Body):
 
 
 class AskBody(_Question):
+    example: ClassVar[str] = '{"question": "…"}'
     question: Question
     history: list[TurnBody] = Field([], max_length=100)
     mode: Literal["quick", "deep"] = "quick"
@@ -67,6 +68,7 @@ class AskBody(_Question):
 
 
 class RatingBody(_Body):
+    example: ClassVar[str] = '{"rating": 1}'
     rating: Literal[-1, 0, 1]
 
 
@@ -96,22 +98,19 @@ class UsageQuery(_Arguments):
     days: int = Field(30, ge=1, le=3660)
 
 
-EXAMPLES: dict[type[BaseModel], str] = {
-    SearchBody: '{"query": "…"}',
-    AskBody: '{"question": "…"}',
-    RatingBody: '{"rating": 1}',
-}
+M = TypeVar("M", bound=BaseModel)
+B = TypeVar("B", bound=_Body)
 
 
-def read_body(model: type[M]) -> M:
+def read_body(model: type[B]) -> B:
     """The request's JSON body. InvalidError: it is not valid."""
     try:
         raw: Any = request.get_json(force=True)
     except (HTTPException, RecursionError) as error:
         if isinstance(error, HTTPException) and error.code == 413:
             raise
-        example = EXAMPLES.get(model, "{}")
-        raise InvalidError(400, "Not JSON", f"The body is not valid JSON; send for example {example}.") from None
+        detail = f"The body is not valid JSON; send for example {model.example}."
+        raise InvalidError(400, "Not JSON", detail) from None
     return read_query(model, raw)
 
 

@@ -66,6 +66,8 @@ class QuestionLog:
 def insert(connection: Connection, asked: Asked) -> None:
     """Insert one question. Raises ForeignKeyViolation if a passage's document no longer exists."""
     answer, found = asked.answer, asked.found
+    names = (asked.id, asked.asked_at, asked.collection, found.question)
+    answered = (answer.text, answer.verdict, answer.answerer, asked.model)
     places = [(False, n, p.document_id, p.char_start, p.char_end, None) for n, p in enumerate(found.passages, 1)]
     cited = [
         (True, c.number, c.document_id, c.char_start, c.char_end, sha256(c.quote.encode()).digest())
@@ -77,18 +79,7 @@ def insert(connection: Connection, asked: Asked) -> None:
             INSERT INTO question (id, asked_at, collection, question, answer, verdict, answerer, model, timings, usage)
             VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
             """,
-            [
-                asked.id,
-                asked.asked_at,
-                asked.collection,
-                found.question,
-                answer.text,
-                answer.verdict,
-                answer.answerer,
-                asked.model,
-                Jsonb(dict(found.timings)),
-                Jsonb(answer.usage),
-            ],
+            [*names, *answered, Jsonb(dict(found.timings)), Jsonb(answer.usage)],
         )
         connection.cursor().executemany(
             """

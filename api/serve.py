@@ -1,4 +1,4 @@
-"""gunicorn's settings: one process that holds the model once, threads for requests (they mostly wait)."""
+"""Settings of gunicorn: one process, so that models are in memory once, and threads, since requests mostly wait."""
 
 import sys
 
@@ -7,7 +7,7 @@ from shared.settings import load
 
 try:
     settings = load()
-    if settings.reranker != "off":  # now, as gunicorn says more than a sentence about what fails in its worker
+    if settings.reranker != "off":  # here, since a failure in gunicorn's worker prints a traceback
         from api.retrieval.reranking import open_reranking
 
         open_reranking(settings)
@@ -16,7 +16,7 @@ except SettingsError as error:
 bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
 worker_class = "gthread"
 workers = 1
-threads = 160  # one for each answer that is being streamed; they are made when they are needed
+threads = 160  # one for each answer that is being streamed; they start when needed
 timeout = 120
 graceful_timeout = 4
 control_socket_disable = True

@@ -33,7 +33,7 @@ from api.answering import extractive
 from api.retrieval import passages, retrieve
 from api.retrieval.filters import Filters
 from api.retrieval.query import PASSAGES, Query
-from api.verification import citations
+from api.verification.citations import Verification, resolve
 from shared import db
 from shared.db import Connection
 from shared.errors import AskfolderError
@@ -230,12 +230,14 @@ def cases(index: Index, collection: Collection, others: Sequence[Collection]) ->
 def _case(index: Index, collection: Collection, subject: str, kind: str, fold: str, question: Question) -> Case:
     found = index.find(question.text, collection.members(fold, subject if kind == "left out" else ""))
     draft, evidence = extractive.quote(question.text, found, index.embed)
-    answer = citations.verify(index.connection, draft, found, "extractive", {})
+    verification = Verification(found)
+    for statement in draft.statements:
+        list(verification.check(statement, resolve(index.connection, statement.claims, found)))
     hit = kind == "answerable" and any(
         any(c.char_start < end and start < c.char_end for start, end in question.spans[c.source])
         if c.source in question.spans
         else not question.spans and c.source in question.relevant
-        for c in answer.citations
+        for c in verification.citations
     )
     claims = {claim for statement in draft.statements for claim in statement.claims}
     return Case(
@@ -248,7 +250,7 @@ def _case(index: Index, collection: Collection, subject: str, kind: str, fold: s
         tuple(evidence),
         hit,
         len(claims),
-        len(answer.citations),
+        len(verification.citations),
     )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import time
 import unicodedata
+from collections.abc import Callable
 
 import numpy as np
 import redis
@@ -48,23 +49,23 @@ class QuestionCache:
         self._write(scope, question, text.encode())
 
     def _read(self, scope: str, question: str) -> bytes | None:
-        if time.monotonic() < self._away_until:
-            return None
-        try:
-            value = self._redis.get(_key(scope, question))
-        except redis.RedisError:
-            self._away_until = time.monotonic() + PAUSE_SECONDS
-            return None
+        value = self._unless_down(lambda: self._redis.get(_key(scope, question)))
         return value if isinstance(value, bytes) else None
 
     def _write(self, scope: str, question: str, value: bytes) -> None:
+        keys = (_key(scope, question), "askfolder:questions")
+        arguments = (value, LIFETIME_SECONDS, int(time.time()), ENTRIES)
+        self._unless_down(lambda: self._redis.eval(_STORE, len(keys), *keys, *arguments))
+
+    def _unless_down(self, call: Callable[[], object]) -> object:
+        """The result of a call; None if Redis failed, now or a moment ago."""
         if time.monotonic() < self._away_until:
-            return
+            return None
         try:
-            keys = (_key(scope, question), "askfolder:questions")
-            self._redis.eval(_STORE, len(keys), *keys, value, LIFETIME_SECONDS, int(time.time()), ENTRIES)
+            return call()
         except redis.RedisError:
             self._away_until = time.monotonic() + PAUSE_SECONDS
+            return None
 
 
 def _key(scope: str, question: str) -> str:

@@ -26,8 +26,7 @@ from shared.providers.choice import embedder_of
 from shared.providers.embedder import Embedder, embed_all
 from shared.providers.meter import Meter
 from shared.settings import Settings
-from shared.text import words
-from worker.indexing import contexts, index
+from worker.indexing import contexts, index, lexemes
 from worker.indexing.chunking import chunk
 from worker.indexing.contexts import ContextWriter
 from worker.indexing.inputs import hash_of, inputs
@@ -208,7 +207,7 @@ def upsert(
     work: Work, claim: Claim, generation: Generation, text: Text | NewText, inputs: list[index.Input], last: bool
 ) -> Text:
     """Store the document in a generation in one transaction, a new text with it. `last`: the document is ready then."""
-    language = words.configuration(text.parsed.text)
+    language = work.call(lexemes.configuration, claim.collection_id, text.parsed.text)
     work.call(claims.progress, claim, "storing")
     with work.pool.connection() as connection, connection.transaction():
         claims.lock(connection, claim)

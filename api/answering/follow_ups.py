@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from api.resources import Resources
 from shared.errors import AskfolderError
@@ -12,6 +13,8 @@ from shared.models import Turn
 from shared.providers.claude import Claude, prompt
 from shared.providers.meter import BudgetError
 from shared.text import words
+from shared.text.languages import STOP_WORDS, language
+from shared.text.word_lists import read_word_lists
 
 TURNS = 6  # the last ones of the history that are used
 LETTERS = 1_500  # of each answer
@@ -21,22 +24,8 @@ SECONDS = 4.0  # the time limit of rewriting
 SMALL_MODEL = "claude-haiku-5-5"
 SYSTEM = prompt(__file__, "follow_ups.md")
 
-# Words that point at something said before, and those that only carry on where they come first: of some languages, and such
-# as mean nothing else in the others. Where these tell nothing, it is how few words a question has.
-_POINTS = frozenset(
-    """
-    it its they them their theirs he him his she her hers these those ones same former latter instead else
-    er ihn ihm ihr ihre ihren ihrer sie seine seinen dessen deren diese dieser dieses diesen dort dafür davon damit daran dazu
-    elle ils elles lui leur leurs celui celle ceux celles cela ça cette ces
-    él ella ellos ellas sus ese esa eso esos esas este esta esto estos estas allí
-    lei esso essa essi esse suo sua suoi sue quello quella quelli quelle questo questa questi queste
-    ele ela eles elas lhe seu seus suas esses essas isto isso aquele aquela
-    hij zij hem haar hun deze ervan ermee daarvan daarmee
-    """.split()
-)
-_CARRIES_ON = frozenset(
-    "and but or so also then und aber oder auch dann et mais ou alors aussi y pero entonces e ma allora anche mas então en maar dus ook dan".split()
-)
+_LISTS = read_word_lists(Path(__file__).with_suffix(".txt"))
+_POINTERS, _CONTINUATIONS = frozenset(_LISTS["pointers"]), frozenset(_LISTS["continuations"])
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 
 
@@ -46,11 +35,11 @@ def stands_alone(question: str, least: int) -> bool:
     It has no pronoun that points back, and at least `least` content words; 3 if it begins with a word like "and".
     """
     tokens = [word.casefold() for word in _WORD.findall(question)]
-    common = words.STOP_WORDS.get(words.language(question) or "", frozenset())
+    common = STOP_WORDS.get(language(question) or "", frozenset())
     content_words = sum(word not in common for word in words.question(question)[0])
-    if content_words < max(least, 3 if tokens and tokens[0] in _CARRIES_ON else 1):
+    if content_words < max(least, 3 if tokens and tokens[0] in _CONTINUATIONS else 1):
         return False
-    return not _POINTS.intersection(tokens) and not {"this", "that", "there"}.intersection(tokens[-1:])
+    return not _POINTERS.intersection(tokens) and not {"this", "that", "there"}.intersection(tokens[-1:])
 
 
 def joined(question: str, history: Sequence[Turn]) -> str:

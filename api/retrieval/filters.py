@@ -19,19 +19,15 @@ MAX_WILDCARDS = 20
 MAX_METADATA, MAX_DEPTH, MAX_VALUES = 4000, 5, 20  # characters as JSON, levels, values
 FORMATS = ("pdf", "docx", "pptx", "xlsx", "html", "markdown", "rst", "text", "csv", "tsv", "code")
 ALIASES = {
-    "word": "docx",
-    "docm": "docx",
-    "powerpoint": "pptx",
-    "pptm": "pptx",
-    "excel": "xlsx",
-    "xlsm": "xlsx",
-    "txt": "text",
-    "log": "text",
-    "plain": "text",
+    **dict.fromkeys(("word", "docm"), "docx"),
+    **dict.fromkeys(("powerpoint", "pptm"), "pptx"),
+    **dict.fromkeys(("excel", "xlsm"), "xlsx"),
+    **dict.fromkeys(("txt", "log", "plain"), "text"),
     "restructuredtext": "rst",
 }
 SPECIAL = re.compile(r"[*?\[]")
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_TOKEN = re.compile(r"(?:^|(?<=/))\*\*/|\*+|\?|\[(?P<not>[!^]?)(?P<characters>\][^\]]*|[^\]]+)\]|.", re.S)
 
 
 class FilterError(AskfolderError):
@@ -150,31 +146,26 @@ def regular(glob: str) -> str:
 
     All characters but wildcards, letters and digits are escaped, so no other part of a glob acts as an expression.
     """
-    parts, at, wildcards = [], 0, 0
-    while at < len(glob):
-        rest = glob[at:]
-        wildcards += rest[0] in "*?["
-        if rest.startswith("**/") and (at == 0 or glob[at - 1] == "/"):
-            parts.append("(?:.*/)?")
-            at += 3
-        elif rest.startswith("*"):
-            stars = len(rest) - len(rest.lstrip("*"))
-            parts.append(".*" if stars > 1 else "[^/]*")
-            at += stars
-        elif rest.startswith("?"):
-            parts.append("[^/]")
-            at += 1
-        elif characters := re.match(r"\[([!^]?)(\][^\]]*|[^\]]+)\]", rest):
-            parts.append(_set(characters[2], bool(characters[1]), glob))
-            at += characters.end()
-        else:
-            parts.append(_literal(rest[0]))
-            at += 1
+    tokens = list(_TOKEN.finditer(glob))
+    wildcards = sum(token[0][0] in "*?[" for token in tokens)
     if wildcards > MAX_WILDCARDS:
         raise FilterError(
             f"The source {glob[:100]!r} has {wildcards} wildcards, the limit is {MAX_WILDCARDS}; write fewer."
         )
-    return f"^{''.join(parts)}$"
+    return f"^{''.join(_expression(token, glob) for token in tokens)}$"
+
+
+def _expression(token: re.Match[str], glob: str) -> str:
+    text = token[0]
+    if text == "**/":
+        return "(?:.*/)?"
+    if text[0] == "*":
+        return ".*" if len(text) > 1 else "[^/]*"
+    if text == "?":
+        return "[^/]"
+    if token["characters"]:
+        return _set(token["characters"], bool(token["not"]), glob)
+    return text if text.isascii() and text.isalnum() else _number(text)
 
 
 def _set(inner: str, negated: bool, glob: str) -> str:
@@ -190,10 +181,6 @@ def _set(inner: str, negated: bool, glob: str) -> str:
 
 def _number(character: str) -> str:
     return f"\\U{ord(character):08x}"
-
-
-def _literal(character: str) -> str:
-    return character if character.isascii() and character.isalnum() else _number(character)
 
 
 def _text(name: str, value: str | None) -> str | None:

@@ -1,7 +1,7 @@
 """Lexemes of a question and their BM25 weights."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -23,30 +23,39 @@ PAIRED = 8  # common lexemes that pairs are made of
 
 @dataclass(frozen=True, slots=True)
 class Lexeme:
-    """A lexeme of a question. chunks: that contain it; strong, stronger: with a weight of at least 1.6, 1.8."""
+    """A lexeme of the question in one of the collection's text search configurations.
+
+    chunks: how many have it; strong, stronger: with a weight of at least 1.6, 1.8; None: not known.
+    words: places of the question's words that it was made from; other configurations make other lexemes of a word.
+    """
 
     place: int
     chunks: int
     strong: int | None  # None: not counted yet
     stronger: int | None
+    words: Sequence[int] = ()
 
 
 _LEXEMES = """
 WITH searched AS MATERIALIZED (
     SELECT id FROM collection WHERE %(collection)s::text IS NULL OR name = %(collection)s
-), place AS (
-    SELECT lexeme_place(configuration || ':' || word) AS place
+), made AS (
+    SELECT lexeme_place(configuration || ':' || lexeme) AS place, positions AS words
     FROM (SELECT DISTINCT configuration FROM lexeme_configuration
           WHERE generation_id = %(generation)s AND collection_id IN (SELECT id FROM searched)) AS c,
-         unnest(tsvector_to_array(to_tsvector(configuration::regconfig, %(words)s))) AS word
-    UNION SELECT lexeme_place(term) FROM unnest(%(exact)s::text[]) AS term
-    UNION SELECT 0
+         unnest(to_tsvector(configuration::regconfig, %(words)s))
+    UNION ALL SELECT lexeme_place(term), ARRAY[]::smallint[] FROM unnest(%(exact)s::text[]) AS term
+    UNION ALL SELECT 0, ARRAY[]::smallint[]
+), place AS (
+    SELECT place, array_agg(DISTINCT word) FILTER (WHERE word IS NOT NULL) AS words
+    FROM made LEFT JOIN unnest(words) AS word ON true GROUP BY place
 ), known AS (
     SELECT place, sum(chunks) AS chunks, sum(strong) AS strong, sum(stronger) AS stronger
     FROM place JOIN lexeme_stats USING (place)
     WHERE generation_id = %(generation)s AND collection_id IN (SELECT id FROM searched) GROUP BY place
 )
-SELECT place, coalesce(known.chunks, counted.chunks) AS chunks, strong, stronger
+SELECT place, coalesce(known.chunks, counted.chunks) AS chunks, strong, stronger,
+       coalesce(words, ARRAY[]::smallint[]) AS words
 FROM place LEFT JOIN known USING (place), LATERAL (
     SELECT count(*) AS chunks FROM (
         SELECT FROM {lexical} WHERE known.place IS NULL AND bm25_terms(bm25) @@ place::text::tsquery
@@ -61,12 +70,12 @@ def lexemes_of(connection: Connection, generation: Generation, question: str, fi
 
     Lexemes without statistics are counted, up to COUNTED rows.
     """
-    found, exact = words.question(question)
+    question_words, exact = words.question(question)
     with connection.cursor(row_factory=class_row(Lexeme)) as cursor:
         rows = cursor.execute(
             sql.SQL(_LEXEMES).format(lexical=generation.lexical),
             {
-                "words": " ".join(found),
+                "words": " ".join(question_words),
                 "exact": exact,
                 "generation": generation.id,
                 "collection": filters.collection,
@@ -86,7 +95,7 @@ def weigh(lexemes: Sequence[Lexeme], total: int, allowed: int) -> tuple[list[str
     if not lexemes or not total:
         return [], {}
     known = [_plausible(lexeme, total) for lexeme in lexemes]
-    idf = {lexeme.place: math.log(1 + (total - lexeme.chunks + 0.5) / (lexeme.chunks + 0.5)) for lexeme in known}
+    idf = _inverse_frequencies(known, total)
     scale = max(math.sqrt(total / LARGE), 1.0)
     scale *= min(total / max(allowed, 1), 10.0)  # filters drop some of the candidates
     singles, rows = _singles(known, SINGLES * scale)
@@ -101,6 +110,18 @@ def weigh(lexemes: Sequence[Lexeme], total: int, allowed: int) -> tuple[list[str
     for place, others in meeting.items():
         queries += [str(place), " | ".join(map(str, others))]
     return queries, idf
+
+
+def _inverse_frequencies(lexemes: Sequence[Lexeme], total: int) -> dict[int, float]:
+    """Place → idf. The frequency is that of the question's word, summed over all text search configurations.
+
+    Otherwise a common word would weigh as a rare one in the few documents that have another language, or a wrong one.
+    """
+    chunks: Counter[int] = Counter()
+    for lexeme in lexemes:
+        chunks.update(dict.fromkeys(lexeme.words, lexeme.chunks))
+    frequencies = {x.place: min(max((chunks[word] for word in x.words), default=x.chunks), total) for x in lexemes}
+    return {place: math.log(1 + (total - n + 0.5) / (n + 0.5)) for place, n in frequencies.items()}
 
 
 def sparse(idf: dict[int, float]) -> str:

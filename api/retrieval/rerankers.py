@@ -35,7 +35,7 @@ class Reranker(Protocol):
 class LocalReranker:
     """A cross-encoder of sentence-transformers exported to ONNX, from a directory, on the CPU.
 
-    The directory holds model.onnx or onnx/model.onnx, and tokenizer.json. The model gives one logit for a pair of texts.
+    The directory has model.onnx or onnx/model.onnx, and tokenizer.json. The model gives one logit for a pair of texts.
     """
 
     ROWS, TOKENS = 32, 1024  # of a batch, at most; the deadline is checked between batches

@@ -46,9 +46,8 @@ def post_search() -> Response:
 def post_ask() -> Response:
     body, r = read_body(AskBody), resources()
     if body.mode == "deep" and r.claude is None:
-        raise InvalidError(
-            409, "No model", "In mode deep Claude searches by itself: set ANTHROPIC_API_KEY, or leave mode out."
-        )
+        detail = "In mode deep Claude searches by itself: set ANTHROPIC_API_KEY, or leave mode out."
+        raise InvalidError(409, "No model", detail)
     query = Query(
         body.question,
         body.top_k,
@@ -104,22 +103,16 @@ def _event(name: str, data: object) -> str:
 
 def _finish(r: Resources, body: AskBody, finished: Finished) -> dict[str, object]:
     """Log a question, and describe its answer."""
-    answer, found = finished.answer, finished.found
-    model = r.settings.anthropic_model if answer.answerer == "claude" else None
+    found, fields = finished.found, asdict(finished.answer)
+    model = r.settings.anthropic_model if finished.answer.answerer == "claude" else None
     return {
         "question": found.question,
-        "question_id": r.questions.add(Asked(answer, found, body.collection, model)) if body.log else None,
+        "question_id": r.questions.add(Asked(finished.answer, found, body.collection, model)) if body.log else None,
         "model": model,
-        "answer": answer.text,
-        "sentences": answer.sentences,
-        "citations": answer.citations,
-        "verdict": answer.verdict,
-        "dropped": answer.dropped,
-        "removed": answer.removed,
-        "answerer": answer.answerer,
-        "usage": answer.usage,
+        "answer": fields.pop("text"),
+        **fields,
         "timings": found.timings,
-        "warnings": [*found.warnings, *answer.warnings],
+        "warnings": [*found.warnings, *finished.answer.warnings],
         "steps": [{"number": step.number, "query": step.query, "found": len(step.passages)} for step in found.steps],
     }
 
@@ -131,11 +124,8 @@ def _passages(passages: Iterable[Passage]) -> list[dict[str, object]]:
 
 def _rerank(body: SearchBody | AskBody) -> bool:
     if body.rerank and resources().reranking is None:
-        raise InvalidError(
-            409,
-            "No reranker",
-            "No reranker is set up: set ASKFOLDER_RERANKER (docs/retrieval.md), or leave rerank out.",
-        )
+        detail = "No reranker is set up: set ASKFOLDER_RERANKER (docs/retrieval.md), or leave rerank out."
+        raise InvalidError(409, "No reranker", detail)
     return body.rerank is not False
 
 

@@ -1,18 +1,17 @@
-"""Citations: what an answer claims to quote, compared with the stored text before it is called a citation."""
+"""Citations: the quotes that an answer claims, compared with the stored text before they are called citations."""
 
 import re
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from api.verification.plain_text import plain
-from api.verification.support import Status, is_lead_in, rate
+from api.verification.support import Evidence, Status, is_lead_in, rate
 from shared.db import Connection
 from shared.models import NO_ANSWER, Answer, Citation, Passage, Sentence
 from shared.text.invisible import visible
 
-Standing = dict["Span", tuple[int | None, tuple[str, ...]]]  # → page, heading path
-Judge = Callable[[str, Sequence[str]], bool | None]  # sentence, quotes → whether they carry it
+Resolved = dict["Span", tuple[int | None, tuple[str, ...]]]  # claim → page, heading path
+Judge = Callable[[str, Sequence[str]], bool | None]  # sentence, quotes → True if they support it; None: no opinion
 
 _FORGED_MARK = re.compile(r"(?<!\w)\[(\d{1,4})\]")  # not argv[1]
 _FORGED_QUOTE = re.compile(r"(?<!\w)\[(\d{1,4}:? ?[\"“„«][^\[\]]*)\]")  # [2: "opens every day at 9:00"]
@@ -20,7 +19,7 @@ _FORGED_QUOTE = re.compile(r"(?<!\w)\[(\d{1,4}:? ?[\"“„«][^\[\]]*)\]")  # [
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Words that a statement is said to stand on: characters of the document that `passage`, an index, comes from."""
+    """Words that a statement claims as its source: characters of the document of `passage`, an index."""
 
     passage: int
     char_start: int
@@ -30,7 +29,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A sentence of an answer, with the whitespace that follows it, and what it is said to stand on."""
+    """A sentence of an answer, with the whitespace that follows it, and the spans that it cites."""
 
     text: str
     claims: tuple[Span, ...] = ()
@@ -38,10 +37,10 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """An answer before its citations are checked; without statements: nothing was found.
+    """An answer before its citations are checked; without statements: no answer was found.
 
-    `dropped`: citations that pointed nowhere and are no longer among the claims. `warnings`: sentences for the person.
-    `cut`: it is not whole. `usage`: tokens of the model's calls, by Anthropic's names.
+    `dropped`: number of citations that pointed nowhere and were removed from the claims. `warnings`: sentences for the
+    reader. `cut`: the answer is incomplete. `usage`: tokens of the model's calls, by Anthropic's names.
     """
 
     statements: tuple[Statement, ...] = ()
@@ -52,35 +51,19 @@ class Draft:
     usage: Mapping[str, int] = field(default_factory=dict)
 
 
-def verify(
-    connection: Connection,
-    draft: Draft,
-    passages: Sequence[Passage],
-    answerer: str,
-    usage: dict[str, int],
-    strict: bool = True,
-) -> Answer:
-    """A whole answer, checked as `Verification` does."""
-    verification = Verification(passages, strict)
-    for statement in draft.statements:
-        deque(verification.check(statement, resolve(connection, statement.claims, passages)), 0)
-    deque(verification.finish(draft), 0)
-    return verification.answer(answerer, usage)
-
-
 class Verification:
-    """The statements of one answer, checked in their order, each as soon as it is there.
+    """Check the statements of one answer in order, each as soon as it is written.
 
-    A claim stands when its range lies within its passage, the document can still be found, and its text there is exactly
-    the quote. A sentence is rated by what it says and the claims that stand (api/verification/support.py). `strict`: sentences that
-    nothing supports are left out; else they are shown, unless nothing supports any. What only leads over ("These are the
-    steps:") waits for what it leads to.
+    A claim is resolved if its range lies within its passage, the document can still be found, and its text there is
+    exactly the quote. A sentence is rated by its resolved claims (api/verification/support.py). `strict`: unsupported
+    sentences are left out; otherwise they are shown, unless every sentence is unsupported. A line that only leads over
+    ("These are the steps:") waits for the next sentence.
     """
 
     def __init__(
         self, passages: Sequence[Passage], strict: bool = True, question: str = "", judge: Judge | None = None
     ) -> None:
-        """`judge`: the second opinion on a sentence that its quotes support partly; None from it: no opinion."""
+        """`judge`: gives a second opinion on a sentence that its quotes support partly."""
         self.passages, self.strict, self.question, self.judge = passages, strict, question, judge
         self.citations: list[Citation] = []
         self.sentences: list[Sentence] = []
@@ -89,51 +72,52 @@ class Verification:
         self._cut = False
         self._numbers: dict[tuple[int, int, int], int] = {}
         self._forged: set[Span] = set()
-        self._waiting: list[Statement] = []  # lead over to what follows
-        self._held: list[str] = []
-        self._line = ""  # that the last sentence shown ends in
+        self._lead_ins: list[Statement] = []  # wait for the next sentence
+        self._unsupported: list[str] = []  # wait for the first supported sentence
+        self._line = ""  # the last line that was shown
 
-    def check(self, statement: Statement, standing: Standing) -> Iterator[Citation | Sentence]:
-        """What is to be shown now: each citation before the first sentence that it belongs to. `standing`: of its claims."""
-        if not statement.claims and _connects(statement.text):
-            self._waiting.append(statement)
+    def check(self, statement: Statement, resolved: Resolved) -> Iterator[Citation | Sentence]:
+        """Yield what to show now, each citation before the first sentence that it belongs to."""
+        if not statement.claims and _may_lead_in(statement.text):
+            self._lead_ins.append(statement)
             return
-        self._forged.update(claim for claim in statement.claims if claim not in standing)
-        claims = [claim for claim in statement.claims if claim in standing]
+        self._forged.update(claim for claim in statement.claims if claim not in resolved)
+        claims = [claim for claim in statement.claims if claim in resolved]
         status = self._status(statement.text, claims)
         if status == "unsupported":
             yield from self._without_support(statement.text)
             return
-        yield from self._late()
+        waiting, self._unsupported = self._unsupported, []
+        yield from (self._shown(text, "unsupported") for text in waiting)
         marks: list[int] = []
         for claim in claims:
             passage = self.passages[claim.passage]
             place = (passage.document_id, claim.char_start, claim.char_end)
             if place not in self._numbers:
                 self._numbers[place] = len(self._numbers) + 1
-                self.citations.append(_citation(self._numbers[place], passage, claim, *standing[claim]))
+                self.citations.append(_citation(self._numbers[place], passage, claim, *resolved[claim]))
                 yield self.citations[-1]
             if self._numbers[place] not in marks:
                 marks.append(self._numbers[place])
-        yield from self._lead(claims, marks)
+        yield from self._show_lead_ins(claims, marks)
         yield self._shown(statement.text, status, marks)
 
     def finish(self, rest: Draft) -> Iterator[Sentence]:
-        """The end of the answer, with what the draft says of it as a whole."""
-        yield from self._lead([], [])  # they led nowhere
+        """End the answer, with the counts and warnings of the complete draft."""
+        yield from self._show_lead_ins([], [])  # no sentence followed
         self.dropped = rest.dropped + len(self._forged)
         self._warnings, self._cut = rest.warnings, rest.cut
 
     def answer(self, answerer: str, usage: dict[str, int]) -> Answer:
-        """The answer that was shown, after `finish`."""
+        """Return the answer that was shown, after `finish`."""
         warnings = self._warnings + _dropped(self.dropped) + (_removed(self.removed) if self.strict else ())
         if not self.sentences:
             return Answer(NO_ANSWER, (), "no_answer", answerer, usage, warnings, (), self.dropped, self.removed)
-        whole = not (self.removed or self._cut) and all(one.status == "supported" for one in self.sentences)
+        grounded = not (self.removed or self._cut) and all(s.status == "supported" for s in self.sentences)
         return Answer(
             "".join(sentence.text for sentence in self.sentences).strip(),
             tuple(self.citations),
-            "grounded" if whole else "partial",
+            "grounded" if grounded else "partial",
             answerer,
             usage,
             warnings,
@@ -143,57 +127,59 @@ class Verification:
         )
 
     def _status(self, text: str, claims: Sequence[Span]) -> Status:
-        text, quotes = visible(text), [visible(claim.quote) for claim in claims]
-        status = rate(_FORGED_MARK.sub(" ", text), quotes, *self._surroundings(claims), self.question)
+        text, evidence = visible(text), self._evidence(claims)
+        status = rate(_FORGED_MARK.sub(" ", text), evidence)
         if status == "partly" and self.judge:
-            opinion = self.judge(text, quotes)
+            opinion = self.judge(text, evidence.quotes)
             status = status if opinion is None else "supported" if opinion else "unsupported"
         return status
 
-    def _surroundings(self, claims: Sequence[Span]) -> tuple[str, str, str]:
-        """The passages that claims stand in; their titles and headings; their sources."""
+    def _evidence(self, claims: Sequence[Span]) -> Evidence:
         cited = [self.passages[index] for index in dict.fromkeys(claim.passage for claim in claims)]
         titles = [title for passage in cited for title in (passage.title, *passage.heading) if title]
-        sources = (passage.source for passage in cited)
-        content = "\n".join(passage.content for passage in cited)
-        return visible(content), visible("\n".join(titles)), visible("\n".join(sources))
+        return Evidence(
+            [visible(claim.quote) for claim in claims],
+            visible("\n".join(passage.content for passage in cited)),
+            visible("\n".join(titles)),
+            visible("\n".join(passage.source for passage in cited)),
+            self.question,
+        )
 
-    def _lead(self, claims: Sequence[Span], marks: Sequence[int]) -> Iterator[Sentence]:
-        """What waited for the sentence that has these claims."""
-        waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            text = visible(one.text)
-            quotes = [visible(claim.quote) for claim in claims]
-            fits = bool(quotes) and is_lead_in(text, quotes, *self._surroundings(claims), self.question)
+    def _show_lead_ins(self, claims: Sequence[Span], marks: Sequence[int]) -> Iterator[Sentence]:
+        """Show the lines that lead over to the sentence with these claims."""
+        lead_ins, self._lead_ins = self._lead_ins, []
+        evidence = self._evidence(claims)
+        for statement in lead_ins:
+            text = visible(statement.text)
+            fits = bool(claims) and is_lead_in(text, evidence)
             if fits or (self.sentences and not any(map(str.isalnum, text))):
                 yield self._shown(text, "supported", marks, marked=False)
             elif any(map(str.isalnum, text)):
                 yield from self._without_support(text)
 
     def _without_support(self, text: str) -> Iterator[Sentence]:
-        """A sentence that nothing supports: never shown before one that something does, as it would be all there is."""
+        """Leave out an unsupported sentence, or show it after the first supported one: alone it would be the answer."""
         if self.strict:
             self.removed += 1
-            return
-        if self.sentences:
+        elif self.sentences:
             yield self._shown(text, "unsupported")
         else:
-            self._held.append(text)
-
-    def _late(self) -> Iterator[Sentence]:
-        held, self._held = self._held, []
-        yield from (self._shown(text, "unsupported") for text in held)
+            self._unsupported.append(text)
 
     def _shown(self, text: str, status: Status, numbers: Sequence[int] = (), marked: bool = True) -> Sentence:
-        text = _marked(_forged(plain(_forged(text), self._line)), numbers if marked else ())
+        text = without_marks(plain(without_marks(text), self._line))
+        text = with_marks(text, numbers if marked else ())
         self._line = (self._line + text).rpartition("\n")[2]
         self.sentences.append(Sentence(text, status, tuple(numbers)))
         return self.sentences[-1]
 
 
-def resolve(connection: Connection, stated: Sequence[Span], passages: Sequence[Passage]) -> Standing:
-    """The claims that stand, each with its own page and heading path: a passage may reach over a page or a heading."""
-    claims = list(dict.fromkeys(claim for claim in stated if _within(claim, passages)))
+def resolve(connection: Connection, claimed: Sequence[Span], passages: Sequence[Passage]) -> Resolved:
+    """Return the claims whose quotes are in the stored text, each with its own page and heading path.
+
+    A passage may reach over a page or a heading.
+    """
+    claims = list(dict.fromkeys(claim for claim in claimed if _within(claim, passages)))
     if not claims:
         return {}
     rows = connection.execute(
@@ -211,11 +197,10 @@ def resolve(connection: Connection, stated: Sequence[Span], passages: Sequence[P
             [claim.char_end - claim.char_start for claim in claims],
         ],
     )
-    found = {claims[place - 1]: (stored, pages, headings) for place, stored, pages, headings in rows}
     return {
         claim: (_page(pages, claim.char_start), _path(headings, claim.char_start))
-        for claim, (stored, pages, headings) in found.items()
-        if stored == claim.quote
+        for place, stored, pages, headings in rows
+        if stored == (claim := claims[place - 1]).quote
     }
 
 
@@ -224,7 +209,7 @@ def _page(pages: Sequence[tuple[int, int]], start: int) -> int | None:
 
 
 def _path(headings: Sequence[tuple[int, int, str]], start: int) -> tuple[str, ...]:
-    """Titles of the headings that enclose a place, the outermost first."""
+    """Return the titles of the headings that enclose a place, the outermost first."""
     above: list[tuple[int, str]] = []
     for first, level, title in headings:
         if first > start:
@@ -255,14 +240,14 @@ def _citation(number: int, passage: Passage, claim: Span, page: int | None, head
     )
 
 
-def _connects(text: str) -> bool:
-    """Whether a statement only leads over to the next ones: "These are the steps:", a heading, a rule."""
+def _may_lead_in(text: str) -> bool:
+    """True for a statement that may only lead over to the next one: "These are the steps:", a heading, a rule."""
     text = text.strip()
     return text.endswith((":", "：")) or text.startswith("#") or not any(map(str.isalnum, text))
 
 
-def _forged(text: str) -> str:
-    """Marks that a text brought along are not ours; one behind a bracket would make a link."""
+def without_marks(text: str) -> str:
+    """Neutralise citation marks that occur in the text itself; behind a bracket, a mark would make a link."""
     for pattern in (_FORGED_MARK, _FORGED_QUOTE):
         text = pattern.sub(
             lambda mark: (" (" if mark.string[max(0, mark.start() - 1)] == "]" else "(") + mark[1] + ")", text
@@ -270,8 +255,8 @@ def _forged(text: str) -> str:
     return text
 
 
-def _marked(text: str, marks: Sequence[int]) -> str:
-    """The statement, its marks before the whitespace that ends it."""
+def with_marks(text: str, marks: Sequence[int]) -> str:
+    """Put the marks before the whitespace that ends the statement."""
     if not marks:
         return text
     body = text.rstrip()

@@ -1,169 +1,43 @@
-"""Facts in a text that can be compared without understanding it: numbers with units, times, dates, across languages."""
+"""Facts of a text that can be compared without understanding it, across languages: numbers with units, times, dates."""
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
-_MONTHS = {
-    name: number
-    for number, names in enumerate(
-        """january januar janvier enero gennaio januari janeiro jänner jan
-        february februar février febrero febbraio februari fevereiro feb
-        march märz mars marzo maart março mar mär
-        april avril abril aprile apr
-        may mai mayo maggio mei maio
-        june juni juin junio giugno junho jun
-        july juli juillet julio luglio julho jul
-        august août agosto augustus aug
-        september septembre septiembre settembre setembro sep sept
-        october oktober octobre octubre ottobre outubro oct okt
-        november novembre noviembre novembro nov
-        december dezember décembre diciembre dicembre dezembro dec dez""".splitlines(),
-        1,
-    )
-    for name in names.split()
-}
-_DAYS = {
-    name: number
-    for number, names in enumerate(
-        """monday montag lundi lunes lunedì maandag
-        tuesday dienstag mardi martes martedì dinsdag
-        wednesday mittwoch mercredi miércoles mercoledì woensdag
-        thursday donnerstag jeudi jueves giovedì donderdag
-        friday freitag vendredi viernes venerdì vrijdag
-        saturday samstag sonnabend samedi sábado sabato zaterdag
-        sunday sonntag dimanche domingo domenica zondag""".splitlines()
-    )
-    for name in names.split()
-}
-_UNITS = {
-    name: names.split()[0]
-    for names in """% percent prozent per\u00a0cent
-        € eur euro euros
-        $ usd dollar dollars us$
-        £ gbp pound pounds
-        ¥ yen jpy
-        mm millimetre millimetres millimeter millimeters
-        cm centimetre centimetres centimeter centimeters zentimeter
-        m metre metres meter meters mètre mètres metro metros
-        km kilometre kilometres kilometer kilometers kilomètre kilomètres
-        ft foot feet
-        inch inches
-        mi mile miles
-        g gram grams gramm
-        kg kilo kilos kilogram kilograms kilogramm
-        t tonne tonnes ton tons tonnen
-        lb lbs
-        l litre litres liter liters
-        ml millilitre millilitres milliliter
-        s sec second seconds sekunde sekunden seconde secondes segundos
-        ms millisecond milliseconds millisekunden
-        min minute minutes minuten minutos
-        h hour hours stunde stunden heure heures horas
-        day days tag tage tagen jour jours día días
-        week weeks woche wochen semaine semaines semana semanas
-        month months monat monate monaten mois mes meses
-        year years jahr jahre jahren an ans année années año años
-        kb
-        mb
-        gb
-        tb
-        kib
-        mib
-        gib
-        °c
-        °f
-        mhz
-        ghz
-        w watt
-        kw
-        kwh
-        v volt
-        tokens token
-        characters character zeichen""".splitlines()
-    for name in names.split()
-}
-_MAGNITUDES = {
-    "thousand": 1e3,
-    "tausend": 1e3,
-    "million": 1e6,
-    "millions": 1e6,
-    "millionen": 1e6,
-    "mio": 1e6,
-    "millón": 1e6,
-    "millones": 1e6,
-    "billion": 1e9,
-    "milliarde": 1e9,
-    "milliarden": 1e9,
-    "milliard": 1e9,
-    "milliards": 1e9,
-    "mrd": 1e9,
-    "trillion": 1e12,
-}
-_SPELLED = {
-    language: {word: value for value, words in rows for word in words.split()}
-    for language, rows in {
-        "english": [
-            *enumerate(
-                "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-                "seventeen eighteen nineteen twenty".split(),
-                2,
-            ),
-            *zip(range(30, 101, 10), "thirty forty fifty sixty seventy eighty ninety hundred".split(), strict=True),
-            (12, "dozen"),
-            (1, "first"),
-            *enumerate("third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(), 3),
-        ],
-        "german": [
-            *enumerate(
-                "zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn "
-                "siebzehn achtzehn neunzehn zwanzig".split(),
-                2,
-            ),
-            *zip(
-                range(30, 101, 10),
-                "dreißig vierzig fünfzig sechzig siebzig achtzig neunzig hundert".split(),
-                strict=True,
-            ),
-            (12, "dutzend"),
-            *enumerate(
-                [
-                    "erste ersten erster erstes",
-                    "zweite zweiten zweiter zweites",
-                    "dritte dritten dritter drittes",
-                    "vierte vierten vierter",
-                    "fünfte fünften fünfter",
-                    "sechste sechsten",
-                ],
-                1,
-            ),
-        ],
-        "french": [
-            *enumerate("deux trois quatre cinq six sept huit".split(), 2),
-            *enumerate("dix onze douze treize quatorze quinze seize".split(), 10),
-            *zip(range(20, 70, 10), "vingt trente quarante cinquante soixante".split(), strict=True),
-            (1, "premier première"),
-            (2, "deuxième"),
-            (3, "troisième"),
-            (4, "quatrième"),
-        ],
-        "spanish": [
-            *enumerate("dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince".split(), 2),
-            *zip(range(20, 60, 10), "veinte treinta cuarenta cincuenta".split(), strict=True),
-            (1, "primer primero primera"),
-            (3, "tercer tercero tercera"),
-        ],
-    }.items()
-}
-CALENDAR = frozenset(_MONTHS) | frozenset(_DAYS)
+from shared.text.word_lists import read_word_lists
+
+_LISTS = read_word_lists(Path(__file__).with_suffix(".txt"))
+
+
+def _names(kind: str) -> dict[str, str]:
+    """Name → what it is a name of, of one kind of lists."""
+    return {
+        name: key.removeprefix(f"{kind} ")
+        for key, names in _LISTS.items()
+        if key.startswith(f"{kind} ")
+        for name in names
+    }
+
+
+def _values(kind: str, language: str) -> dict[str, float]:
+    """Word → number, from a list of word=number."""
+    pairs = (entry.split("=") for entry in _LISTS.get(f"{kind} {language}", ()))
+    return {word: float(number) for word, number in pairs}
+
+
+_MONTHS = {name: int(number) for name, number in _names("month").items()}
+_CALENDAR = _MONTHS | {name: int(number) for name, number in _names("weekday").items() if name not in _MONTHS}
+_UNITS = _names("unit")
+_MAGNITUDES = {name: float(value) for name, value in _names("magnitude").items()}
+_LANGUAGES = ("english", "german", "french", "spanish")  # whose words for numbers are known
+_SPELLED = {language: _values("spelled", language) | _values("ordinal", language) for language in _LANGUAGES}
+_ORDINALS = frozenset(word for language in _LANGUAGES for word in _values("ordinal", language))
+CALENDAR = frozenset(_CALENDAR)
 MEASURES = frozenset(_UNITS) | frozenset(_MAGNITUDES)
-_ORDINALS = frozenset(
-    """first third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth erste ersten erster erstes zweite zweiten zweiter
-    zweites dritte dritten dritter drittes vierte vierten vierter fünfte fünften fünfter sechste sechsten premier première deuxième
-    troisième quatrième primer primero primera tercer tercero tercera""".split()
-)
-_POINT = frozenset({"english", "unspaced", "hebrew", "hindi", "tamil", "irish"})  # whose decimals follow a point
+_DECIMAL_POINT = frozenset({"english", "unspaced", "hebrew", "hindi", "tamil", "irish"})
 
 _MONTH = "|".join(sorted(_MONTHS, key=len, reverse=True))
 _DATE = re.compile(
@@ -171,7 +45,8 @@ _DATE = re.compile(
     (?P<y1>\d{{4}})-(?P<m1>\d{{1,2}})-(?P<d1>\d{{1,2}})
     | (?P<d2>\d{{1,2}})\.\s?(?P<m2>\d{{1,2}})\.\s?(?P<y2>\d{{4}})
     | (?P<a3>\d{{1,2}})/(?P<b3>\d{{1,2}})/(?P<y3>\d{{4}})
-    | (?P<d4>\d{{1,2}})(?:st|nd|rd|th|\.|er|º)?\s(?:of\s|de\s)?(?P<n4>{_MONTH})\b\.?(?:,?\s(?:de[l]?\s)?(?P<y4>\d{{4}}))?
+    | (?P<d4>\d{{1,2}})(?:st|nd|rd|th|\.|er|º)?\s(?:of\s|de\s)?(?P<n4>{_MONTH})\b\.?
+      (?:,?\s(?:de[l]?\s)?(?P<y4>\d{{4}}))?
     | (?P<n5>{_MONTH})\b\.?\s(?P<d5>\d{{1,2}})(?:st|nd|rd|th)?(?![\d:.%]\d?)(?:,?\s(?P<y5>\d{{4}}))?
     | (?P<n6>{_MONTH})\b\.?,?\s(?:of\s|de[l]?\s)?(?P<y6>\d{{4}})
     )(?!\w)""",
@@ -193,7 +68,11 @@ _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """`value`: what it means, or as it stands where it is no quantity (3.11.2). `unit`: one name for each; "clock": in minutes; "ordinal": third."""
+    """A number in a text.
+
+    value: the quantity, or the text itself where it is not a quantity (3.11.2).
+    unit: its one name; "clock": the value is in minutes; "ordinal": third.
+    """
 
     value: float | str
     unit: str | None
@@ -203,21 +82,21 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Date:
-    """What is said of a day; None where it is not."""
+    """A day, or the parts of it that a text names."""
 
     year: int | None
     month: int | None
     day: int | None
 
     def fits(self, other: "Date") -> bool:
-        """Whether the other date says all that this one says."""
+        """True if the other date has every part that this one has."""
         pairs = ((self.year, other.year), (self.month, other.month), (self.day, other.day))
-        return all(mine is None or mine == theirs for mine, theirs in pairs)
+        return all(part is None or part == other_part for part, other_part in pairs)
 
 
 @dataclass(slots=True)
 class Facts:
-    """`calendar`: names of months and weekdays that stand alone, as numbers: 1 to 12, and 100 to 106."""
+    """Facts of a text. calendar: months and weekdays named outside dates, as numbers: 1 to 12, and 100 to 106."""
 
     numbers: list[Number] = field(default_factory=list)
     dates: list[tuple[Date, ...]] = field(default_factory=list)  # the readings of each: 3/4/2024 has two
@@ -225,7 +104,7 @@ class Facts:
 
 
 def facts(text: str, language: str | None) -> Facts:
-    """The numbers, times and dates of a text; `language` decides whether 1.500 is a thousand and a half, or one and a half."""
+    """Read the numbers, times and dates of a text. In its `language`, 1.500 is fifteen hundred or one and a half."""
     text = unicodedata.normalize("NFC", text)
     found = Facts()
 
@@ -271,16 +150,68 @@ def facts(text: str, language: str | None) -> Facts:
     for match in _WORD.finditer(text):
         name = match[0].lower()
         if match[0][0].isupper() and name in CALENDAR and (len(name) > 3 or name == "mai") and name != "mars":
-            found.calendar.add(_MONTHS.get(name) or 100 + _DAYS.get(name, 0))
+            found.calendar.add(_CALENDAR[name])
     return found
+
+
+def are_cited(claim: Facts, *cited: Facts) -> bool:
+    """True if every number, time and date of a claim is among the cited facts."""
+    dates = [reading for facts in cited for readings in facts.dates for reading in readings]
+    numbers = [number for facts in cited for number in facts.numbers]
+    calendar = {name for facts in cited for name in facts.calendar}
+    values = {number.value for number in numbers} | {
+        float(part) for date in dates for part in (date.year, date.month, date.day) if part is not None
+    }
+    for readings in claim.dates:
+        if any(reading.fits(date) for reading in readings for date in dates):
+            continue
+        parts = [part for part in (readings[0].year, readings[0].day) if part is not None]
+        if dates or not values.issuperset(map(float, parts)) or readings[0].month not in calendar:
+            return False
+    claimed_months = {reading.month for readings in claim.dates for reading in readings}
+    if not claim.calendar - claimed_months <= calendar | {date.month for date in dates}:
+        return False
+    return all(_is_cited(number, numbers, values) for number in claim.numbers) and _units_agree(claim.numbers, numbers)
+
+
+def _units_agree(claimed: Iterable[Number], cited: Iterable[Number]) -> bool:
+    """True if no unit of a number that is cited with several (2 days, 2 weeks) is claimed more often than cited."""
+    claims, quotes = Counter((n.value, n.unit) for n in claimed), Counter((n.value, n.unit) for n in cited)
+    ambiguous = {value for value, count in Counter(value for value, _ in quotes).items() if count > 1}
+    return all(
+        quotes[value, unit] >= count
+        for (value, unit), count in claims.items()
+        if value in ambiguous and unit and quotes[value, unit]
+    )
+
+
+def _is_cited(number: Number, cited: Iterable[Number], values: set[float | str]) -> bool:
+    if number.unit == "clock":
+        assert isinstance(number.value, int | float)
+        exact = any(half in number.written for half in ("am", "pm", "a.m", "p.m"))
+        for other in cited:
+            if other.unit == "clock" and isinstance(other.value, int | float):
+                if other.value == number.value or (not exact and other.value % 720 == number.value % 720):
+                    return True
+            elif other.unit is None and other.value == number.value / 60:
+                return True
+        return False
+    known = False
+    for other in cited:
+        value = other.value / 60 if other.unit == "clock" and isinstance(other.value, int | float) else other.value
+        if value == number.value or (other.written == number.written and other.unit == number.unit):
+            known = True
+            if number.unit is None or other.unit in (None, number.unit):
+                return True
+    return not known and number.unit is None and number.value in values
 
 
 def _readings(match: re.Match[str]) -> tuple[Date, ...]:
     part = {name[0]: value for name, value in match.groupdict().items() if value}
     year = int(part["y"]) if "y" in part else None
     if "a" in part:
-        one, other = int(part["a"]), int(part["b"])
-        return (Date(year, one, other), Date(year, other, one))
+        first, second = int(part["a"]), int(part["b"])
+        return (Date(year, first, second), Date(year, second, first))
     month = _MONTHS[part["n"].lower()] if "n" in part else int(part["m"])
     return (Date(year, month, int(part["d"]) if "d" in part else None),)
 
@@ -299,14 +230,14 @@ def _value(digits: str, language: str | None) -> float | str:
     grouped = 1 <= len(groups[0]) <= 3 and groups[0] != "0" and all(len(group) == 3 for group in groups[1:])
     if len(separators) > 1:
         return float("".join(groups)) if grouped else plain
-    thousands = "," if language is None or language in _POINT else "."
+    thousands = "," if language is None or language in _DECIMAL_POINT else "."
     if grouped and (separators[0] == thousands):
         return float("".join(groups))
     return float(".".join(groups))
 
 
 def _spelled(text: str, language: str | None) -> Iterator[Number]:
-    """Numbers in words, one to a phrase: "three hundred", "twenty-one"."""
+    """Read the numbers that are written as words, one for each phrase: "three hundred", "twenty-one"."""
     known = _SPELLED.get(language or "english", _SPELLED["english"])
     matches = list(_WORD.finditer(text.lower()))
     skip = 0

@@ -1,7 +1,7 @@
-"""What is shown is words: what a Markdown renderer or a browser would make a link, an image or an element becomes plain text.
+"""Plain text: links, images and elements of Markdown and HTML become words before an answer is shown.
 
-An address is kept, as a code span, in which nothing is linked. The rules are wider than CommonMark and GitHub's: a character
-too many in a code span costs little. Every pattern takes about linear time.
+An address becomes a code span, in which no renderer makes a link. The rules are wider than CommonMark's and GitHub's:
+one character too many in a code span costs little. Every pattern takes about linear time.
 """
 
 import re
@@ -9,16 +9,13 @@ from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from html import unescape
+from pathlib import Path
 
 from shared.text.invisible import visible
+from shared.text.word_lists import read_word_lists
 
-_LOADING = frozenset(
-    """a applet area audio base basefont bgsound blink body button canvas col data datalist details dialog embed fencedsandbox fieldset
-    font form frame frameset head html iframe image img input isindex keygen label layer legend link listing map marquee math menu
-    menuitem meta meter nextid noembed noframes noscript object option optgroup output param picture plaintext portal progress
-    script select slot source style summary svg table template textarea title track use video xml xmp""".split()
-)  # link, load, run, ask for something, or hide what follows
-_FORMATTING = frozenset("b br code del em i ins kbd mark s small strong sub sup u wbr".split())
+_LISTS = read_word_lists(Path(__file__).with_suffix(".txt"))
+_LOADING, _FORMATTING = frozenset(_LISTS["loading"]), frozenset(_LISTS["formatting"])
 _FENCE = re.compile(r"( {0,3})(`{3,}(?=[^`\n]*$)|~{3,})[^\n]*", re.MULTILINE)
 _FENCE_LIKE = re.compile(r"\s*(?:`{3,}|~{3,})")
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
@@ -38,7 +35,7 @@ _HALF_LINK = re.compile(r"\](?=\()")
 _DEFINED = re.compile(r"\[([^\[\]\n]{0,999})\]:|\]:")
 _WRITTEN = re.compile(r"[^\s\x00\x01]+")
 _ESCAPE = re.compile(r"\\([!-/:-@\[-_{-~])")
-_TOP = "com|org|net|edu|gov|mil|int|info|biz|pro|web|xxx|aero|asia|coop|museum|name|shop|app|dev|xyz|top|site|online|cloud|рф"
+_TOP = "|".join(_LISTS["domains"])
 _END = '\\s<>`|"\x00\x01'
 _ADDRESS = re.compile(
     rf"""
@@ -47,7 +44,8 @@ _ADDRESS = re.compile(
     | (?<![^\W_])(?:mailto|xmpp|tel|sms|data|javascript|vbscript|file|blob|view-source):[^{_END}]+
     | (?<![^\W_])www\.[^{_END}]+
     | (?<![\w.+-])[\w.+-]++@[\w-]+(?:\.[\w-]+)+(?:[:/?#][^{_END}]*)?
-    | (?<![^\W_])(?:[^\W_](?:[\w-]{{0,62}}[^\W_])?\.){{1,9}}(?:[A-Za-z]{{2}}|{_TOP}|xn--[A-Za-z0-9-]+)(?![^\W_]|-\w)(?:[:/?#][^{_END}]*)?
+    | (?<![^\W_])(?:[^\W_](?:[\w-]{{0,62}}[^\W_])?\.){{1,9}}(?:[A-Za-z]{{2}}|{_TOP}|xn--[A-Za-z0-9-]+)(?![^\W_]|-\w)
+      (?:[:/?#][^{_END}]*)?
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -57,12 +55,13 @@ _LIKE_ADDRESS = re.compile("[:/.#?&%@\x00]")
 
 
 def plain(text: str, before: str = "") -> str:
-    """A sentence in which nothing is linked or loaded when it is rendered, alone or with others. `before`: what its line begins with.
+    """Return a sentence in which a renderer links and loads nothing, alone or among others.
 
-    Code spans of one line and closed fences stay as they are, and mean the same whatever comes before and after.
+    `before`: the beginning of its line. Code spans of one line and closed fences stay as they are, and mean the same
+    with any text before and after.
     """
     text = visible(re.sub(r"\r\n?|[\x0b\x0c\x85]", "\n", text))
-    text = "".join(part if fenced else _words(part) for fenced, part in _parts(text))
+    text = "".join(part if fenced else _plain_words(part) for fenced, part in _parts(text))
     if not before or not text:
         return text
     first = text.partition("\n")[0]
@@ -76,7 +75,7 @@ def plain(text: str, before: str = "") -> str:
 
 
 def _parts(text: str) -> Iterator[tuple[bool, str]]:
-    """The text in parts: whether each is a fenced block of code that ends beyond doubt, and its lines."""
+    """Yield the text in parts, each with True for a fenced block of code that ends beyond doubt."""
     lines = _LINE.findall(text)
     words, at = "", 0
     while at < len(lines):
@@ -90,7 +89,7 @@ def _parts(text: str) -> Iterator[tuple[bool, str]]:
 
 
 def _fence_end(lines: list[str], at: int) -> int:
-    """The line after the block that opens in this one; 0 when none does, or a renderer may see it end elsewhere."""
+    """Return the line after the block that opens at `at`; 0 if none opens, or if a renderer may end it elsewhere."""
     opened = _FENCE.fullmatch(lines[at].rstrip("\n"))
     if not opened:
         return 0
@@ -105,36 +104,37 @@ def _fence_end(lines: list[str], at: int) -> int:
     return 0
 
 
-def _words(text: str) -> str:
-    """What is no fenced block, made plain."""
+def _plain_words(text: str) -> str:
+    """Make text outside fenced blocks plain."""
     code: list[str] = []
 
     def hold(span: str) -> str:
+        """Put a placeholder in the place of a code span."""
         code.append(span)
         return f"\x00{len(code) - 1}\x01"
 
-    def address(found: str) -> str:
-        kept = found.rstrip(_AFTER)
-        if kept.count("(") > kept.count(")") and found[len(kept) :].startswith(")"):
-            kept += ")"
-        return f"{hold(f'`{kept}`')}{found[len(kept) :]}" if kept else found
+    def hold_address(match: re.Match[str]) -> str:
+        address = match[0].rstrip(_AFTER)
+        if address.count("(") > address.count(")") and match[0][len(address) :].startswith(")"):
+            address += ")"
+        return hold(_ticked(address)) + match[0][len(address) :] if address else match[0]
 
     text = "".join(_hold_code(line, hold) for line in _LINE.findall(text))
     text = re.sub("~{3,}", "", text)
-    text = _TAG.sub(lambda found: "" if found[1].lower() in _LOADING else found[0], text)
-    text = _AUTOLINK.sub(lambda found: hold(_ticked(found[1])), text)
-    text = _OPENED.sub(lambda found: _element(found, hold), text)
+    text = _TAG.sub(lambda match: "" if match[1].lower() in _LOADING else match[0], text)
+    text = _AUTOLINK.sub(lambda match: hold(_ticked(match[1])), text)
+    text = _OPENED.sub(lambda match: _element(match, hold), text)
     for _ in range(3):  # an image within a link, and one deeper
-        text = _LINK.sub(lambda found: _link(found, hold), text)
+        text = _LINK.sub(lambda match: _link(match, hold), text)
     text = _HALF_LINK.sub("] ", text)
     text = _DEFINED.sub(_definition, text)
-    text = _WRITTEN.sub(lambda found: _written(found[0], hold), text)
-    text = _ADDRESS.sub(lambda found: address(found[0]), text)
+    text = _WRITTEN.sub(lambda match: _written(match[0], hold), text)
+    text = _ADDRESS.sub(hold_address, text)
     return "".join(_restore(line, code) for line in _LINE.findall(text))
 
 
 def _hold_code(line: str, hold: Callable[[str], str]) -> str:
-    """The line with its code spans held; ticks that close nothing are no ticks any more."""
+    """Replace the line's code spans by placeholders, and remove ticks that have no partner."""
     runs = list(_TICKS.finditer(line))
     alike = defaultdict[int, list[int]](list)
     for number, run in enumerate(runs):
@@ -153,48 +153,48 @@ def _hold_code(line: str, hold: Callable[[str], str]) -> str:
     return done + line[at:]
 
 
-def _element(found: re.Match[str], hold: Callable[[str], str]) -> str:
-    """A tag without attributes is a name in angle brackets; anything else that begins one is none with a space in it."""
-    inner, name = found[1], (found[2] or "").lower()
+def _element(match: re.Match[str], hold: Callable[[str], str]) -> str:
+    """`<name>` becomes code; any other opening `<` gets a space so that no renderer sees a tag."""
+    inner, name = match[1], (match[2] or "").lower()
     if not inner or name in _LOADING:
-        return found[0].replace("<", "< ")
-    before = _line_before(found)
-    if _LETTER.search(before) and (name in _FORMATTING or before[-1:].isalnum()):  # a line that begins with one is HTML
-        return found[0]  # List<String>
+        return match[0].replace("<", "< ")
+    before = _line_before(match)
+    if _LETTER.search(before) and (name in _FORMATTING or before[-1:].isalnum()):
+        return match[0]  # List<String>; a line that begins with a tag is HTML
     return hold(f"`<{inner}>`")
 
 
-def _link(found: re.Match[str], hold: Callable[[str], str]) -> str:
-    image, words, target = found.groups()
+def _link(match: re.Match[str], hold: Callable[[str], str]) -> str:
+    image, words, target = match.groups()
     if image:
         return words
     if not _LIKE_ADDRESS.search(target):
-        return f"[{words}] {found[0][len(words) + 2 :]}"  # funcs[0](x)
+        return f"[{words}] {match[0][len(words) + 2 :]}"  # funcs[0](x)
     held = target if "\x00" in target else hold(_ticked(target))
     return held if words.strip() in ("", target) else f"{words} {held}"
 
 
-def _definition(found: re.Match[str]) -> str:
-    """[name]: address, which begins its line, or ends what began a line before: x: list[int]: stays."""
-    line = _line_before(found) + found[0]
+def _definition(match: re.Match[str]) -> str:
+    """Break `[name]: address` at the start of a line, or at the end of a name that began before; `list[int]:` stays."""
+    line = _line_before(match) + match[0]
     first = re.search(r"(?<!\\)\[", line)
     if first and _LETTER.search(line, 0, first.start()):
-        return found[0]
-    name = found[1] or ""
-    return f"{name}:" if name.strip("\\ ") == name != "" else found[0].replace("]", "] ")
+        return match[0]
+    name = match[1] or ""
+    return f"{name}:" if name.strip("\\ ") == name != "" else match[0].replace("]", "] ")
 
 
-def _written(found: str, hold: Callable[[str], str]) -> str:
-    """Words in which entities or escapes write an address are shown as they are written."""
-    if "&" not in found and "\\" not in found:
-        return found
-    read = unescape(_ESCAPE.sub(r"\1", found))
-    return hold(_ticked(found)) if read != found and _ADDRESS.search(read) else found
+def _written(word: str, hold: Callable[[str], str]) -> str:
+    """Make a word a code span if entities or escapes in it write an address."""
+    if "&" not in word and "\\" not in word:
+        return word
+    read = unescape(_ESCAPE.sub(r"\1", word))
+    return hold(_ticked(word)) if read != word and _ADDRESS.search(read) else word
 
 
-def _line_before(found: re.Match[str]) -> str:
-    text = found.string
-    return _HELD.sub("", text[text.rfind("\n", 0, found.start()) + 1 : found.start()])
+def _line_before(match: re.Match[str]) -> str:
+    text = match.string
+    return _HELD.sub("", text[text.rfind("\n", 0, match.start()) + 1 : match.start()])
 
 
 def _ticked(words: str) -> str:
@@ -202,10 +202,10 @@ def _ticked(words: str) -> str:
 
 
 def _restore(line: str, code: list[str]) -> str:
-    """The line with its code spans back. In a row of a table their bars would divide them: beside an address they are taken apart."""
+    """Put the line's code spans back; on a line with an address, divide them at bars, as a row of a table would."""
     spans = [code[int(number)] for number in _HELD.findall(line)]
     if any("|" in span for span in spans) and any(_RISKY.search(span) for span in spans):
-        spans = [_apart(span) if "|" in span else span for span in spans]
+        spans = [_divided(span) if "|" in span else span for span in spans]
     done = ""
     for words, span in zip(_HELD.split(line)[::2], [*spans, ""], strict=True):
         done += words
@@ -215,8 +215,8 @@ def _restore(line: str, code: list[str]) -> str:
     return done
 
 
-def _apart(span: str) -> str:
-    """A code span → one for each part between bars."""
+def _divided(span: str) -> str:
+    """Divide a code span into one for each part between bars."""
     ticks = span[: len(span) - len(span.lstrip("`"))]
     inner = span[len(ticks) : -len(ticks)]
     gap, parts = " " if "`" in inner else "", inner.split("|")

@@ -18,14 +18,14 @@ _HIDDEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """The text without characters that nobody sees: controls, tags, direction marks, zero-width and stray selectors.
+    """Remove invisible characters: controls, tags, direction marks, zero-width characters and stray selectors.
 
-    Space, line ends, flags, and the joiners that scripts and emoji need, stay.
+    Spaces, line ends, flags, and the joiners that scripts and emoji need, stay.
     """
-    return _HIDDEN.sub(lambda found: found[1] or "", text)
+    return _HIDDEN.sub(lambda match: match[1] or "", text)
 
 
 def places(text: str) -> list[int]:
-    """Where the characters of `visible(text)` stand in `text`, and its length at the end."""
-    hidden = {at for found in _HIDDEN.finditer(text) if not found[1] for at in range(*found.span())}
+    """Return the index in `text` of each character of `visible(text)`, and the length of `text` at the end."""
+    hidden = {at for match in _HIDDEN.finditer(text) if not match[1] for at in range(*match.span())}
     return [at for at in range(len(text) + 1) if at not in hidden]

@@ -1,7 +1,7 @@
-"""Sentences: the spans of a text that are kept whole, quoted and cited.
+"""Sentences: the spans of a text that are quoted and cited, and that a chunk does not divide.
 
-Every rule looks only at the lines beside it, so that an edit never changes a span far away (for this reason no state is
-kept between the fences of a code block), and every pattern takes linear time on any input.
+Every rule looks only at neighbouring lines, so that an edit never changes a span far away; for this reason no state is
+kept between the fences of a code block. Every pattern takes linear time on any input.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 LIST_ITEM = re.compile(r"(?:[-*+•‣◦]|\(?(?:\d{1,3}|[a-z])[.)])\s")
 FENCE = re.compile(r"(?:```|~~~)")
-WRAPPED = 40  # characters: a shorter line was not broken because it was full
+WRAPPED = 40  # characters: a shorter line was broken for another reason than its length
 LONGEST = 400  # characters: a "sentence" over several lines that is longer is taken for a list of lines
 
 _LINE = re.compile(r"[^\n]+")
@@ -29,10 +29,10 @@ _ABBREVIATIONS = re.compile(
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
-    """The (start, end) spans of the sentences of `text`, in order, without surrounding whitespace.
+    """Return the (start, end) spans of the sentences of `text`, in order, without surrounding whitespace.
 
-    Together they hold every character that is no whitespace. List items, table and CSV rows, headings and lines that
-    were not broken for want of room are spans of their own; a sentence that was wrapped over several lines is one span.
+    Together they cover all non-whitespace text. List items, table and CSV rows, headings and short lines are spans of
+    their own; a sentence that was wrapped over several lines is one span.
     """
     spans: list[tuple[int, int]] = []
     for start, end in _runs(text):
@@ -45,18 +45,18 @@ def sentences(text: str) -> list[tuple[int, int]]:
 
 
 def lines(text: str, start: int, end: int) -> list[tuple[int, int]]:
-    """The (start, end) spans of the lines of `text[start:end]`, stripped; blank lines have none."""
-    found = []
+    """Return the (start, end) spans of the lines of `text[start:end]`, stripped, without blank lines."""
+    spans = []
     for match in _LINE.finditer(text, start, end):
         line = match.group()
         if stripped := line.strip():
             begin = match.start() + len(line) - len(line.lstrip())
-            found.append((begin, begin + len(stripped)))
-    return found
+            spans.append((begin, begin + len(stripped)))
+    return spans
 
 
 def is_row(line: str) -> bool:
-    """Whether a line reads as a row of a table or of a CSV file."""
+    """True if a line looks like a row of a table or of a CSV file."""
     if line.startswith("|") or "\t" in line or line.count(" | ") > 1:
         return True
     tight = line.count(",") - line.count(", ")
@@ -64,12 +64,12 @@ def is_row(line: str) -> bool:
 
 
 def is_wrapped(line: str) -> bool:
-    """Whether a line reads as prose that goes on in the next line."""
+    """True if a line looks like prose that continues in the next line."""
     return len(line) >= WRAPPED and line[-1] not in _STOPS and not is_row(line) and not _HEADING.match(line)
 
 
 def _runs(text: str) -> Iterator[tuple[int, int]]:
-    """Spans of lines that belong together: a line, with those that it was wrapped into."""
+    """Yield the spans of lines, each joined to the lines that it was wrapped into."""
     first = last = -1
     before = ""
     for start, end in lines(text, 0, len(text)):
@@ -85,19 +85,19 @@ def _runs(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _split(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The sentences of one run; a row or a heading is not divided."""
+    """Yield the sentences of one run; a row or a heading is not divided."""
     if not is_row(text[start:end]) and not _HEADING.match(text, start):
         for match in _END.finditer(text, start, end):
             space = _SPACE.match(text, match.end(), end)
             following = space.end() if space else end
-            if following < end and not _goes_on(text, start, match.start(), following):
+            if following < end and not _continues(text, start, match.start(), following):
                 yield start, match.end()
                 start = following
     yield start, end
 
 
-def _goes_on(text: str, start: int, stop: int, following: int) -> bool:
-    """Whether the sentence goes on after the stop sign at `stop`; `following` is where the next word begins."""
+def _continues(text: str, start: int, stop: int, following: int) -> bool:
+    """True if the sentence continues after the stop sign at `stop`; `following` is the start of the next word."""
     if text[following].islower():
         return True
     if text[stop] != ".":

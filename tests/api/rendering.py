@@ -1,11 +1,11 @@
-"""What renderers make of an answer: Markdown by markdown-it in three dialects, with HTML and guessed links, read as a browser would."""
+"""An answer as renderers show it: Markdown by markdown-it in three dialects, with HTML and guessed links."""
 
 from collections.abc import Sequence
 from html.parser import HTMLParser
 
 from markdown_it import MarkdownIt
 
-from api.verification.citations import _forged, _marked
+from api.verification.citations import with_marks, without_marks
 from api.verification.plain_text import plain
 
 _OPTIONS = {"html": True, "linkify": True}
@@ -13,8 +13,9 @@ _DIALECTS = [MarkdownIt(name, _OPTIONS) for name in ("commonmark", "gfm-like", "
 _DIALECTS[0].enable("linkify")
 OURS = {("code", "class"), ("ol", "start"), ("th", "style"), ("td", "style")}  # attributes that Markdown makes
 LOADING = set(
-    """a area audio base body button details dialog embed form frame frameset head html iframe image img input link math meta noscript
-    object option picture plaintext script select source style svg template textarea title track video xmp""".split()
+    """a area audio base body button details dialog embed form frame frameset head html iframe image img input link math
+    meta noscript object option picture plaintext script select source style svg template textarea title track video
+    xmp""".split()
 )
 
 
@@ -38,7 +39,7 @@ class _Elements(HTMLParser):
 
 
 def foreign(text: str) -> list[str]:
-    """Links, images and other elements that the text becomes in any of the dialects."""
+    """Return the links, images and other elements that any of the dialects makes of the text."""
     found = []
     for dialect in _DIALECTS:
         reader = _Elements()
@@ -51,10 +52,11 @@ def foreign(text: str) -> list[str]:
     return found
 
 
-def joined(said: Sequence[str]) -> list[str]:
-    """The sentences as Verification shows them, every second one with a mark."""
+def joined(sentences: Sequence[str]) -> list[str]:
+    """Return the sentences as Verification shows them, every second one with a mark."""
     shown: list[str] = []
-    for number, text in enumerate(said):
+    for number, text in enumerate(sentences):
         line = "".join(shown).rpartition("\n")[2]
-        shown.append(_marked(_forged(plain(_forged(text), line)), [1] if number % 2 == 0 else []))
+        words = without_marks(plain(without_marks(text), line))
+        shown.append(with_marks(words, [1] if number % 2 == 0 else []))
     return shown

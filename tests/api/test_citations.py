@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from api.verification.citations import Draft, Span, Statement, Verification, resolve, verify
+from api.verification.citations import Draft, Span, Statement, Verification, resolve
 from shared.db import Connection
 from shared.models import NO_ANSWER, Answer, Passage
 
@@ -47,7 +47,11 @@ def claim(quote: str, passage: int = 0) -> Span:
 def check(
     connection: Connection, passages: list[Passage], *statements: Statement, dropped: int = 0, strict: bool = True
 ) -> Answer:
-    return verify(connection, Draft(statements, dropped), passages, "claude", {"input_tokens": 7}, strict)
+    verification = Verification(passages, strict)
+    for statement in statements:
+        list(verification.check(statement, resolve(connection, statement.claims, passages)))
+    list(verification.finish(Draft(statements, dropped)))
+    return verification.answer("claude", {"input_tokens": 7})
 
 
 def test_grounded(connection: Connection, passages: list[Passage]) -> None:

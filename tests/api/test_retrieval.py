@@ -22,7 +22,7 @@ from shared.db import Connection
 from shared.ledger import generations
 from shared.ledger.generations import Generation
 from shared.models import Chunk
-from shared.text import words
+from shared.text import languages
 from worker.indexing import index, inputs
 from worker.indexing import lexemes as counting
 from worker.indexing.lexemes import Counting, is_due
@@ -89,7 +89,7 @@ def store(
                 document[0],
                 list(zip(chunks, hashes, strict=True)),
                 1,
-                configuration or words.configuration(" ".join(part)),
+                configuration or languages.configuration(" ".join(part)),
             )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.verification.support import is_lead_in, rate
+from api.verification.support import Evidence, is_lead_in, rate
 
 TOWER = "The Harbour Tower is 54 m high. It was built in 1887 by Ada Frost."
 BUILT = "It was built in 1887 by Ada Frost."
@@ -71,7 +71,7 @@ GIFT = "Gift cards cannot be returned."
     ],
 )
 def test_rules(sentence: str, quote: str, status: str) -> None:
-    assert rate(sentence, [quote]) == status
+    assert rate(sentence, Evidence([quote])) == status
 
 
 @pytest.mark.parametrize(
@@ -94,17 +94,17 @@ def test_rules(sentence: str, quote: str, status: str) -> None:
 )
 def test_other_languages(sentence: str, quote: str, status: str) -> None:
     question = "Was steht dort?" if sentence[:3] in ("Der", "Die", "Ein", "Ges") else "Qu'est-ce qui est dit ?"
-    assert rate(sentence, [quote], question=question) == status
+    assert rate(sentence, Evidence([quote], question=question)) == status
 
 
 def test_who_it_is_may_stand_around() -> None:
-    assert rate("The Harbour Tower was built in 1887.", [BUILT], around=TOWER) == "partly"
-    assert rate("The Harbour Tower was built in 1887.", [BUILT], titles="Harbour Tower") == "supported"
-    assert rate("The Harbour Tower was built in 1887.", [BUILT]) == "unsupported"
+    assert rate("The Harbour Tower was built in 1887.", Evidence([BUILT], around=TOWER)) == "partly"
+    assert rate("The Harbour Tower was built in 1887.", Evidence([BUILT], titles="Harbour Tower")) == "supported"
+    assert rate("The Harbour Tower was built in 1887.", Evidence([BUILT])) == "unsupported"
 
 
 def test_nothing_supports_without_a_quote() -> None:
-    assert rate(GIFT, []) == "unsupported"
+    assert rate(GIFT, Evidence([])) == "unsupported"
 
 
 @pytest.mark.parametrize(
@@ -120,4 +120,4 @@ def test_nothing_supports_without_a_quote() -> None:
     ],
 )
 def test_what_only_leads_over(line: str, only: bool) -> None:
-    assert is_lead_in(line, [GIFT], GIFT, "", "", "") == only
+    assert is_lead_in(line, Evidence([GIFT], around=GIFT)) == only

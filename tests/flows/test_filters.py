@@ -161,7 +161,7 @@ def check_rehash(system: System) -> None:
         ({"filters": {"after": "soon"}}, "after: 'soon' is not a date; write 2024-06-30"),
         ({"filters": {"after": 2024}}, "filters.after"),
         ({"filters": {"metadata": "x"}}, "filters.metadata"),
-        ({"filters": {"metadata": {"a": "\0"}}}, "holds a NUL"),
+        ({"filters": {"metadata": {"a": "\0"}}}, "has a NUL"),
         ({"filters": {"source": "a\0"}}, "characters that no name has"),
         ({"filters": {"sauce": "a"}}, "filters.sauce"),
         ({"collection": "mine"}, "There is no collection 'mine'; there are: default."),

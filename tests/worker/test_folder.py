@@ -8,6 +8,7 @@ import sys
 import time
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import gitmatch
 import pytest
@@ -479,10 +480,17 @@ def test_rules_of_many_folders_are_read_once(tmp_path: Path, monkeypatch: pytest
     compiled: list[object] = []
     looked: list[object] = []
     compile_pattern, stat = gitmatch.pattern2regex, os.stat
-    monkeypatch.setattr(
-        gitmatch, "pattern2regex", lambda line, **kw: compiled.append(line) or compile_pattern(line, **kw)
-    )
-    monkeypatch.setattr(os, "stat", lambda path, **kw: looked.append(path) or stat(path, **kw))
+
+    def counted_compile(line: Any, **kwargs: Any) -> Any:
+        compiled.append(line)
+        return compile_pattern(line, **kwargs)
+
+    def counted_stat(path: Any, **kwargs: Any) -> os.stat_result:
+        looked.append(path)
+        return stat(path, **kwargs)
+
+    monkeypatch.setattr(gitmatch, "pattern2regex", counted_compile)
+    monkeypatch.setattr(os, "stat", counted_stat)
     for _ in range(3):
         assert len(source.discover().files) == 2000
     assert len(compiled) == 22, "20 patterns, the empty last line, and the pattern of 7/"

@@ -1,6 +1,7 @@
-"""Lexeme statistics: the number of chunks that hold each lexeme, counted in the background when enough has changed.
+"""The text search configuration of a document, and lexeme statistics: the number of chunks that hold each lexeme.
 
-A question counts the lexemes that the statistics lack by itself (api/retrieval/retrieve.py).
+Lexemes are counted in the background when enough has changed. A question counts the lexemes that the statistics lack by
+itself (api/retrieval/lexemes.py).
 """
 
 import threading
@@ -14,10 +15,30 @@ from shared.errors import TransientError
 from shared.ledger import generations
 from shared.ledger.generations import Generation
 from shared.log import log
+from shared.text import languages
+from shared.text.words import words
 
+FEW_WORDS = 20  # a shorter text takes its collection's language: a wrong guess would hide it
+VOTERS = 1_000  # documents, the oldest ones, that decide a collection's language
 LEAST = 1_000  # chunks: every question counts fewer by itself, exactly
 SHARE = 0.1  # of the chunks must have changed before they are counted again
 LOCK = 0x61736B6C
+
+
+def configuration(connection: Connection, collection_id: int, text: str) -> str:
+    """Return the text search configuration for a document; a short text takes the one that most documents have."""
+    if len(words(text[: languages.SAMPLE])) >= FEW_WORDS:
+        return languages.configuration(text)
+    row = connection.execute(
+        """
+        SELECT mode() WITHIN GROUP (ORDER BY configuration) FROM (
+            SELECT configuration FROM document
+            WHERE collection_id = %s AND configuration IS NOT NULL AND state NOT IN ('deleted', 'excluded')
+            ORDER BY id LIMIT %s) AS voter
+        """,
+        [collection_id, VOTERS],
+    ).fetchone()
+    return row[0] if row and row[0] else languages.DEFAULT
 
 
 class Counting:
