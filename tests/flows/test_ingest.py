@@ -1,4 +1,4 @@
-"""Files dropped, edited, renamed, copied and deleted, with a real producer, worker and API; the texts that are paid for.
+"""Files dropped, edited, renamed, copied and deleted, with a real producer, worker and API; the number of paid texts.
 
 One system runs for all tests. Each has a subfolder, and lines of its own (`seed`), because a known line costs nothing.
 """

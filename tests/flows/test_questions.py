@@ -1,4 +1,4 @@
-"""Questions over the welcome document and ten files: the right file is cited with words that stand in it, or it is refused."""
+"""Questions over the welcome document and ten files: the answer cites the right file in its words, or is refused."""
 
 import shutil
 from collections.abc import Iterator
