@@ -47,12 +47,12 @@ def describe_error(error: Exception) -> tuple[int, str, str, int | None]:
         return code, error.name, detail, None
     if isinstance(error, (psycopg.OperationalError, PoolTimeout)):
         log.error(f"Database unavailable: {error}", action="api.no_database")
-        detail = "PostgreSQL does not answer; try again in a moment (/readyz tells what is missing)."
-        return 503, "Database away", detail, 2
+        detail = "PostgreSQL does not answer; try again in a moment (/readyz names the missing part)."
+        return 503, "Database unavailable", detail, 2
     if isinstance(error, TransientError):
         return 503, "Try again later", str(error), max(1, round(error.retry_after or 5))
     if isinstance(error, AskfolderError):
         return 502 if isinstance(error, PermanentError) else 500, "Not possible as it is set up", str(error), None
     path = request.path if has_request_context() else ""
     log.error("A request failed", action="api.error", path=path, exc_info=error)
-    return 500, "Error in askfolder", "Something went wrong in askfolder itself; its log (web.log) says what.", None
+    return 500, "Error in askfolder", "A defect in askfolder stopped this request; see web.log.", None

@@ -194,7 +194,7 @@ def over_http(work: Path, servers: Servers, generation: Generation, material: Ma
                     "… its SQL alone": partial(
                         retrieve.retrieve, connection, generation, Query(asked, 10), material.question_vectors[n]
                     ),
-                    "… looking into the cache": partial(cache.get, scope, asked),
+                    "… its cache look-up": partial(cache.get, scope, asked),
                 }
                 for name, call in calls.items():
                     started = time.perf_counter()
@@ -243,7 +243,7 @@ def measure(
             started = time.perf_counter()
             for turn in range(1, 6):
                 store(connection, generation, material, 0, size, turn)
-            result.a_second["chunks stored, all indexes there"] = 5 * size / (time.perf_counter() - started)
+            result.a_second["chunks stored, with all indexes"] = 5 * size / (time.perf_counter() - started)
             result.shares["recall@10 after five re-indexings"] = recall(connection, generation, material, "")
     return result
 

@@ -41,6 +41,6 @@ def check(url: str) -> None:
         raise SettingsError(f"The Redis at {where} is {version}; askfolder needs 6.2 or newer, or Valkey.")
     if (policy := memory.get("maxmemory_policy", "noeviction")) != "noeviction" and memory.get("maxmemory"):
         raise SettingsError(
-            f"The Redis at {where} may throw the queue away (maxmemory-policy {policy}): set it to noeviction, or use "
-            "another one."
+            f"The Redis at {where} may evict the queue (maxmemory-policy {policy}): set it to noeviction, or use "
+            "another server."
         )

@@ -128,7 +128,7 @@ def check(connection: Connection, url: str) -> None:
     )
     if tables and "migration" not in tables:
         raise SettingsError(
-            f"{where} has tables in the schema askfolder that are not ours ({', '.join(tables[:5])}). "
+            f"{where} has tables in the schema askfolder that askfolder did not create ({', '.join(tables[:5])}). "
             "Point DATABASE_URL at another database, or rename that schema."
         )
 

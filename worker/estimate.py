@@ -74,7 +74,7 @@ def estimate(settings: Settings, folder: Path, report: Callable[[int, int], None
     `report`: called with the number of files done, and of all files. Raises PermanentError if the folder is unreadable.
     """
     if not folder.is_dir():
-        raise SettingsError(f"There is no folder {folder}: name an existing folder, or none for the inbox.")
+        raise SettingsError(f"There is no folder {folder}: name an existing folder, or leave it out to use the inbox.")
     source = FolderSource(folder)
     listing = source.discover()
     files = sorted(listing.files, key=lambda file: file.key)

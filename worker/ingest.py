@@ -115,12 +115,12 @@ def ingest(work: Work, document_id: int) -> str:
         reason = _database_reason(error) if isinstance(error, psycopg.Error) else str(error)
         return _end(work, claim, "waits", reason, partial(claims.postpone, seconds=seconds))
     except SoftTimeLimitExceeded:  # the vectors so far are committed: the next attempt goes on from there
-        reason = f"{claim.key} reached the time limit of one attempt; the next attempt goes on from there."
+        reason = f"{claim.key} reached the time limit of one attempt; the next attempt continues from there."
         return _end(work, claim, "waits", reason, partial(claims.postpone, seconds=1))
     except Exception:
         log.exception("A document could not be ingested", action="ingest.error", document=claim.id, source=claim.key)
         defect = f"an error in askfolder itself (document {claim.id}, see worker.log)"
-        reason = f"{claim.key} met {defect}; it is tried up to three times."
+        reason = f"{claim.key} caused {defect}; askfolder tries up to three times."
         return _end(work, claim, "stumbled", reason, claims.record_crash)
 
 

@@ -114,7 +114,9 @@ class Producer:
         documents.purge(self.connection)
         self.counting.start(self.connection)
         if promoted := generations.promote_when_whole(self.connection):
-            log.info(f"Now answering with {promoted.embedder} {promoted.model}", action="generation.switched")
+            log.info(
+                f"The index of {promoted.embedder} {promoted.model} answers from now on", action="generation.switched"
+            )
 
     def publish(self) -> None:
         self.idle = self.publisher.publish() == 0 and not documents.in_flight(self.connection)

@@ -100,7 +100,7 @@ def read_stream(events: Iterator[Any], *, reader: "Reader", buffered: bool, sear
     if stop_reason == "refusal":
         if statements and not buffered:
             raise PermanentError(
-                "Claude broke off and declined to answer. Do not rely on what it said; word the question differently."
+                "Claude stopped and declined to answer. Do not rely on the sentences so far; ask in other words."
             )
         declined = "Claude declined to answer this question. Try to word it differently."
         yield Draft(dropped=reader.dropped, warnings=(declined,))

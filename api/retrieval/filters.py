@@ -127,7 +127,7 @@ def read_filters(
         regular(filters.source)
     if filters.after and filters.before and filters.after >= filters.before:
         raise FilterError(
-            f"Nothing is from {after} on and before {before}: `before` must be later than `after`, and is exclusive."
+            f"No date is {after} or later and before {before}: give a date for `before` that is later than `after`."
         )
     return filters
 
@@ -138,7 +138,7 @@ def refuse_unknown(connection: Connection, filters: Filters) -> None:
     if name is None or connection.execute("SELECT 1 FROM collection WHERE name = %s", [name]).fetchone():
         return
     names = [row[0] for row in connection.execute("SELECT name FROM collection ORDER BY name LIMIT 100")]
-    raise FilterError(f"There is no collection {name!r}; there are: {', '.join(names)}.")
+    raise FilterError(f"There is no collection {name!r}; use one of: {', '.join(names)}.")
 
 
 def regular(glob: str) -> str:
@@ -185,7 +185,7 @@ def _number(character: str) -> str:
 
 def _text(name: str, value: str | None) -> str | None:
     if value is not None and (len(value) > MAX_SOURCE or UNSTORABLE.search(value)):
-        raise FilterError(f"The {name} is longer than {MAX_SOURCE:,} characters or holds characters that no name has.")
+        raise FilterError(f"The {name} is longer than {MAX_SOURCE:,} characters or has invalid characters.")
     return value
 
 
@@ -199,8 +199,8 @@ def _type(name: str) -> str:
     if format in FORMATS:
         return format
     raise FilterError(
-        f"{name[:50]!r} is not a file type that is read; there are: {', '.join(FORMATS)}; "
-        "and extensions of source code (py, json, …)."
+        f"{name[:50]!r} is not a supported file type; use {', '.join(FORMATS)} "
+        "or an extension of source code (py, json, …)."
     )
 
 
@@ -230,11 +230,11 @@ def _metadata(values: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_values(value: Any, depth: int) -> None:
     """Raise FilterError for values that no document's metadata can have."""
     if depth > MAX_DEPTH and isinstance(value, (Mapping, list)):
-        raise FilterError(f"The metadata filter is nested more than {MAX_DEPTH} levels deep, as no document's is.")
+        raise FilterError(f"The metadata filter is nested more than {MAX_DEPTH} levels deep; remove some.")
     if isinstance(value, float) and not math.isfinite(value):
-        raise FilterError("The metadata filter has a number that JSON does not know (NaN or Infinity).")
+        raise FilterError("The metadata filter has a number that JSON does not allow (NaN or Infinity).")
     if isinstance(value, str) and UNSTORABLE.search(value):
-        raise FilterError("The metadata filter has a NUL or half a character, as no document's metadata does.")
+        raise FilterError("The metadata filter has a NUL or a lone surrogate; remove it.")
     if isinstance(value, Mapping):
         for name, inner in value.items():
             _refuse_values(name, depth)

@@ -52,7 +52,7 @@ class LocalReranker:
         self._session = open_model(self._path, threads)
         self._inputs = [node.name for node in self._session.get_inputs()]
         if not {"input_ids"} <= set(self._inputs) <= {"input_ids", "attention_mask", "token_type_ids"}:
-            raise SettingsError(f"{self._path} asks for {', '.join(self._inputs)}: it is not a model of texts.")
+            raise SettingsError(f"{self._path} needs {', '.join(self._inputs)}: it is not a text model.")
         names = [node.name for node in self._session.get_outputs()]
         self._output = "logits" if "logits" in names else names[0]
         try:
@@ -70,7 +70,7 @@ class LocalReranker:
             if time.monotonic() > deadline:
                 raise TransientError(
                     f"The local reranker {self._path.parent.name} had {len(order)} of {len(texts)} passages left after "
-                    f"{self._seconds:g} s ({DEADLINE}). Give it more time, or take a smaller model."
+                    f"{self._seconds:g} s ({DEADLINE}). Raise the limit, or use a smaller model."
                 )
             longest = len(encoded[order[min(self.ROWS, len(order)) - 1]].ids)
             rows = max(1, min(self.ROWS, self.TOKENS // longest))
@@ -101,7 +101,7 @@ class LocalReranker:
             raise PermanentError(f"The local reranker {self._path} failed: {error}.") from error
         if output.size != len(batch):
             raise PermanentError(
-                f"The local reranker {self._path} gives {output.shape} numbers, not one for each pair."
+                f"The local reranker {self._path} returned numbers of shape {output.shape}, not one for each pair."
             )
         return finite(np.asarray(output, np.float64).reshape(-1), f"The local reranker {self._path}")
 
@@ -143,6 +143,6 @@ def read_order(text: str, count: int) -> list[int]:
     """
     lists = re.findall(r'\[[\s\d,"]*\]', text)
     if not lists:
-        raise TransientError("Claude answered without an order of the passages.")
+        raise TransientError("Claude's answer contains no order of the passages.")
     numbers = [int(digits) - 1 for digits in re.findall(r"\d+", max(lists, key=len)) if len(digits) < 5]
     return list(dict.fromkeys([*(n for n in numbers if 0 <= n < count), *range(count)]))

@@ -56,7 +56,7 @@ class Reranking:
         except Exception as error:  # a defect here must not cost the answer
             self._failed(None)
             log.error("A reranker failed", action="question.not_reranked", exc_info=error)
-            return list(passages), [_warning(f"{self.label} failed; the log (web.log) says how.")]
+            return list(passages), [_warning(f"{self.label} failed; see web.log.")]
         self._succeeded()
         ranked = [replace(passage, rerank_score=scores[text]) for passage, text in zip(head, texts, strict=True)]
         return [*sorted(ranked, key=lambda passage: -scores[text_of(passage)]), *tail], []

@@ -46,7 +46,7 @@ def post_search() -> Response:
 def post_ask() -> Response:
     body, r = read_body(AskBody), resources()
     if body.mode == "deep" and r.claude is None:
-        detail = "In mode deep Claude searches by itself: set ANTHROPIC_API_KEY, or leave mode out."
+        detail = "Mode deep needs Claude: set ANTHROPIC_API_KEY, or leave mode out."
         raise InvalidError(409, "No model", detail)
     query = Query(
         body.question,

@@ -59,7 +59,7 @@ def post_reconcile() -> Response:
         ids = sources.ask_scan(connection, body.confirm, body.rehash)
         (now,) = connection.execute("SELECT now()").fetchall()[0]
     if not ids:
-        return problem(409, "No producer", "No producer serves a source now, so nothing can be scanned: is it running?")
+        return problem(409, "No producer", "No producer is running, so no folder can be scanned: start askfolder.")
     return jsonify(sources=ids, asked_at=now)
 
 

@@ -40,16 +40,16 @@ def readyz() -> Response:
         # Not from the pool: a database that hangs, rather than refuses, would block this answer as well.
         with db.connect(settings.database_url, 2) as connection:
             if generations.live(connection) is None:
-                missing["index"] = "no index yet: the producer makes it when it starts"
+                missing["index"] = "no index yet: the producer creates it when it starts"
     except (psycopg.Error, TransientError):
-        missing["database"] = "PostgreSQL does not answer, or its tables are not made yet"
+        missing["database"] = "PostgreSQL does not answer, or its tables do not exist yet"
     try:
         broker.client(settings.redis_url).ping()
     except Exception:
         missing["redis"] = "Redis does not answer: questions work, ingestion waits"
     if (free := shutil.disk_usage(settings.data).free) < LEAST_DISK:
         place = f"{free / 1e6:.0f} MB are free at {settings.data}"
-        missing["disk"] = f"{place}: questions work, ingestion waits; make room there"
+        missing["disk"] = f"{place}: questions work, ingestion waits; free some space there"
     response = jsonify(status="ready" if not missing else "not ready", missing=missing)
     response.status_code = 503 if missing else 200
     return response

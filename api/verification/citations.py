@@ -276,4 +276,4 @@ def _dropped(count: int) -> tuple[str, ...]:
     if not count:
         return ()
     what = "1 citation does" if count == 1 else f"{count} citations do"
-    return (f"{what} not stand in the documents' text and {'was' if count == 1 else 'were'} left out.",)
+    return (f"{what} not match the documents' text and {'was' if count == 1 else 'were'} left out.",)

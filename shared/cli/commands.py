@@ -47,7 +47,7 @@ _path = click.Path(path_type=Path)
 
 
 @cli.command()
-@click.option("--inbox", type=_path, help="The folder to index, with its subfolders; it is never changed.")
+@click.option("--inbox", type=_path, help="The folder to index, with its subfolders; askfolder only reads it.")
 def up(inbox: Path | None) -> None:
     """Run everything until Ctrl-C."""
     if inbox is not None:
@@ -72,7 +72,9 @@ def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--type", "types", multiple=True, help=f"{only} of this type: pdf, docx, md, html, py …; repeatable."
         ),
-        click.option("--source", help=f"{only} whose path starts with this or matches it: 'notes/', '**/2024-*.md'."),
+        click.option(
+            "--source", help=f"{only} whose path starts with this or matches this glob: 'notes/', '**/2024-*.md'."
+        ),
     ):
         command = option(command)
     return command
@@ -101,7 +103,7 @@ def _filters(metadata: tuple[str, ...], types: tuple[str, ...], **options: str |
 @_filter_options
 @_json_option
 def ask(question: tuple[str, ...], top_k: int | None, deep: bool, as_json: bool, **filters: Any) -> None:
-    """Answer a question from the documents. Exit code 3: they do not answer it."""
+    """Answer a question from the documents. Exit code 3: the documents do not answer it."""
     body = {"question": " ".join(question), "mode": "deep" if deep else "quick"}
     body |= ({"top_k": top_k} if top_k is not None else {}) | _filters(**filters)
     answer = _call("POST", "/ask", body) if as_json else terminal.stream_answer(body)
@@ -123,7 +125,7 @@ def ask(question: tuple[str, ...], top_k: int | None, deep: bool, as_json: bool,
 @_filter_options
 @_json_option
 def search(query: tuple[str, ...], top_k: int, mode: str, rerank: bool | None, as_json: bool, **filters: Any) -> None:
-    """List the best matching passages. Exit code 3: there are none."""
+    """List the best matching passages. Exit code 3: no passage matches."""
     body = {"query": " ".join(query), "top_k": top_k, "mode": mode, "rerank": rerank} | _filters(**filters)
     answer = _call("POST", "/search", body)
     show(answer, as_json, terminal.passage_lines)
@@ -178,7 +180,7 @@ def reconcile(confirm: bool, rehash: bool, as_json: bool) -> None:
 @click.option("--repair", is_flag=True, help="Repair what can be repaired without losing data.")
 @_json_option
 def doctor(repair: bool, as_json: bool) -> None:
-    """Check that the index is consistent. Exit code 6: it is not."""
+    """Check that the index is consistent. Exit code 6: it is inconsistent."""
 
     def lines(answer: dict[str, Any]) -> Iterator[str]:
         if answer["ok"]:
@@ -216,13 +218,13 @@ def usage(days: int, as_json: bool) -> None:
 @click.option("--forget", is_flag=True, help="Delete the whole log, with its ratings.")
 @_json_option
 def questions(rated: str | None, limit: int | None, export: Path | None, forget: bool, as_json: bool) -> None:
-    """Show the question log with its ratings, or make a question set of it (docs/evaluation.md)."""
+    """Show the question log with its ratings, or export it as a question set (docs/evaluation.md)."""
     from shared.evaluation import export as question_log
 
     if forget:
         if rated or export or limit:
             raise click.UsageError("--forget deletes the whole log; use it without other options.")
-        click.echo(f"{_call('DELETE', '/questions')['forgotten']} questions are forgotten.")
+        click.echo(f"{_call('DELETE', '/questions')['forgotten']} questions were deleted.")
         return
     if export is not None and rated not in ("up", "down"):
         raise click.UsageError("--export needs --rated up or --rated down.")
@@ -241,17 +243,17 @@ def questions(rated: str | None, limit: int | None, export: Path | None, forget:
 
 @cli.command(name="eval")
 @click.argument("path", metavar="QUESTIONS", type=_path)
-@click.option("--temporary", is_flag=True, help="Use a system of its own and remove it at the end.")
-@click.option("--documents", type=_path, multiple=True, help="A folder or file that this system indexes; repeatable.")
-@click.option("--keep", type=_path, help="Keep the data of this system in this folder and use it again.")
-@click.option("--limit", type=click.IntRange(1), help="Use only this many questions, from the first on.")
+@click.option("--temporary", is_flag=True, help="Start a temporary system and remove it at the end.")
+@click.option("--documents", type=_path, multiple=True, help="A folder or file for the temporary system; repeatable.")
+@click.option("--keep", type=_path, help="Keep the temporary system's data in this folder for the next run.")
+@click.option("--limit", type=click.IntRange(1), help="Use at most this number of questions, in file order.")
 @click.option("--answers", is_flag=True, help="Measure answers (POST /ask) instead of retrieval.")
 @click.option(
     "--judge",
     is_flag=False,
     flag_value="claude-haiku-5-5",
     metavar="[MODEL]",
-    help="With --answers: let a Claude model compare them with the references; default: claude-haiku-5-5.",
+    help="With --answers: let a Claude model compare answers with references; default: claude-haiku-5-5.",
 )
 @click.option("--mode", help="hybrid (the default), dense or lexical; not with --answers.")
 @click.option("--top-k", type=int, help="The number of passages; default: 100, or that of POST /ask with --answers.")
@@ -270,7 +272,7 @@ def evaluate(more: str, compare: str | None, report: Path | None, as_json: bool,
     if options["judge"] and not options["answers"]:
         raise click.UsageError("--judge compares answers: add --answers.")
     if options["answers"] and options["mode"]:
-        raise click.UsageError("POST /ask has no mode: remove --mode or --answers.")
+        raise click.UsageError("--answers has no search mode: remove --mode or --answers.")
     parameters = {} if options["answers"] else {"mode": "hybrid", "top_k": 100}
     typed = {name: options.pop(name) for name in ("mode", "top_k", "collection")}
     first = run.Choice(parameters | {name: value for name, value in typed.items() if value is not None}).changed(more)

@@ -104,7 +104,7 @@ def read_questions(path: Path) -> list[Question]:
     """
     questions = [_question(row, number, f"{path}, line {number}") for number, row in _rows(path)]
     if len({bool(question.spans) for question in questions if question.answerable}) > 1:
-        raise PermanentError(f"{path}: either all questions have spans, or none.")
+        raise PermanentError(f"{path}: give spans for all questions, or for none.")
     return _distinct(questions, path)
 
 
@@ -116,11 +116,9 @@ def _question(row: dict[str, Any], number: int, place: str) -> Question:
     answerable, answers = row.get("answerable", True), row.get("answer", [])
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise PermanentError(f'{place}: "answer" must be a text, or a list of texts that are all right.')
+        raise PermanentError(f'{place}: "answer" must be a text, or a list of correct texts.')
     if type(answerable) is not bool or (not answerable and (relevant or row.get("spans") or answers)):
-        raise PermanentError(
-            f'{place}: "answerable" must be true, or false where nothing is relevant and there is no answer.'
-        )
+        raise PermanentError(f'{place}: "answerable" must be true, or false without "relevant", "spans" and "answer".')
     if not answerable:
         return Question(name, text, {}, answerable=False)
     spans = _spans(row.get("spans", {}), place)
@@ -163,7 +161,9 @@ def read_beir(folder: Path) -> list[Question]:
         try:
             query, document, grade = cells[0], cells[-2], int(cells[-1])  # the four columns of TREC are taken too
         except (ValueError, IndexError):
-            raise PermanentError(f"{qrels}, line {number} is not query-id, corpus-id and grade with tabs.") from None
+            raise PermanentError(
+                f"{qrels}, line {number} must be query-id, corpus-id and grade, separated by tabs."
+            ) from None
         if grade >= 1:
             judged.setdefault(query, {})[document] = grade
     if not judged:
@@ -192,7 +192,7 @@ def _file(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
-    raise PermanentError(f"{folder / name} (or {name}.gz) is not there: see docs/evaluation.md for the layout.")
+    raise PermanentError(f"{folder / name} (or {name}.gz) does not exist: see docs/evaluation.md for the layout.")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

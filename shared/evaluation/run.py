@@ -50,7 +50,7 @@ class Choice:
         try:
             parts = shlex.split(words)
         except ValueError as error:
-            raise click.UsageError(f"{words!r} cannot be taken apart ({error}).") from None
+            raise click.UsageError(f"{words!r} cannot be parsed ({error}).") from None
         for part in parts:
             name, equals, value = part.partition("=")
             if not name or not equals:
@@ -112,7 +112,7 @@ def evaluate(plan: Plan, html: Path | None, as_json: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that a temporary system is stopped too
         signal.signal(number, lambda *_: sys.exit(1))
     if html is not None and not html.absolute().parent.is_dir():
-        raise PermanentError(f"{html} cannot be written: {html.absolute().parent} is no folder.")
+        raise PermanentError(f"{html} cannot be written: {html.absolute().parent} is not a folder.")
     outcome = carry_out(plan)
     if html is not None:
         try:
@@ -159,7 +159,7 @@ def carry_out(plan: Plan) -> Outcome:
 def _read_questions(plan: Plan) -> tuple[list[Question], list[str]]:
     """Return the questions to ask, and a note if some are left out."""
     if not plan.path.exists():
-        raise PermanentError(f"{plan.path} is not there: name a file of questions or a folder in the BEIR layout.")
+        raise PermanentError(f"{plan.path} does not exist: name a file of questions or a folder in the BEIR layout.")
     questions = (read_beir if plan.beir else read_questions)(plan.path)[: plan.limit]
     answerable = [question for question in questions if question.answerable or plan.answers]
     if not answerable:
@@ -171,17 +171,17 @@ def _read_questions(plan: Plan) -> tuple[list[Question], list[str]]:
     if plan.judge and not any(question.answers for question in answerable):
         raise PermanentError(f'{plan.path}: no question has an "answer" to compare with, so there is nothing to judge.')
     left_out = len(questions) - len(answerable)
-    note = f"{left_out} questions that nothing answers were left out: they are for --answers."
+    note = f"{left_out} unanswerable questions were left out; --answers measures them."
     return answerable, [note] if left_out else []
 
 
 def _check_options(plan: Plan) -> None:
     if plan.beir and plan.documents:
-        raise click.UsageError(f"{plan.path} has documents of its own: leave --documents out.")
+        raise click.UsageError(f"{plan.path} brings its own documents: leave --documents out.")
     if plan.own_system and not plan.beir and not plan.documents:
         raise click.UsageError("A temporary system needs documents: name them with --documents.")
     if not plan.own_system and any(choice.settings for choice in plan.choices):
-        raise click.UsageError("Settings need a system of their own: add --temporary --documents PATH.")
+        raise click.UsageError("Settings need a temporary system: add --temporary --documents PATH.")
 
 
 def _temporary_systems(plan: Plan, stack: contextlib.ExitStack) -> tuple[list[Client], dict[str, str]]:

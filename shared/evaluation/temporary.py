@@ -47,7 +47,7 @@ def workplace(keep: Path | None, documents: str) -> Iterator[Path]:
     try:
         keep.mkdir(parents=True, exist_ok=True)
         if not mark.exists() and any(keep.iterdir()):
-            raise PermanentError(f"{keep} holds other things: name a folder that is new or empty with --keep.")
+            raise PermanentError(f"{keep} holds other files: name a new or empty folder with --keep.")
         if not mark.exists():
             mark.write_text(json.dumps({"documents": documents}))
         kept = json.loads(mark.read_text())["documents"]
@@ -95,7 +95,7 @@ def gather(paths: Iterable[Path], target: Path) -> Path:
     originals = [Path(os.path.abspath(path.expanduser())) for path in paths]
     for path in originals:
         if not path.exists():
-            raise PermanentError(f"{path} is not there: name files or folders of documents with --documents.")
+            raise PermanentError(f"{path} does not exist: name files or folders of documents with --documents.")
         if target.absolute().is_relative_to(path):
             raise PermanentError(
                 f"{path} holds {target.parent}, where the index would be: name another folder with --keep."
@@ -136,7 +136,7 @@ def data_folder(work: Path, changes: Mapping[str, str]) -> Path:
 def temporary(documents: Path, data: Path, changes: Mapping[str, str], say: Say) -> Iterator[Client]:
     """Run a system that has indexed all `documents`, with this checkout's settings and `changes` to them."""
     if taken := sorted(name for name in changes if names().get(name) in OWN):
-        raise PermanentError(f"{taken[0]} cannot be chosen: a temporary system has its own.")
+        raise PermanentError(f"{taken[0]} cannot be set: a temporary system uses its own value.")
     port, flower_port = _free_ports()
     own = dict(zip(OWN, (documents, data, "127.0.0.1", port, flower_port, "", ""), strict=True))
     settings = read(changes).model_copy(update=own)

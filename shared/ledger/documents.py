@@ -281,8 +281,8 @@ _QUEUED_AGAIN = sql.SQL("""
     state = CASE WHEN d.state <> 'ingesting' THEN d.state
                  WHEN %(how)s::text IS NOT NULL AND d.attempts >= %(most)s THEN 'quarantined' ELSE 'queued' END,
     error = CASE WHEN d.state = 'ingesting' AND %(how)s::text IS NOT NULL AND d.attempts >= %(most)s
-                 THEN format('%%s ended the worker that read it %%s times (%%s); it is set aside. '
-                             'Look at the file, then run: askfolder retry', d.key, d.attempts, %(how)s::text)
+                 THEN format('%%s ended its worker process %%s times (%%s) and is quarantined. '
+                             'Check the file, then run: askfolder retry', d.key, d.attempts, %(how)s::text)
                  ELSE d.error END
 """)
 

@@ -131,7 +131,7 @@ def problems(connection: Connection) -> list[str]:
         if row["served"] and row["problem"]:
             sentences.append(str(row["problem"]))
         if count and not row["served"]:
-            sentences.append(f"{waiting} producer serves {root} now: start it with --inbox {root} to go on.")
+            sentences.append(f"{waiting} producer serves {root}: start askfolder with --inbox {root}.")
         if count and row["served"] and not capacity(connection, root):
-            sentences.append(f"{waiting} worker that can read {root} is there.")
+            sentences.append(f"{waiting} worker can read {root}.")
     return sentences

@@ -251,7 +251,7 @@ def _message(events: Iterator[Any]) -> Iterator[Any]:
 def check_end(stop_reason: str | None) -> None:
     """Raise TransientError if the stream ended too early: the SDK reports that as an end without a stop reason."""
     if stop_reason is None:
-        raise TransientError("Claude's answer broke off before its end.")
+        raise TransientError("Claude's answer ended early.")
     if stop_reason in ("pause_turn", "tool_use"):
         raise TransientError(f"Claude stopped in the middle ({stop_reason}) and did not answer.")
 

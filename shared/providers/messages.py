@@ -32,7 +32,7 @@ class Messages:
     @functools.cached_property
     def _client(self) -> anthropic.Anthropic:
         if not self._key.isascii() or any(map(str.isspace, self._key)):
-            raise PermanentError("ANTHROPIC_API_KEY contains a space or a letter that no key has: copy it again.")
+            raise PermanentError("ANTHROPIC_API_KEY contains an invalid character or a space: copy the key again.")
         http = None
         if is_loopback(self._url):  # the SDK's own client reads the proxy settings even with trust_env=False
             limits = httpx2.Limits(max_connections=1000, max_keepalive_connections=0)
@@ -100,7 +100,7 @@ class Messages:
                 "There is no connection to Claude. Check the network connection, proxy settings and ANTHROPIC_BASE_URL."
             )
         if isinstance(error, httpx2.HTTPError):
-            return TransientError("The connection to Claude broke in the middle of an answer.")
+            return TransientError("The connection to Claude was lost during an answer.")
         return TransientError(f"Claude's answer could not be read ({type(error).__name__}).")
 
 

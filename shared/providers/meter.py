@@ -348,12 +348,12 @@ def _refusal(budget: Budget, dollars: float, cap: float, spent: float) -> Budget
     name = SETTING[budget]
     if dollars > cap:
         return BudgetError(
-            f"One call may cost up to ${dollars:.4f}, more than {name} allows a day (${cap:g}): raise it.",
+            f"One call may cost up to ${dollars:.4f}, more than {name} allows a day (${cap:g}): raise the cap.",
             LONGEST_WAIT,
         )
     if spent + dollars <= cap:
         return BudgetError(
-            f"Calls under way have reserved the rest of {name} (${cap:g} a day); try again in {BUSY_SECONDS:.0f} s.",
+            f"Running calls have reserved the rest of {name} (${cap:g} a day); try again in {BUSY_SECONDS:.0f} s.",
             BUSY_SECONDS,
         )
     now = datetime.datetime.now(datetime.UTC)
@@ -361,7 +361,7 @@ def _refusal(budget: Budget, dollars: float, cap: float, spent: float) -> Budget
     left = (midnight - now).total_seconds()
     return BudgetError(
         f"Today's {name} is used up (${spent:.4f} of ${cap:g}). "
-        f"Calls go on at 00:00 UTC, in {_span(left)}, or when it is raised.",
+        f"Calls continue at 00:00 UTC, in {_span(left)}, or when the cap is raised.",
         min(left, LONGEST_WAIT),
     )
 

@@ -90,7 +90,7 @@ class Pace:
         if left <= 0:
             return left
         if time.monotonic() + left > deadline:
-            raise TransientError(f"{self._who} asked to slow down; it is left alone for {math.ceil(left)} s.", left)
+            raise TransientError(f"{self._who} asked to slow down; requests pause for {math.ceil(left)} s.", left)
         return min(left, NAP) + random.uniform(0, 0.02)
 
     def slow(self, retry_after: float | None) -> None:

@@ -59,7 +59,7 @@ class Endpoint:
         if not secret:
             raise SettingsError(f"{label} needs {key_setting}; set it in .env or the environment.")
         if not (secret.isascii() and secret.isprintable()) or " " in secret:
-            raise SettingsError(f"{key_setting} contains a character that no key has; copy the key again.")
+            raise SettingsError(f"{key_setting} contains an invalid character or a space; copy the key again.")
         return cls(label, secret, url, key_setting)
 
     def client(self) -> httpx2.Client:

@@ -44,7 +44,7 @@ def up(settings: Settings, say: Say) -> None:
         while not stop.wait(0.2):
             problem = system.revive() or ""
             if problem and system.servers.failures > FAILURES and problem != shown:
-                say(f"{problem}\nThe start is tried again and again; questions and documents wait.")
+                say(f"{problem}\naskfolder keeps trying to start it; questions and documents wait.")
                 shown = problem
         say("\nStopping …")
 
@@ -141,7 +141,9 @@ def _check_folder(settings: Settings) -> None:
         str(inbox).encode()
         os.scandir(inbox).close()
     except UnicodeEncodeError:
-        raise SettingsError(f"The name of the folder {inbox!r} is not UTF-8: rename it, or use another.") from None
+        raise SettingsError(
+            f"The name of the folder {inbox!r} is not UTF-8: rename the folder, or use another one."
+        ) from None
     except OSError as error:
         raise SettingsError(
             f"The folder {inbox} cannot be read ({error.strerror}): name another one with --inbox, or give this user "
@@ -198,12 +200,20 @@ def _screen(settings: Settings) -> str:
     password = keys.flower_password(settings)
     openai, local = "ASKFOLDER_EMBEDDER=openai and OPENAI_API_KEY=…", "ASKFOLDER_EMBEDDER=local"
     claude, quotes = "ANTHROPIC_API_KEY=…", "ASKFOLDER_ANSWERER=extractive"
-    embedder = f"OpenAI: {openai} in .env" if settings.embedder == "local" else f"local: {local} in .env"
-    answers = f"quotes only: {quotes} in .env" if settings.answers_with_claude() else f"Claude: {claude} in .env"
+    embedder = (
+        f"to use OpenAI: {openai} in .env"
+        if settings.embedder == "local"
+        else f"to use the local model: {local} in .env"
+    )
+    answers = (
+        f"to use quotes only: {quotes} in .env"
+        if settings.answers_with_claude()
+        else f"to use Claude: {claude} in .env"
+    )
     rows = (
         ("Ask", f"{client.local_address(settings)}/?key={keys.key(settings)}", ""),
         ("Flower", f"http://127.0.0.1:{settings.flower_port}/", f"user askfolder, password {password}"),
-        ("Folder", description["inbox"], "another: ./askfolder up --inbox DIR"),
+        ("Folder", description["inbox"], "to use another folder: ./askfolder up --inbox DIR"),
         ("Embedder", description["embedder"], embedder),
         ("Answers", description["answerer"], answers),
         ("Data sent to other services", description["leaves"], ""),
@@ -214,6 +224,6 @@ def _screen(settings: Settings) -> str:
         (
             "\naskfolder is running; Ctrl-C stops it.\n",
             *lines,
-            '\n  Drop files into the folder, then: ./askfolder ask "What is askfolder?"\n',
+            '\n  Drop files into the folder, then run: ./askfolder ask "What is askfolder?"\n',
         )
     )

@@ -107,7 +107,7 @@ def test_what_does_not_stand_is_dropped(connection: Connection, passages: list[P
     assert [c.quote for c in answer.citations] == [BUILT]
     assert (answer.dropped, answer.removed) == (1, 1)
     assert answer.warnings == (
-        "1 citation does not stand in the documents' text and was left out.",
+        "1 citation does not match the documents' text and was left out.",
         "1 sentence was left out, as no words of the documents support it.",
     )
 
@@ -124,7 +124,7 @@ def test_what_does_not_stand_is_dropped(connection: Connection, passages: list[P
 
     alone = check(connection, passages, Statement("It is 55 m high.", (forged,)), dropped=2)
     assert (alone.text, alone.verdict, alone.citations) == (NO_ANSWER, "no_answer", ())
-    assert alone.warnings[0] == "3 citations do not stand in the documents' text and were left out."
+    assert alone.warnings[0] == "3 citations do not match the documents' text and were left out."
     assert (alone.dropped, alone.sentences) == (3, ())
 
 

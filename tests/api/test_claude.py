@@ -406,8 +406,8 @@ def test_what_passes_is_tried_again(server: AnthropicStandin, fault: str) -> Non
         ("529", "overloaded"),
         ("error_event", "overloaded"),
         ("cut", "connection"),
-        ("malformed", "broke off"),
-        ("cut_stream", "broke off"),
+        ("malformed", "ended early"),
+        ("cut_stream", "ended early"),
         ("broken_stream", "broke"),
     ],
 )

@@ -241,7 +241,7 @@ def test_every_type_that_is_read_can_be_asked_for() -> None:
         assert read_filters(type=name).types == (format,)
     for name, format in FORMAT_OF_EXTENSION.items():
         if format in UNSUPPORTED:
-            with pytest.raises(FilterError, match=f"'{name}' is not a file type that is read; there are: pdf"):
+            with pytest.raises(FilterError, match=f"'{name}' is not a supported file type; use pdf"):
                 read_filters(type=name)
         else:
             assert read_filters(type=name).types == ((name if format == "code" else format),)

@@ -123,7 +123,7 @@ def test_what_is_kept_and_rated(system: System, tmp_path: Path) -> None:
     assert "1 are left out" in command(system, "questions", "--rated", "up", "--export", str(good))
     assert [question.text for question in question_sets.read_questions(good)] == [NOBODY]
 
-    assert "3 questions are forgotten" in command(system, "questions", "--forget")
+    assert "3 questions were deleted" in command(system, "questions", "--forget")
     logged(system, 0)
 
 

@@ -306,7 +306,7 @@ def test_an_order_is_read_tolerantly(text: str, order: list[int]) -> None:
 @pytest.mark.parametrize("text", ["", "3, 1, 2", "[3, 1", "I put the first passage first."])
 def test_no_order(anthropic: AnthropicStandin, text: str) -> None:
     anthropic.reply = lambda request: [text_block(text)] if text else []
-    with pytest.raises(TransientError, match="without an order"):
+    with pytest.raises(TransientError, match="no order"):
         at_claude(anthropic).rerank(QUESTION, TEXTS)
 
 
@@ -327,7 +327,7 @@ def test_a_passage_cannot_leave_its_place(anthropic: AnthropicStandin) -> None:
         ("529", TransientError, "overloaded"),
         ("401", PermanentError, "ANTHROPIC_API_KEY"),
         ("404", PermanentError, "check ASKFOLDER_RERANKER_MODEL and"),
-        ("cut_stream", TransientError, "broke off"),
+        ("cut_stream", TransientError, "ended early"),
     ],
 )
 def test_claude_goes_wrong_once(anthropic: AnthropicStandin, fault: str, kind: type[AskfolderError], said: str) -> None:
@@ -399,7 +399,7 @@ def test_title_and_headings_are_read_too() -> None:
     [
         (TransientError("R did not answer."), "The passages were not reranked: R did not answer."),
         (PermanentError("R said no."), "The passages were not reranked: R said no."),
-        (KeyError("secret"), "The passages were not reranked: R failed; the log (web.log) says how."),
+        (KeyError("secret"), "The passages were not reranked: R failed; see web.log."),
     ],
 )
 def test_a_failure_leaves_the_order(error: Exception, said: str) -> None:

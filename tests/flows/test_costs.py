@@ -116,7 +116,7 @@ def test_beyond_the_cap_documents_wait_and_a_raised_one_lets_them_go_on(system: 
         assert len(waiting) < 12
         for document in waiting:
             assert "ASKFOLDER_BUDGET_EMBEDDING" in document["error"]
-            assert "00:00 UTC" in document["error"] or "under way" in document["error"]
+            assert "00:00 UTC" in document["error"] or "Running calls" in document["error"]
         found = system.call("POST", "/search", {"query": "Where does the key of the boathouse hang?"})
         assert found["results"]
         assert (

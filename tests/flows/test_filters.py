@@ -166,13 +166,13 @@ def asked(servers: Servers, model: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"filters": {"type": "odt"}}, "'odt' is not a file type that is read; there are: pdf, docx"),
+        ({"filters": {"type": "odt"}}, "'odt' is not a supported file type; use pdf, docx"),
         ({"filters": {"type": 3}}, "filters.type"),
         ({"filters": {"after": "soon"}}, "after: 'soon' is not a date; write 2024-06-30"),
         ({"filters": {"after": 2024}}, "filters.after"),
         ({"filters": {"metadata": "x"}}, "filters.metadata"),
         ({"filters": {"metadata": {"a": "\0"}}}, "has a NUL"),
-        ({"filters": {"source": "a\0"}}, "characters that no name has"),
+        ({"filters": {"source": "a\0"}}, "invalid characters"),
         ({"filters": {"sauce": "a"}}, "filters.sauce"),
         ({"collection": "mine"}, "There is no collection 'mine'; there are: default."),
     ],

@@ -232,6 +232,6 @@ def test_running_system(system: System, tmp_path: Path) -> None:
 
     retrieval = run(system, str(questions))
     assert "3 questions, mode=hybrid top_k=100" in retrieval.stdout
-    assert "1 questions that nothing answers were left out" in retrieval.stderr
+    assert "1 unanswerable questions were left out" in retrieval.stderr
     refused = run(system, str(questions), "--answers", "--with", "weight=0.5", code=1)
     assert "The question key could not be asked: weight: " in refused.stderr

@@ -185,7 +185,7 @@ def test_broken_archives(tmp_path: Path) -> None:
         with pytest.raises(PermanentError, match="cannot be read"):
             list(question_sets.read_corpus(folder))
     corpus.unlink()
-    with pytest.raises(PermanentError, match="is not there"):
+    with pytest.raises(PermanentError, match="does not exist"):
         list(question_sets.read_corpus(folder))
 
 
@@ -224,7 +224,7 @@ def test_documents_gathered(tmp_path: Path) -> None:
         assert temporary.gather([tmp_path / "docs", tmp_path / "readme.md"], target) == target
         files = {str(p.relative_to(target)): p.read_text() for p in target.rglob("*") if p.is_file()}
         assert files == {"docs/a.md": text, "readme.md": "r"}
-    with pytest.raises(PermanentError, match="is not there"):
+    with pytest.raises(PermanentError, match="does not exist"):
         temporary.gather([tmp_path / "nowhere"], target)
 
 
@@ -234,7 +234,7 @@ def test_kept_folder_of_other_documents(tmp_path: Path) -> None:
             pass
     with pytest.raises(PermanentError, match="of these, not of those"), temporary.workplace(tmp_path / "kept", "those"):
         pass
-    with pytest.raises(PermanentError, match="holds other things"), temporary.workplace(tmp_path, "these"):
+    with pytest.raises(PermanentError, match="holds other files"), temporary.workplace(tmp_path, "these"):
         pass
 
 
@@ -253,16 +253,16 @@ def test_choices() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["nowhere.jsonl"], 1, "nowhere.jsonl is not there"),
+        (["nowhere.jsonl"], 1, "nowhere.jsonl does not exist"),
         (["{set}", "--documents", "."], 2, "documents of its own"),
         (["{questions}", "--temporary"], 2, "--documents"),
         (["{questions}", "--compare", "dense"], 2, "not NAME=VALUE"),
-        (["{questions}", "--compare", "mode='"], 2, "cannot be taken apart"),
+        (["{questions}", "--compare", "mode='"], 2, "cannot be parsed"),
         (["{questions}", "--compare", "ASKFOLDER_EMBEDDER=openai"], 2, "--temporary"),
         (["{questions}", "--documents", "{set}", "--with", "ASKFOLDER_COLOUR=red"], 1, "there is no such setting"),
         (["{questions}", "--documents", "{set}", "--with", "ASKFOLDER_CONCURRENCY=many"], 1, "ASKFOLDER_CONCURRENCY"),
         (["{questions}", "--documents", "{set}", "--with", "ASKFOLDER_PORT=1"], 1, "has its own"),
-        (["{questions}", "--report", "/nowhere/r.html"], 1, "is no folder"),
+        (["{questions}", "--report", "/nowhere/r.html"], 1, "is not a folder"),
         (["{questions}", "--limit", "0"], 2, "--limit"),
         (["{questions}", "--answers", "--mode", "dense"], 2, "no mode"),
         (["{nothing}"], 1, "--answers"),

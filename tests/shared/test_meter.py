@@ -109,7 +109,7 @@ def test_a_cap_holds_back_what_may_exceed_it(pool: ConnectionPool[Connection], c
     assert embedding_budget(connection) == {"spent": 0.048, "reserved": 0.0, "cap": 1.0}
     with (
         pytest.raises(
-            BudgetError, match=r"used up \(\$0\.0480 of \$0\.1\)\. Calls go on at 00:00 UTC, in .* min, or"
+            BudgetError, match=r"used up \(\$0\.0480 of \$0\.1\)\. Calls continue at 00:00 UTC, in .* min, or"
         ) as caught,
         meter.call("documents", "voyage-4", most, 9),
     ):

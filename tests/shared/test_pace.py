@@ -86,7 +86,7 @@ def test_a_pause_is_everybodys(make: Make) -> None:
     told, other = make(), make()
     started = time.monotonic()
     told.slow(2)
-    with pytest.raises(TransientError, match=r"Voyage asked to slow down; it is left alone for [12] s\.") as caught:
+    with pytest.raises(TransientError, match=r"Voyage asked to slow down; requests pause for [12] s\.") as caught:
         other.wait(0.1)
     assert 0.1 < (caught.value.retry_after or 0) <= 2
     assert other.wait(20) is True
@@ -302,7 +302,7 @@ def test_who_waits_hears_that_it_goes_on_and_may_leave(redis_url: str, anthropic
     found = stream(anthropic, redis_url, 1200)
     assert [next(found), next(found)] == [Waiting(), Waiting()]
     found.close()
-    with pytest.raises(TransientError, match="left alone"):  # the pause still lasts
+    with pytest.raises(TransientError, match="requests pause"):  # the pause still lasts
         elsewhere(redis_url, anthropic).wait(0)
     assert len(anthropic.requests) == 1
 
@@ -315,11 +315,11 @@ def test_an_answer_keeps_the_pause_and_not_the_distance_that_contexts_keep(
     other.wait(20)
     change(other, gap=60_000, next=time.time() * 1000 + 60_000)
     parsed, chunks = document(1)
-    with pytest.raises(TransientError, match=r"Claude asked to slow down; it is left alone for \d\d s"):
+    with pytest.raises(TransientError, match=r"Claude asked to slow down; requests pause for \d\d s"):
         complete(anthropic, redis_url, "context")
     writer = ContextWriter(connect(anthropic, redis_url), MODEL)
     monkeypatch.setattr("worker.indexing.contexts.SECONDS", 5.0)
-    with pytest.raises(TransientError, match="left alone"):
+    with pytest.raises(TransientError, match="requests pause"):
         list(writer.write("a.txt", parsed, chunks))
     assert not anthropic.requests
     complete(anthropic, redis_url)
@@ -341,7 +341,7 @@ def test_what_has_little_time_gives_up_at_once(redis_url: str, anthropic: Anthro
             VoyageReranker(voyage.endpoint(KEY), "rerank-2.5", 300, meter),
         )
         for reranker in rerankers:
-            with pytest.raises(TransientError, match=r"asked to slow down; it is left alone for \d{3} s") as caught:
+            with pytest.raises(TransientError, match=r"asked to slow down; requests pause for \d{3} s") as caught:
                 reranker.rerank("Who?", ["a", "b"])
             assert 300 < (caught.value.retry_after or 0) <= 400
         assert SecondOpinion(claude, MODEL, Deadline.after(300))("a", ["b"]) is None
@@ -410,7 +410,7 @@ def test_an_answer_that_cannot_come_in_time_says_when_it_may(system: System, ant
             said.append(response.json()["detail"])
         events = client.post(url, json=body, headers={"Accept": "text/event-stream"}).text
     assert "rate limit is reached" in said[0]
-    assert re.match(r"Claude asked to slow down; it is left alone for \d{3} s\.", said[1])
+    assert re.match(r"Claude asked to slow down; requests pause for \d{3} s\.", said[1])
     assert events.index("event: passages") < events.index("event: error")
     assert '"status": 503' in events
     assert len(anthropic.requests) == 1, "it is left alone"

@@ -66,7 +66,7 @@ def test_handed_back(connection: Connection, reason: str | None, attempts: int, 
     assert row == (*after, 0)
     if after[0] == "quarantined":
         error = str(listing.one(connection, number)["error"])  # type: ignore[index]
-        assert "a.txt ended the worker that read it 3 times (a crash)" in error
+        assert "a.txt ended its worker process 3 times (a crash)" in error
         assert "askfolder retry" in error
 
 
@@ -167,7 +167,7 @@ def test_redis_that_may_throw_the_queue_away_is_refused(system: System) -> None:
         finally:
             client.config_set("maxmemory-policy", "noeviction")
             client.config_set("maxmemory", "0")
-    assert "may throw the queue away (maxmemory-policy allkeys-lru): set it to noeviction" in system.log("worker")
+    assert "may evict the queue (maxmemory-policy allkeys-lru): set it to noeviction" in system.log("worker")
     assert "Traceback" not in system.log("worker")
 
 

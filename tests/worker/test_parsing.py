@@ -591,7 +591,7 @@ def test_a_parser_that_crashes_costs_one_document(obeying: Obeying, code: str, h
 def test_a_parser_that_hangs_costs_one_document(obeying: Obeying) -> None:
     with Parser(seconds=1) as parser:
         for code in ("import time; time.sleep(60)", "while True: pass"):
-            assert "longer than 1 s to read; it was given up. Split it, or raise ASKFOLDER_PARSE_SECONDS." in (
+            assert "longer than 1 s to read; reading was stopped. Split it, or raise ASKFOLDER_PARSE_SECONDS." in (
                 obeying.refused(parser, code)
             )
 
@@ -685,7 +685,7 @@ def test_the_kernel_limits_memory_too(obeying: Obeying) -> None:
         pytest.skip("macOS has no limit on addresses")
     with Parser(memory_bytes=200 << 20) as parser:
         message = obeying.refused(parser, "x = bytes(3 << 30)")
-        assert "needs more than 200 MB of memory to read; it was given up." in message
+        assert "needs more than 200 MB of memory to read; reading was stopped." in message
         assert "raise ASKFOLDER_PARSE_MEMORY_MB." in message
         assert "needs more than 200 MB" in obeying.refused(parser, "import mmap; mmap.mmap(-1, 3 << 30)")
 

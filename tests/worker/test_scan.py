@@ -258,7 +258,7 @@ def test_scans_resume_when_the_files_are_back(
     settle(scanner)
     message, held = problem(connection)
     assert held
-    assert "another one than before" in str(message)
+    assert "not the same folder as before" in str(message)
     inbox.rmdir()
     (tmp_path / "away").rename(inbox)
     scanner.scan()
@@ -274,7 +274,7 @@ def test_another_small_folder_in_its_place_is_noticed(
     inbox.mkdir()
     write(inbox / "other.txt", "other")
     settle(scanner, seconds=guard.STILL_SECONDS)
-    assert "another one than before" in str(problem(connection)[0])
+    assert "not the same folder as before" in str(problem(connection)[0])
     assert states(connection) == {"000.txt": "ready", "001.txt": "ready"}
 
 

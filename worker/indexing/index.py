@@ -157,7 +157,9 @@ def write(connection: Connection, generation: Generation, document_id: int, chan
         [generation.model, generation.dimensions, ids],
     ).rowcount
     if vectors != len(ids):
-        raise TransientError("Vectors vanished while the document was stored; it is stored again.", retry_after=1)
+        raise TransientError(
+            "Vectors were deleted while the document was stored; the document is stored again.", retry_after=1
+        )
     write_words(connection, generation, ids + changes.stale)
 
 

@@ -130,7 +130,7 @@ def refuse_broken(format: str, name: str) -> None:
         raise UnreadableError(f"{name} is protected by a password; save it without one and drop it again.")
     if kind == "zip-named":
         raise UnreadableError(
-            f"{name} is a ZIP archive without {article} {wanted} in it, whatever its name says; {UNPACK}"
+            f"{name} is a ZIP archive that does not contain {article} {wanted}, despite its name; {UNPACK}"
         )
     if kind == "broken" and extension == "zip":
         raise UnreadableError(f"{name} is a damaged or incomplete ZIP archive; copy it again.")

@@ -132,7 +132,7 @@ class Parser:
 
     def _too_much_memory(self, name: str) -> UnreadableError:
         return UnreadableError(
-            f"{name} needs more than {self.memory_bytes / (1 << 20):,.0f} MB of memory to read; it was given up. "
+            f"{name} needs more than {self.memory_bytes / (1 << 20):,.0f} MB of memory to read; reading was stopped. "
             "Split it, or raise ASKFOLDER_PARSE_MEMORY_MB."
         )
 
@@ -163,7 +163,7 @@ class Parser:
             raise TransientError(f"Parsing {name} was interrupted from outside twice; it is tried again later.")
         except TimeoutError as error:
             raise UnreadableError(
-                f"{name} took longer than {self.seconds:g} s to read; it was given up. "
+                f"{name} took longer than {self.seconds:g} s to read; reading was stopped. "
                 "Split it, or raise ASKFOLDER_PARSE_SECONDS."
             ) from error
         except MemoryError as error:
@@ -204,7 +204,7 @@ class Parser:
         if length > 12 * self.max_text_chars + REPLY_SPARE:
             raise UnreadableError(
                 f"{name} made the parser answer with {length / 1e6:,.0f} MB, far more than its text may take; "
-                "it was given up. Split it, or raise ASKFOLDER_MAX_TEXT_MB."
+                "reading was stopped. Split it, or raise ASKFOLDER_MAX_TEXT_MB."
             )
         return self._read_exactly(child, length, deadline)
 

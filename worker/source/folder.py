@@ -74,8 +74,8 @@ class FolderSource:
             raise PermanentError(f"The folder {self.root} was replaced during the scan: nothing is changed yet.")
         if "" in listing.closed:
             raise PermanentError(
-                f"{self.root / RULES} cannot be read, so the files to ignore are unknown: nothing is changed until it "
-                "can be. Make it readable for this user, or remove it."
+                f"{self.root / RULES} cannot be read, so the files to ignore are unknown: nothing is changed until the "
+                "file can be read. Make it readable for this user, or remove it."
             )
         return listing
 
@@ -131,7 +131,7 @@ class FolderSource:
             status = os.stat(self.root)
         except OSError as error:
             raise PermanentError(
-                f"The folder {self.root} cannot be read ({error.strerror}): nothing is changed until it is back. "
+                f"The folder {self.root} cannot be read ({error.strerror}): nothing is changed until it can be read. "
                 "Check that it exists, is mounted, and may be read by this user."
             ) from None
         return f"{status.st_dev}:{status.st_ino}"

@@ -53,15 +53,15 @@ class Guard:
         if not lost:
             return
         total = documents.total(self.connection, self.source_id)
-        advice = "Nothing was changed. If that is right, run: askfolder reconcile --confirm"
+        advice = "Nothing was changed. If the removal is intended, run: askfolder reconcile --confirm"
         known = sources.identity(self.connection, self.source_id)
         if is_full and len(lost) == total and known not in (None, identity):
             raise NeedsConfirmation(
-                f"The folder {self.source.root} is another one than before (unmounted, or replaced), and none of its "
-                f"{total} documents is in it. {advice}"
+                f"The folder {self.source.root} is not the same folder as before (unmounted, or replaced), and it "
+                f"contains none of the {total} documents. {advice}"
             )
         if len(lost) >= GUARDED_FILES and len(lost) * 100 > total * self.percent:
             raise NeedsConfirmation(
                 f"{len(lost)} of the {total} documents of {self.source.root} are gone, more than {self.percent} % "
-                f"(ASKFOLDER_GUARD_PERCENT); {files} files are there. {advice}"
+                f"(ASKFOLDER_GUARD_PERCENT); {files} files remain. {advice}"
             )

@@ -131,7 +131,7 @@ class Watch(FileSystemEventHandler):
         if refused := [path for path in self._refused.copy() if os.path.isdir(path)]:
             return (
                 f"{len(refused)} of {folders} folders in {self.source.root} are not watched; changes there are found "
-                "only by the regular scan, because this user has no more watches. "
+                "only by the regular scan, because the limit of watches is reached. "
                 f"{_raise_limit('watches', self._limit, folders)}"
             )
         if self.mode == "auto" and self.observer and is_remote(kind := file_system(Path(self._root))):
@@ -146,7 +146,7 @@ class Watch(FileSystemEventHandler):
         advice = (
             _raise_limit(name, _limit(name), 0)
             if name
-            else "Check that it exists and may be read by this user; if that does not help set ASKFOLDER_WATCH=poll."
+            else "Check that it exists and may be read by this user; if this does not help, set ASKFOLDER_WATCH=poll."
         )
         return (
             f"The folder {self.source.root} cannot be watched ({error.strerror or error}); changes are found by the "
