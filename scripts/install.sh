@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv with the pinned packages of a lock file, saying how far it is. usage: install.sh PYTHON LOCK
+# Make .venv with the pinned packages of a lock file, and print the progress. usage: install.sh PYTHON LOCK
 set -eu
 python=$1 lock=$2
 if ! command -v "$python" >/dev/null 2>&1; then
@@ -17,7 +17,7 @@ fi
 [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || "$python" -m venv --clear .venv
 total=$(grep -c '==' "$lock")
 echo "Installing $total packages into .venv/ (once, about 600 MB) …"
-# --no-deps: the lock is whole, and one package's metadata asks for gigabytes that are not needed (see pyproject.toml).
+# --no-deps: the lock is complete, and one package's metadata asks for gigabytes that are not needed (see pyproject.toml).
 if ! {
   .venv/bin/python -m pip install --no-deps --disable-pip-version-check --require-hashes -r "$lock" 2>.venv/pip-errors ||
     echo 'PIP FAILED'

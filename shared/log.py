@@ -20,5 +20,5 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 def silence() -> None:
-    """Log no line in this process, which talks to a person; call it before the first line."""
+    """Turn logging off in this process, whose output is read by people. Call it before the first log line."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

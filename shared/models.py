@@ -105,7 +105,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The model is silent. It comes about every half second, so that a client that has left is noticed."""
+    """The model is silent. This event comes about every half second, so that a disconnected client is noticed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ PRICES = {
 
 
 def read(text: str) -> dict[str, Price]:
-    """Read ASKFOLDER_PRICES: 'model=IN' or 'model=IN/OUT', separated by commas. SettingsError: it is something else."""
+    """Read ASKFOLDER_PRICES: 'model=IN' or 'model=IN/OUT', separated by commas. SettingsError: another form."""
     found = {}
     for part in filter(None, map(str.strip, text.split(","))):
         model, _, numbers = part.rpartition("=")

@@ -1,4 +1,4 @@
-"""The Celery app. The queue is a hint, PostgreSQL the record: a lost task costs time, a repeated one does nothing."""
+"""The Celery app. PostgreSQL records all work, so a lost task only costs time, and a repeated task does nothing."""
 
 import hashlib
 import logging

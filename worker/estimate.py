@@ -31,7 +31,7 @@ SHOWN = 5  # unreadable files in the text
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What one model costs. `tokens`: upper estimates, by the names of `prices.cost`'s parameters.
+    """The bill of one model. `tokens`: upper estimates, by the names of `prices.cost`'s parameters.
 
     `to`: the receiver of the texts; empty if they stay on this machine. `dollars`: None if no price is known.
     """

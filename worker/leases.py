@@ -134,7 +134,7 @@ class IngestRequest(Request):  # type: ignore[misc]
 
 
 class Housekeeping(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Every two seconds, between the consumer's other work: dead leases, the readable source, and a sign of life."""
+    """Every two seconds, hand back dead leases, check that the source is readable, and record a sign of life."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 

@@ -29,7 +29,7 @@ from worker.source.watch import Watch
 
 TICK_SECONDS = 0.1
 IDLE_SECONDS = 0.5  # wait for an event while there is no other work
-REQUEST_SECONDS = 0.5  # between looks for a scan that a person asked for
+REQUEST_SECONDS = 0.5  # between checks for a requested scan
 SCAN_ALL_ABOVE = 200  # changed keys: one full scan costs less than more of them
 STOPPED_SECONDS = 2.0  # between scans of a folder that may be back as it was
 PARTLY_WATCHED_SECONDS = 30.0  # between scans of a folder that is not watched completely

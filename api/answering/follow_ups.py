@@ -79,7 +79,7 @@ def conversation(question: str, history: Sequence[Turn]) -> str:
 
 
 def rewrite(claude: Claude, model: str, content: str, seconds: float = SECONDS) -> str | None:
-    """Let a small model rewrite the new question of a conversation. None: it did not, in time or within the cap."""
+    """Let a small model rewrite the new question of a conversation. None: no reply in time or within the cap."""
     try:
         reply = claude.complete("rewriting", model, SYSTEM, content, MAX_TOKENS, seconds)
     except BudgetError:

@@ -62,7 +62,7 @@ class Reranking:
         return [*sorted(ranked, key=lambda passage: -scores[text_of(passage)]), *tail], []
 
     def _resting(self) -> str:
-        """The reason not to ask the reranker now, or "". After a rest one question tries it, the others go without."""
+        """Return why the reranker is not called now, or "". After a pause one question tries it, others skip it."""
         with self._lock:
             left = self._rests_until - time.monotonic()
             if left <= 0 and self._failures >= FAILURES:

@@ -33,7 +33,7 @@ def healthz() -> Response:
 
 @bp.get("/readyz")
 def readyz() -> Response:
-    """503 with what is missing while PostgreSQL or Redis is away, the disk is full, or there is no index yet."""
+    """503 and the missing parts while PostgreSQL or Redis is unavailable, the disk is full, or no index exists."""
     missing = {}
     settings = resources().settings
     try:

@@ -1,4 +1,4 @@
-"""Citations: the quotes that an answer claims, compared with the stored text before they are called citations."""
+"""Verify citations: compare the quotes that an answer claims with the stored text of the documents."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,7 +77,7 @@ class Verification:
         self._line = ""  # the last line that was shown
 
     def check(self, statement: Statement, resolved: Resolved) -> Iterator[Citation | Sentence]:
-        """Yield what to show now, each citation before the first sentence that it belongs to."""
+        """Yield the sentences to show now, each new citation before its first sentence."""
         if not statement.claims and _may_lead_in(statement.text):
             self._lead_ins.append(statement)
             return

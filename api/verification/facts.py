@@ -1,4 +1,4 @@
-"""Facts of a text that can be compared without understanding it, across languages: numbers with units, times, dates."""
+"""Extract facts that code can compare across languages: numbers with units, times and dates."""
 
 import re
 import unicodedata

@@ -23,7 +23,7 @@ class SecondOpinion:
 
     @classmethod
     def of(cls, resources: Resources, deadline: Deadline) -> "SecondOpinion | None":
-        """None if no model is set up for it."""
+        """Return the judge of the settings; None if ASKFOLDER_CHECK_MODEL is not set."""
         model = resources.settings.check_model
         return cls(resources.claude, model, deadline) if model and resources.claude else None
 

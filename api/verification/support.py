@@ -1,4 +1,4 @@
-"""Support: whether the quotes that a sentence cites say what it says, as far as code can tell without understanding it.
+"""Rate how far the quotes that a sentence cites support the sentence, by code and without a model.
 
 Compared are numbers with units, times and dates (api/verification/facts.py), names, identifiers, quoted words, negation
 and opposites, and the words themselves. Question and documents may have different languages: then numbers and

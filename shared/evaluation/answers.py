@@ -68,7 +68,7 @@ class Answered:
 
     @property
     def correctness(self) -> float | None:
-        """The judge's grade as a number; a refusal where there is an answer is wrong. None if it is not judged."""
+        """The judge's grade as a number; refusing an answerable question is wrong. None: not judged."""
         return GRADES.get(self.judged or "", 0.0 if self.judged == REFUSED else None)
 
     @property

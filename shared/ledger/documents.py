@@ -124,7 +124,7 @@ NEW_REVISION = sql.SQL("""
 
 
 def move(connection: Connection, document_id: int, key: str, revision: str) -> None:
-    """Rename a document. Its embeddings stay (the name is in none of them)."""
+    """Rename a document. Its embeddings stay, because they do not contain the name."""
     changes = sql.SQL("""
         , key = %(key)s, state = CASE state WHEN 'excluded' THEN state ELSE 'ready' END, attempts = 0, retries = 0,
         not_before = NULL, error = NULL, deleted_at = NULL, updated_at = now()
@@ -157,7 +157,7 @@ def retry(connection: Connection, document_id: int | None = None) -> int:
 
 
 def wake(connection: Connection) -> int:
-    """Make postponed documents due now. Called after a start, as changed settings may cure what they wait for."""
+    """Make postponed documents due now. Called after a start, because changed settings may solve their problem."""
     return connection.execute(
         "UPDATE document SET not_before = NULL "
         "WHERE state IN ('queued', 'ready') AND not_before > now() AND retries > 0"

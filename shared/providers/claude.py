@@ -220,7 +220,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _wait_for_turn(pace: Pace, deadline: Deadline, urgent: bool) -> Generator[Waiting, None, bool]:
-    """Wait until the server may be asked. Return True if it had asked to slow down before."""
+    """Wait until a request may be sent. Return True if the server had asked to slow down."""
     while (nap := pace.turn(deadline.at, urgent)) > 0:
         yield Waiting()
         time.sleep(nap)

@@ -207,7 +207,7 @@ def today(connection: Connection, caps: Mapping[Budget, float | None]) -> dict[B
 
 
 class Call:
-    """One call, with its repetitions, while it is made. `took`: the tokens of all of them."""
+    """A running call with its retries. `took`: the tokens of all of them."""
 
     def __init__(self, meter: "Meter", purpose: Purpose, model: str, most: Tokens, seconds: float) -> None:
         """The parameters are those of `Meter.call`."""

@@ -31,7 +31,7 @@ class VoyageReranker:
         self._client = endpoint.client()
 
     def rerank(self, question: str, texts: Sequence[str]) -> Scores:
-        """`relevance_score` of each text, between 0 and 1. Asked once: a retry would take longer than it is worth."""
+        """`relevance_score` of each text, between 0 and 1. One request: a retry would take too long."""
         if not texts:
             return np.zeros(0)
         documents = list(map(encodable, texts))

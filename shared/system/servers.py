@@ -252,7 +252,7 @@ class Servers:
     def _start_valkey(self) -> None:
         folder, log = self._own("valkey"), self.data / "logs" / "valkey.log"
         _end_leftover(folder / "valkey.pid", "valkey-server")
-        # The queue is a hint and the cache a cache (PostgreSQL is the record), so nothing is written to disk.
+        # PostgreSQL records all work, and a lost queue or cache is filled again, so nothing is written to disk.
         flags = "--port 0 --unixsocketperm 700 --appendonly no --maxmemory-policy noeviction --daemonize no".split()
         paths = ["--unixsocket", f"{self.sockets}/valkey.sock", "--dir", str(folder), "--save", ""]
         process = self._run("valkey", [valkey_binary(), *flags, *paths], log)

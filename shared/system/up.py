@@ -141,9 +141,7 @@ def _check_folder(settings: Settings) -> None:
         str(inbox).encode()
         os.scandir(inbox).close()
     except UnicodeEncodeError:
-        raise SettingsError(
-            f"The name of the folder {inbox!r} is not UTF-8: rename the folder, or use another one."
-        ) from None
+        raise SettingsError(f"The name of the folder {inbox!r} is not UTF-8: rename it, or use another one.") from None
     except OSError as error:
         raise SettingsError(
             f"The folder {inbox} cannot be read ({error.strerror}): name another one with --inbox, or give this user "
@@ -198,18 +196,13 @@ def _environment(settings: Settings, servers: Servers, say: Say) -> dict[str, st
 def _screen(settings: Settings) -> str:
     description = privacy.describe(settings)
     password = keys.flower_password(settings)
-    openai, local = "ASKFOLDER_EMBEDDER=openai and OPENAI_API_KEY=…", "ASKFOLDER_EMBEDDER=local"
-    claude, quotes = "ANTHROPIC_API_KEY=…", "ASKFOLDER_ANSWERER=extractive"
-    embedder = (
-        f"to use OpenAI: {openai} in .env"
-        if settings.embedder == "local"
-        else f"to use the local model: {local} in .env"
+    openai, local = (
+        "OpenAI: ASKFOLDER_EMBEDDER=openai and OPENAI_API_KEY=…",
+        "the local model: ASKFOLDER_EMBEDDER=local",
     )
-    answers = (
-        f"to use quotes only: {quotes} in .env"
-        if settings.answers_with_claude()
-        else f"to use Claude: {claude} in .env"
-    )
+    claude, quotes = "Claude: ANTHROPIC_API_KEY=…", "quotes only: ASKFOLDER_ANSWERER=extractive"
+    embedder = f"to use {openai if settings.embedder == 'local' else local} in .env"
+    answers = f"to use {quotes if settings.answers_with_claude() else claude} in .env"
     rows = (
         ("Ask", f"{client.local_address(settings)}/?key={keys.key(settings)}", ""),
         ("Flower", f"http://127.0.0.1:{settings.flower_port}/", f"user askfolder, password {password}"),

@@ -1,4 +1,4 @@
-"""Text of other people, and figures, as they are printed."""
+"""Format untrusted text and figures for printing."""
 
 JOINERS = "\u200c\u200d"  # scripts and emoji need them
 

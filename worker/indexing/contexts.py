@@ -79,7 +79,7 @@ def plan(text: str, chunks: Sequence[Chunk]) -> list[Request]:
 
 
 def _window(chunk: Chunk, length: int, size: int) -> int:
-    """The start of the window whose middle is nearest to the chunk's. Windows overlap by half: none ends near it."""
+    """Return the start of the window with its middle nearest to the chunk's middle. Windows overlap by half."""
     step = max(size // 2, 1)
     last = max(0, -(-(length - size) // step))
     middle = (chunk.char_start + chunk.char_end) // 2
@@ -189,7 +189,7 @@ def _paragraph(text: str) -> str:
 
 
 def cached(connection: Connection, claim: Claim, model: str, text: str, chunks: Sequence[Chunk]) -> dict[str, str]:
-    """Content → context, as far as written before, for this document or a copy of it in the collection.
+    """Return content → context of the stored contexts, for this document or a copy of it in the collection.
 
     The contexts of a copy are stored for this document too.
     """

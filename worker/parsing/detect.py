@@ -10,7 +10,7 @@ from worker.parsing.tables import read_table
 from worker.parsing.text import CONTROLS, unicode_encoding
 
 CODE_NAMES = "makefile dockerfile gnumakefile cmakelists.txt rakefile gemfile vagrantfile jenkinsfile".split()
-# Format → its name and advice, "; " between them.
+# Format → name and advice, separated by "; ".
 UNSUPPORTED = read_table("unsupported.txt")
 AS_PDF = "save it as PDF, DOCX or plain text and drop that instead."
 UNPACK = "unpack it and drop the files in it instead."

@@ -140,7 +140,7 @@ def document_date(metadata: Mapping[str, Any]) -> datetime | None:
 
 
 def read_date(value: object) -> datetime | None:
-    """Parse a date of front matter, PDF, Office or mail into UTC. Without a zone it is UTC, without a day the first."""
+    """Parse a date of front matter, PDF, Office or mail into UTC. A missing zone means UTC, a missing day the first."""
     text = ZONE.sub("", str(value).strip())
     try:
         if match := PDF_DATE.fullmatch(text.rstrip("'")):

@@ -26,8 +26,8 @@ class Guard:
     source_id: int
     percent: int
     _count: int = 0  # removals pending
-    _since: float = 0.0  # since when as many
-    _first: float = 0.0  # since when any
+    _since: float = 0.0  # time of the last change of their number
+    _first: float = 0.0  # time of the first pending removal
 
     def is_pending(self, gone: list[LedgerRow]) -> bool:
         """Return True while more removals may follow: the number of missing documents changed a moment ago."""

@@ -93,9 +93,7 @@ class IgnoreRules:
                 raise OSError(errno.EFBIG, f"it is larger than {RULES_BYTES:,} bytes")
             lines = decode_rules(Path(path).read_bytes()).split("\n")
         except OSError as error:
-            self._warn(
-                f"{path} cannot be read ({error.strerror}): its documents stay unchanged until the file can be read."
-            )
+            self._warn(f"{path} cannot be read ({error.strerror}): the documents of its folder stay unchanged.")
             raise
         patterns = self._compile(path, lines)
         chain = (Rules(len(folder) + 1 if folder else 0, tuple(reversed(patterns))),) if patterns else ()
