@@ -126,9 +126,7 @@ def read_filters(
     if filters.source and SPECIAL.search(filters.source):
         regular(filters.source)
     if filters.after and filters.before and filters.after >= filters.before:
-        raise FilterError(
-            f"No date is {after} or later and before {before}: give a date for `before` that is later than `after`."
-        )
+        raise FilterError(f"`before` ({before}) must be later than `after` ({after}).")
     return filters
 
 

@@ -184,7 +184,7 @@ def doctor(repair: bool, as_json: bool) -> None:
 
     def lines(answer: dict[str, Any]) -> Iterator[str]:
         if answer["ok"]:
-            yield "All is well: texts, chunks, vectors and words agree, and nothing is stuck."
+            yield "The index is consistent: texts, chunks, vectors and words agree, and no document is stuck."
             return
         yield from (finding["sentence"] for finding in answer["findings"])
         repaired = f"Repaired; {answer['queued']} documents will be read again."
@@ -234,11 +234,11 @@ def questions(rated: str | None, limit: int | None, export: Path | None, forget:
         show(rows, as_json, terminal.question_lines)
         return
     written, stale = question_log.export(rows, rated, export)
-    click.echo(f"{written} questions are in {export}.")
+    click.echo(f"{written} questions were written to {export}.")
     if stale:
-        click.echo(f"{stale} are left out: the text that they cite has changed.", err=True)
+        click.echo(f"{stale} answers were left out, because the cited text has changed.", err=True)
     if rated == "down" and written:
-        click.echo("Fill in the relevant documents on each line, or remove it: see docs/evaluation.md.", err=True)
+        click.echo("Fill in the relevant documents on each line, or remove the line: see docs/evaluation.md.", err=True)
 
 
 @cli.command(name="eval")

@@ -291,7 +291,7 @@ def test_what_is_no_date(value: str) -> None:
 
 
 def test_dates_in_the_wrong_order() -> None:
-    with pytest.raises(FilterError, match="`before` must be later than"):
+    with pytest.raises(FilterError, match=r"`before` \(2024-01-01\) must be later than"):
         read_filters(after="2024-01-01", before="2024-01-01")
 
 

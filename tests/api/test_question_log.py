@@ -102,7 +102,7 @@ def test_what_is_kept_and_rated(system: System, tmp_path: Path) -> None:
 
     rate(system, heron, -1)
     good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
-    assert "2 questions are in" in command(system, "questions", "--rated", "up", "--export", str(good))
+    assert "2 questions were written to" in command(system, "questions", "--rated", "up", "--export", str(good))
     by_question = {question.text: question for question in question_sets.read_questions(good)}
     citation = key["citations"][0]
     assert by_question[KEY_QUESTION].spans == {"boathouse.md": [(citation["char_start"], citation["char_end"])]}

@@ -116,7 +116,7 @@ def test_up_whole(up: Up) -> None:
         f"{up.inbox}: 1 files; 0 new or changed, 0 renamed, 0 gone.\n",
     )
     examined = up.command("doctor")
-    assert (examined.returncode, examined.stdout.partition(":")[0]) == (0, "All is well")
+    assert (examined.returncode, examined.stdout.partition(":")[0]) == (0, "The index is consistent")
 
     flower_url = f"http://127.0.0.1:{up.flower_port}"
     with httpx2.Client(trust_env=False) as browser:
