@@ -408,7 +408,7 @@ def test_what_passes_is_tried_again(server: AnthropicStandin, fault: str) -> Non
         ("cut", "connection"),
         ("malformed", "ended early"),
         ("cut_stream", "ended early"),
-        ("broken_stream", "broke"),
+        ("broken_stream", "was lost"),
     ],
 )
 def test_what_does_not_pass_ends_in_an_error(server: AnthropicStandin, fault: str, said: str) -> None:

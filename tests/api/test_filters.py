@@ -359,7 +359,7 @@ def test_what_else_is_refused(connection: Connection) -> None:
             read_filters(source=source)
     with pytest.raises(FilterError, match="ends before it begins"):
         read_filters(source="[z-a]")
-    with pytest.raises(FilterError, match=r"There is no collection 'mine'; there are: default\."):
+    with pytest.raises(FilterError, match=r"There is no collection 'mine'; use one of: default\."):
         refuse_unknown(connection, read_filters(collection="mine"))
     refuse_unknown(connection, read_filters(collection="default"))
     refuse_unknown(connection, Filters())

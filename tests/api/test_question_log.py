@@ -120,7 +120,7 @@ def test_what_is_kept_and_rated(system: System, tmp_path: Path) -> None:
 
     (system.folder / "boathouse.md").write_text("# Moved\n\n" + OAR)
     until(lambda: not logged(system, 2, rating=1)[1]["citations"][0]["stands"], 30)
-    assert "1 are left out" in command(system, "questions", "--rated", "up", "--export", str(good))
+    assert "1 answers were left out" in command(system, "questions", "--rated", "up", "--export", str(good))
     assert [question.text for question in question_sets.read_questions(good)] == [NOBODY]
 
     assert "3 questions were deleted" in command(system, "questions", "--forget")

@@ -174,7 +174,7 @@ def asked(servers: Servers, model: Path, tmp_path_factory: pytest.TempPathFactor
         ({"filters": {"metadata": {"a": "\0"}}}, "has a NUL"),
         ({"filters": {"source": "a\0"}}, "invalid characters"),
         ({"filters": {"sauce": "a"}}, "filters.sauce"),
-        ({"collection": "mine"}, "There is no collection 'mine'; there are: default."),
+        ({"collection": "mine"}, "There is no collection 'mine'; use one of: default."),
     ],
 )
 def test_wrong_filters_get_a_sentence(asked: System, body: dict[str, Any], words: str) -> None:

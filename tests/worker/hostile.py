@@ -96,7 +96,7 @@ def office_bombs() -> dict[str, tuple[bytes, str]]:
             again(workbook("", {"xl/a.xml": spaces}), "xl/a.xml", 40),
             far_more,
         ),
-        "nested-bomb.docx": (nested(5), "zip archive without a word file"),
+        "nested-bomb.docx": (nested(5), "zip archive that does not contain a word file"),
         "unnamed-bomb.docx": (
             claim(
                 package(
@@ -177,7 +177,10 @@ def office_broken() -> dict[str, tuple[bytes, str]]:
         "flipped-bits.docx": (bytes(flipped), "damaged"),
         "locked-part.docx": (bytes(locked), "password"),
         "locked.docx": (ole, "password"),
-        "no-document.docx": (package({"[Content_Types].xml": "<Types/>"}), "zip archive without a word file"),
+        "no-document.docx": (
+            package({"[Content_Types].xml": "<Types/>"}),
+            "zip archive that does not contain a word file",
+        ),
         "no-main-part.docx": (package({"word/documentation.xml": "<x/>"}), "damaged inside"),
         "own-slide.pptx": (
             presentation(

@@ -400,7 +400,9 @@ def test_pdf_refusals(parser: Parser, tmp_path: Path) -> None:
 
 def test_office_refusals(parser: Parser, tmp_path: Path) -> None:
     whole = docx(word_paragraph("words"))
-    assert "ZIP archive without a Word file" in refusal(parser, tmp_path, "z.docx", archive({"a.txt": "hello"}))
+    assert "ZIP archive that does not contain a Word file" in refusal(
+        parser, tmp_path, "z.docx", archive({"a.txt": "hello"})
+    )
     assert "damaged or incomplete" in refusal(parser, tmp_path, "cut.docx", whole[:-40])
     assert "is not a valid Word file" in refusal(parser, tmp_path, "words.docx", b"just words")
     assert "damaged inside" in refusal(parser, tmp_path, "x.docx", archive({"word/document.xml": "<w:document"}))
