@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import httpx2
@@ -87,6 +88,31 @@ def until(check: Callable[[], Any], seconds: float = 30, pause: float = 0.05) ->
         if time.monotonic() > deadline:
             pytest.fail(f"did not happen within {seconds} s: {check}")
         time.sleep(pause)
+
+
+class Hang(BaseException):
+    """The guarded block did not end. No `except Exception` of the code under test can swallow it."""
+
+
+@contextlib.contextmanager
+def hang_guard(seconds: int = 60) -> Iterator[None]:
+    """Interrupt the block after so many seconds and fail the test. It works in the main thread only.
+
+    It bounds a hang, not a duration: pass a generous time and an input on which the wrong method takes far longer.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Hang
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(seconds)
+    try:
+        yield
+    except Hang:
+        pytest.fail(f"the block did not end within {seconds} s")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 @dataclass
