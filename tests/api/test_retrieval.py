@@ -1,10 +1,11 @@
-"""Finding passages, against exhaustive rankings in NumPy; with the plans that PostgreSQL takes, and questions of every odd kind."""
+"""Retrieval, compared with exhaustive rankings in NumPy; the plans of PostgreSQL; odd questions."""
 
+import functools
 import json
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -18,11 +19,14 @@ from api.retrieval.filters import Filters, read_filters
 from api.retrieval.lexemes import Lexeme, weigh
 from api.retrieval.query import COSINE_WEIGHT, Mode, Query
 from api.retrieval.retrieve import retrieve
+from shared import db
 from shared.db import Connection
 from shared.ledger import generations
 from shared.ledger.generations import Generation
 from shared.models import Chunk
+from shared.system.servers import Servers
 from shared.text import languages
+from tests.conftest import new_database, until
 from worker.indexing import index, inputs
 from worker.indexing import lexemes as counting
 from worker.indexing.lexemes import Counting, is_due
@@ -40,6 +44,10 @@ def generation(connection: Connection) -> Generation:
 
 def new_generation(connection: Connection, dimensions: int) -> Generation:
     generations.want(connection, "local", "model", "", dimensions, "1/200/28", inputs.TEMPLATE)
+    return live_generation(connection)
+
+
+def live_generation(connection: Connection) -> Generation:
     live = generations.live(connection)
     assert live
     return live
@@ -57,7 +65,10 @@ def store(
 ) -> None:
     """Documents of so many chunks each, as a worker leaves them."""
     connection.execute(
-        "INSERT INTO source (collection_id, kind, root) SELECT id, 'folder', '/x' FROM collection ON CONFLICT DO NOTHING"
+        """
+        INSERT INTO source (collection_id, kind, root) SELECT id, 'folder', '/x' FROM collection
+        ON CONFLICT DO NOTHING
+        """
     )
     row = connection.execute("SELECT id, collection_id FROM source").fetchone()
     assert row
@@ -69,9 +80,13 @@ def store(
         for number, start in enumerate(range(0, len(texts), a_document), first[0]):
             part = texts[start : start + a_document]
             document = connection.execute(
-                "INSERT INTO document (source_id, collection_id, key, state, wanted_revision, wanted_size, live_revision, "
-                "text_version, format, metadata, dated) VALUES (%s, %s, %s, 'ready', '1-1', 1, '1-1', 1, 'markdown', %s, "
-                "'2026-01-01'::timestamptz + %s * interval '1 day') RETURNING id",
+                """
+                INSERT INTO document (source_id, collection_id, key, state, wanted_revision, wanted_size,
+                                      live_revision, text_version, format, metadata, dated)
+                VALUES (%s, %s, %s, 'ready', '1-1', 1, '1-1', 1, 'markdown', %s,
+                        '2026-01-01'::timestamptz + %s * interval '1 day')
+                RETURNING id
+                """,
                 [
                     *row,
                     name.format(number),
@@ -158,9 +173,14 @@ def zipf_texts(count: int, seed: int = 1) -> list[str]:
     return [" ".join(draw.choices(vocabulary, weights, k=draw.randint(20, 120))) for _ in range(count)]
 
 
+@functools.cache
+def _counts(text: str) -> Counter[str]:
+    return Counter(text.split())
+
+
 def bm25(texts: Sequence[str], question: str) -> np.ndarray:
-    """By the book; k1 1.2, b 0.75, an average of 100."""
-    counts = [Counter(text.split()) for text in texts]
+    """Return the textbook's BM25 score of each text: k1 1.2, b 0.75, an average length of 100."""
+    counts = [_counts(text) for text in texts]
     scores = np.zeros(len(texts))
     for word in set(question.split()):
         df = sum(word in count for count in counts)
@@ -214,24 +234,43 @@ def test_both_scores_for_every_candidate_and_the_echo(connection: Connection, ge
     assert [p.score for p in passages] == sorted((p.score for p in passages), reverse=True)
 
 
+@pytest.fixture(scope="module")
+def herons(servers: Servers) -> Iterator[tuple[str, list[str]]]:
+    """Store 3,000 documents of one chunk each. Each test takes a copy of the database: a copy needs no time to store."""
+    texts = [f"heron {text} {number}" for number, text in enumerate(zipf_texts(3_000, 3))]
+    with new_database(servers) as url:
+        with db.connect(url) as connection:
+            store(connection, new_generation(connection, DIMENSIONS), texts, name="{:04}.md")
+        yield url, texts
+
+
+@pytest.fixture
+def copy(servers: Servers, herons: tuple[str, list[str]]) -> Iterator[Connection]:
+    """A connection for searching, to a copy of the 3,000 documents."""
+    with new_database(servers, template=herons[0]) as url, db.connect(url) as connection:
+        retrieval.configure(connection)
+        yield connection
+
+
 @pytest.mark.parametrize("share", ["tenth", "hundredth", "prefix"])
 def test_filtered_search_finds_what_an_exact_scan_finds(
-    connection: Connection, generation: Generation, share: str
+    copy: Connection, herons: tuple[str, list[str]], share: str
 ) -> None:
-    texts = [f"{text} {number}" for number, text in enumerate(zipf_texts(3_000, 3))]
-    store(connection, generation, texts, name="{:04}.md")
+    _, texts = herons
     filters = {
         "tenth": read_filters(metadata={"tenth": 3}),
         "hundredth": read_filters(metadata={"hundredth": 17}),
         "prefix": read_filters(source="000"),
     }[share]
     allowed = {"tenth": range(3, 3_000, 10), "hundredth": range(17, 3_000, 100), "prefix": range(10)}[share]
+    generation = live_generation(copy)
+    vectors = np.stack([vector_of(texts[n]) for n in allowed])
     recalls = []
     for number in range(30):
         asked = vector_of(f"question {number}")
-        exact = sorted(allowed, key=lambda n: -float(vector_of(texts[n]) @ asked))[:10]
-        got = retrieve(connection, generation, Query("", 10, "dense", filters), asked)
-        recalls.append(len({p.content for p in got} & {texts[n] for n in exact}) / 10)
+        exact = {texts[allowed[place]] for place in np.argsort(-(vectors @ asked))[:10]}
+        got = retrieve(copy, generation, Query("", 10, "dense", filters), asked)
+        recalls.append(len({p.content for p in got} & exact) / 10)
     assert np.mean(recalls) >= 0.95
 
 
@@ -329,8 +368,6 @@ def test_statistics_come_after_the_first_document_and_follow_deletes(
 def test_lexemes_are_counted_when_enough_has_changed(
     connection: Connection, generation: Generation, database_url: str
 ) -> None:
-    from tests.conftest import until
-
     def due() -> bool:
         connection.execute("SELECT pg_stat_force_next_flush()")
         return is_due(connection, generation)
@@ -357,8 +394,11 @@ def test_a_new_title_reaches_every_index_that_holds_the_document(
     for each in both:
         index.cache(connection, each, 1, [b"x" * 32], vector_of("x")[None])
     document = connection.execute(
-        "INSERT INTO document (source_id, collection_id, key, state, wanted_revision, wanted_size, live_revision, title) "
-        "SELECT id, collection_id, 'a.md', 'ready', '1-1', 1, '1-1', 'Gulls' FROM source RETURNING id"
+        """
+        INSERT INTO document (source_id, collection_id, key, state, wanted_revision, wanted_size, live_revision, title)
+        SELECT id, collection_id, 'a.md', 'ready', '1-1', 1, '1-1', 'Gulls' FROM source
+        RETURNING id
+        """
     ).fetchone()
     assert document
     for version, title in ((1, "Gulls"), (2, "Herons")):
@@ -420,15 +460,14 @@ def test_deleted_documents_are_gone_at_once(connection: Connection, generation: 
         assert found(connection, generation, "heron", mode=mode) == ["heron two"]
 
 
-def test_many_deleted_ones_do_not_hide_the_others(connection: Connection, generation: Generation) -> None:
-    texts = [f"heron {text}" for text in zipf_texts(2_000, 10)]
-    store(connection, generation, texts)
+def test_many_deleted_ones_do_not_hide_the_others(copy: Connection, herons: tuple[str, list[str]]) -> None:
+    _, texts = herons
     asked = vector_of("heron")
-    near = sorted(range(2_000), key=lambda n: -float(vector_of(texts[n]) @ asked))[:700]
-    connection.execute("UPDATE document SET state = 'deleted' WHERE key = ANY(%s)", [[f"doc{n}.md" for n in near]])
+    near = np.argsort(-(np.stack([vector_of(text) for text in texts]) @ asked))[:1_050]
+    copy.execute("UPDATE document SET state = 'deleted' WHERE key = ANY(%s)", [[f"{n:04}.md" for n in near]])
     modes: tuple[Mode, ...] = ("hybrid", "dense")
     for mode in modes:
-        passages = retrieve(connection, generation, Query("heron", 10, mode), asked)
+        passages = retrieve(copy, live_generation(copy), Query("heron", 10, mode), asked)
         assert len(passages) == 10
         assert not {p.content for p in passages} & {texts[n] for n in near}
 
