@@ -1,4 +1,4 @@
-"""Metadata and dates follow the files, with a real producer, worker and API; questions narrowed over HTTP and by the command line."""
+"""Metadata and dates with a real producer, worker and API; filters over HTTP and on the command line."""
 
 import os
 import subprocess
@@ -112,7 +112,7 @@ def check_command_line(system: System) -> None:
 
 
 def check_changes(system: System) -> None:
-    """The file's date goes with the file, the document's own stays; new properties are stored though the text is the same."""
+    """The file's date follows the file, the document's own stays; new properties are stored with an unchanged text."""
     later = LONG_AGO + 86_400
     for name in ("notes/a.md", "notes/b.txt"):
         os.utime(system.folder / name, (later, later))

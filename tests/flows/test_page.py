@@ -58,7 +58,7 @@ def page(system: System, tmp_path: Path) -> Iterator[Browser]:
 
 
 def reply(request: dict[str, Any]) -> list[Block]:
-    """Quotes the sentence with the most words of the question; searches first where it may, and makes follow-ups stand alone."""
+    """Quote the sentence with the most words of the question; search first if allowed; rewrite follow-ups."""
     if "stand alone" in str(request["system"]):
         return [text_block("What does a lost oar of the boathouse cost?")]
     if request.get("tools") and len(request["messages"]) == 1:

@@ -1,4 +1,4 @@
-"""Questions over the welcome document and ten files: the right file is cited with words that stand in it, or it is refused."""
+"""Questions over the welcome document and ten files: the right file is cited word by word, or none is."""
 
 import shutil
 from collections.abc import Iterator

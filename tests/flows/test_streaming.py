@@ -1,4 +1,4 @@
-"""Answers as they come, over HTTP from a real server: what is sent when, and what happens when somebody leaves or something breaks."""
+"""Streamed answers over HTTP from a real server: the events, clients that leave, and streams that break."""
 
 import contextlib
 import json
