@@ -1,4 +1,4 @@
-"""Real parts for the tests: embedded servers once a session, a database of its own for each test, real processes on demand."""
+"""Real parts for the tests: embedded servers once a session, a database for each test, real processes on demand."""
 
 import contextlib
 import fcntl
@@ -29,7 +29,9 @@ from shared.settings import ROOT
 from shared.system.servers import Servers
 
 KEY = "the-key-of-the-tests"
-_numbers = itertools.count()
+_databases = itertools.count()
+_redis_databases = itertools.cycle(range(16))
+_subfolders = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 @contextlib.contextmanager
 def new_database(servers: Servers, template: str | None = None) -> Iterator[str]:
     """Create a database as a copy of `template` (a URL; nobody may be connected to it), and drop it at the end."""
-    name = f"test_{next(_numbers)}"
+    name = f"test_{next(_databases)}"
     original = conninfo_to_dict(template or servers.database_url)["dbname"]
     admin = servers.database_url.replace("/askfolder?", "/postgres?")
     with psycopg.connect(admin, autocommit=True) as connection:
@@ -83,7 +85,7 @@ def free_port() -> int:
 
 
 def until(check: Callable[[], Any], seconds: float = 30, pause: float = 0.05) -> Any:
-    """The first true value of `check`; fails the test after so many seconds."""
+    """Return the first true value of `check`. The test fails after so many seconds."""
     deadline = time.monotonic() + seconds
     while True:
         if value := check():
@@ -129,13 +131,19 @@ class System:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, *names: str, **env: str) -> None:
-        """Starts processes of the Procfile; "worker:2" is another worker."""
+        """Start processes of the Procfile; "worker:2" is another worker."""
         commands = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
         for name in names:
             kind, _, number = name.partition(":")
             command = [sys.executable if part == "python" else part for part in shlex.split(commands[kind])]
             command += ["--hostname", f"{kind}{number}@%h"] if number and kind == "worker" else []
-            log = (self.data / f"{name}.log").open("ab")
+            self.run(name, command, **env)
+        if "web" in names:
+            until(lambda: self.call("GET", "/healthz", quiet=True), 15)
+
+    def run(self, name: str, command: list[str], **env: str) -> None:
+        """Start a process that is stopped with the others."""
+        with (self.data / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -145,9 +153,6 @@ class System:
                 stderr=log,
                 start_new_session=True,
             )
-            log.close()
-        if "web" in names:
-            until(lambda: self.call("GET", "/healthz", quiet=True), 15)
 
     def stop(self, *names: str, number: int = signal.SIGTERM) -> None:
         for name in names or tuple(self.processes):
@@ -162,7 +167,7 @@ class System:
     def call(
         self, method: str, path: str, json: object = None, quiet: bool = False, status: int = 200, **query: Any
     ) -> Any:
-        """The API's answer as JSON; None when `quiet` and there is none yet."""
+        """Return the API's answer as JSON; None if `quiet` and the server does not answer."""
         try:
             with httpx2.Client(trust_env=False, timeout=30) as client:
                 response = client.request(
@@ -184,7 +189,7 @@ class System:
         return {d["source"]: d for d in self.call("GET", "/documents", limit=1000)["documents"]}
 
     def settled(self, count: int | None = None, seconds: float = 60) -> dict[str, dict[str, Any]]:
-        """Waits until nothing is queued or in work (and there are so many documents)."""
+        """Wait until no document is queued or ingested (and there are `count` documents)."""
 
         def check() -> Any:
             rows = self.documents()
@@ -201,9 +206,34 @@ class System:
     def log(self, name: str) -> str:
         return (self.data / f"{name}.log").read_text(errors="replace")
 
+    def share(self) -> "Share":
+        """Make a subfolder for one test, and start the usual processes that do not run."""
+        ended = [name for name, process in self.processes.items() if process.poll() is not None or ":" in name]
+        self.stop(*ended) if ended else None
+        self.start(*(name for name in ("web", "worker", "producer") if name not in self.processes))
+        folder = self.folder / f"share{next(_subfolders)}"
+        folder.mkdir()
+        return Share(folder, self.data, self.port, self.env, self.processes)
+
+
+class Share(System):
+    """A running system as one test sees it: the documents of one subfolder, under their names there."""
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.folder.name}/"
+
+    def documents(self) -> dict[str, dict[str, Any]]:
+        rows = super().documents().items()
+        return {key.removeprefix(self.prefix): row for key, row in rows if key.startswith(self.prefix)}
+
+    def search(self, query: str, **more: Any) -> list[dict[str, Any]]:
+        results = super().search(query, filters={"source": self.prefix}, **more)
+        return [result | {"source": result["source"].removeprefix(self.prefix)} for result in results]
+
 
 def new_system(servers: Servers, database_url: str, model: Path, folder: Path) -> System:
-    """A system over an empty folder; nothing is started yet."""
+    """Return a system over an empty folder; none of its processes runs yet."""
     inbox, data = folder / "inbox", folder / "data"
     inbox.mkdir()
     (data / "models").mkdir(parents=True)
@@ -212,7 +242,7 @@ def new_system(servers: Servers, database_url: str, model: Path, folder: Path) -
     ours = ("ASKFOLDER_", "ANTHROPIC_", "OPENAI_", "VOYAGE_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
         "DATABASE_URL": database_url,
-        "REDIS_URL": servers.redis_url.replace("db=0", f"db={next(_numbers) % 16}"),
+        "REDIS_URL": servers.redis_url.replace("db=0", f"db={next(_redis_databases)}"),
         "ASKFOLDER_INBOX": str(inbox),
         "ASKFOLDER_DATA": str(data),
         "ASKFOLDER_PORT": str(port),
@@ -223,6 +253,18 @@ def new_system(servers: Servers, database_url: str, model: Path, folder: Path) -
         "REMAP_SIGTERM": "SIGQUIT",
     }
     return System(inbox, data, port, env)
+
+
+@contextlib.contextmanager
+def running_system(servers: Servers, model: Path, folder: Path, **env: str) -> Iterator[System]:
+    """Run a system that the tests of a module share, each by a `Share` of its own."""
+    with new_database(servers) as url:
+        system = new_system(servers, url, model, folder)
+        system.env |= env
+        try:
+            yield system
+        finally:
+            system.stop()
 
 
 @pytest.fixture

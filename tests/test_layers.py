@@ -15,12 +15,12 @@ NEVER = {
     "worker": {"api", "flask", "gunicorn", "tests", "scripts", "bench"},
     "shared": {"api", "worker", "flask", "celery", "kombu", "boto3", "gunicorn", "tests", "scripts", "bench"},
 }
-# Each package's rooms, from the top down: a room imports only what stands further down. Rooms of one line (",") may import
-# one another, as long as there is no circle; rooms separated by "|" never do.
+# Each package's rooms, from the top down: a room imports only rooms further down. Rooms between commas may import one
+# another, as long as there is no circle; rooms separated by "|" never do.
 ROOMS = {
     "worker": "producer, publishing > tasks > ingest, estimate > leases > source | indexing | parsing > app",
-    "api": "serve > app > routes > bodies, access, problems > ask > answering > verification | retrieval > resources > "
-    "question_log",
+    "api": "serve > app > routes > bodies, access, problems > ask > answering > "
+    "verification | retrieval > resources > question_log",
     "shared": "cli > evaluation > system, client > providers | ledger > cache, keys > settings, db, broker, background > "
     "prices, text, models, file_types, errors, log",
 }

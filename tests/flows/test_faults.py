@@ -1,4 +1,4 @@
-"""The short form of each fault campaign (`make faults` runs them in full), on one running system; and that they can fail."""
+"""The short form of each fault campaign (`make faults` runs the full form) on one running system."""
 
 from collections.abc import Iterator
 

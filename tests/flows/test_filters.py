@@ -1,8 +1,9 @@
-"""Metadata and dates with a real producer, worker and API; filters over HTTP and on the command line."""
+"""Metadata and dates follow the files, with a real producer, worker and API; filters over HTTP and by command line."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import psycopg
 import pytest
 
 from shared.settings import ROOT
-from tests.conftest import KEY, System, until
+from shared.system.servers import Servers
+from tests.conftest import KEY, System, running_system, until
 from tests.standins.providers import OpenAIStandin
 from tests.worker.test_parsing import CORE, docx, word_paragraph
 
@@ -112,7 +114,7 @@ def check_command_line(system: System) -> None:
 
 
 def check_changes(system: System) -> None:
-    """The file's date follows the file, the document's own stays; new properties are stored with an unchanged text."""
+    """The file's date follows the file, the document's own date stays; new properties are stored with the same text."""
     later = LONG_AGO + 86_400
     for name in ("notes/a.md", "notes/b.txt"):
         os.utime(system.folder / name, (later, later))
@@ -131,7 +133,7 @@ def check_changes(system: System) -> None:
 
 
 def check_rehash(system: System) -> None:
-    """What was read before there was metadata is read again by reconcile --rehash, once, or when it is touched."""
+    """`reconcile --rehash` reads a document again that was read without metadata, once; so does a touch of the file."""
     with psycopg.connect(system.env["DATABASE_URL"], autocommit=True) as connection:
         connection.execute(
             "UPDATE askfolder.document SET metadata = '{}', metadata_read = false, dated = revision_time(live_revision)"
@@ -153,6 +155,14 @@ def check_rehash(system: System) -> None:
         assert connection.execute(versions).fetchall() == before
 
 
+@pytest.fixture(scope="module")
+def asked(servers: Servers, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """An API over an empty folder, for all wrong questions."""
+    with running_system(servers, model, tmp_path_factory.mktemp("filters")) as system:
+        system.start("web")
+        yield system
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -167,8 +177,7 @@ def check_rehash(system: System) -> None:
         ({"collection": "mine"}, "There is no collection 'mine'; there are: default."),
     ],
 )
-def test_wrong_filters_get_a_sentence(system: System, body: dict[str, Any], words: str) -> None:
-    system.start("web")
+def test_wrong_filters_get_a_sentence(asked: System, body: dict[str, Any], words: str) -> None:
     for path, question in (("/search", "query"), ("/ask", "question")):
-        answer = system.call("POST", path, {question: "heron", **body}, status=422)
+        answer = asked.call("POST", path, {question: "heron", **body}, status=422)
         assert words in answer["detail"]

@@ -1,4 +1,4 @@
-"""Changing the embedder: the old index answers until the new one is whole, and the way back is free."""
+"""A change of the embedder: the old index answers until the new one is complete, and the way back costs nothing."""
 
 import os
 import threading
@@ -71,8 +71,11 @@ def test_switch_while_searching_and_back(system: System, database_url: str) -> N
                 connection.execute("SELECT model, count(*) FROM askfolder.vector_cache GROUP BY model").fetchall()
             )
             mixed = connection.execute(
-                "SELECT count(*) FROM askfolder.chunk c JOIN askfolder.generation g ON g.id = c.generation_id AND g.state = 'live' "
-                "WHERE NOT EXISTS (SELECT 1 FROM askfolder.vector_1 v WHERE v.chunk_id = c.id)"
+                """
+                SELECT count(*)
+                FROM askfolder.chunk c JOIN askfolder.generation g ON g.id = c.generation_id AND g.state = 'live'
+                WHERE NOT EXISTS (SELECT 1 FROM askfolder.vector_1 v WHERE v.chunk_id = c.id)
+                """
             ).fetchone()
         assert mixed == (0,)
         print(f"{answered[0]} searches, {cached} vectors")
@@ -81,7 +84,7 @@ def test_switch_while_searching_and_back(system: System, database_url: str) -> N
 
 
 def test_another_chunk_size_is_built_beside(system: System, database_url: str) -> None:
-    """Each index keeps the size that it was made with, longer than what the built-in model reads at once, if that is wanted."""
+    """Each index keeps its chunk size, which may exceed the number of tokens that the built-in model reads at once."""
     (system.folder / "long.txt").write_text(" ".join(f"Sentence {n} says something of the heron." for n in range(200)))
     system.start("web", "worker", "producer")
     system.settled(1)
@@ -89,8 +92,11 @@ def test_another_chunk_size_is_built_beside(system: System, database_url: str) -
     def sizes() -> list[tuple[str, int]]:
         with psycopg.connect(database_url) as connection:
             return connection.execute(
-                "SELECT state, max(char_end - char_start) FROM askfolder.chunk c JOIN askfolder.generation g ON g.id = c.generation_id "
-                "GROUP BY g.id, state ORDER BY g.id"
+                """
+                SELECT state, max(char_end - char_start)
+                FROM askfolder.chunk c JOIN askfolder.generation g ON g.id = c.generation_id
+                GROUP BY g.id, state ORDER BY g.id
+                """
             ).fetchall()
 
     before = sizes()

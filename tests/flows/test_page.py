@@ -1,4 +1,4 @@
-"""The ask page in a real browser: asking, following up, searching in steps, and what documents may not make it do."""
+"""The ask page in a real browser: questions, follow-ups, search in steps, and documents that attack the page."""
 
 import json
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def page(system: System, tmp_path: Path) -> Iterator[Browser]:
 
 
 def reply(request: dict[str, Any]) -> list[Block]:
-    """Quote the sentence with the most words of the question; search first if allowed; rewrite follow-ups."""
+    """Quote the sentence with the most words of the question. Search first if allowed; rewrite follow-ups."""
     if "stand alone" in str(request["system"]):
         return [text_block("What does a lost oar of the boathouse cost?")]
     if request.get("tools") and len(request["messages"]) == 1:
@@ -72,9 +72,8 @@ def reply(request: dict[str, Any]) -> list[Block]:
 
 
 def ask(page: Browser, question: str) -> None:
-    page.run(
-        f"document.getElementById('question').value = {json.dumps(question)}; document.getElementById('ask').requestSubmit()"
-    )
+    page.run(f"document.getElementById('question').value = {json.dumps(question)}")
+    page.run("document.getElementById('ask').requestSubmit()")
     page.until("document.getElementById('verdict')")
     page.until("document.getElementById('cancel').hidden")
 

@@ -1,4 +1,4 @@
-"""Questions over the welcome document and ten files: the right file is cited word by word, or none is."""
+"""Questions over the welcome document and ten files: the answer cites the right file in its words, or is refused."""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""An installation of an earlier version opens with this one: its documents answer, nothing is embedded again, `doctor` is content."""
+"""This version opens the data of an earlier one: documents answer, none is embedded again, `doctor` finds no fault."""
 
 import io
 import json

@@ -141,9 +141,9 @@ class Standin:
         "hang": silence for `seconds`; "malformed": no JSON; "cut": hangs up in the middle.
         Embeddings: "too_few", "too_many", "shuffled" (with right indexes), "nan", "zero", "dimension", "not_numbers".
         Reranking: "too_few", "too_many", "shuffled", "nan", "not_numbers".
-        Anthropic streams, after some text (`spoil_after` pieces): "error_event" (an SSE error), "cut_stream" (the HTTP answer
-        ends properly, but without the last events, which a client easily takes for the end), "broken_stream" (the connection
-        breaks), "malformed_event" (no JSON), "stall" (pings and nothing else).
+        Anthropic streams, after some text (`spoil_after` pieces): "error_event" (an SSE error), "cut_stream" (the HTTP
+        answer ends properly, but without the last events, which a client easily takes for the end), "broken_stream"
+        (the connection breaks), "malformed_event" (no JSON), "stall" (pings and nothing else).
         """
         if fault not in self.faults:
             raise ValueError(f"{type(self).__name__} cannot misbehave as {fault!r}.")
@@ -410,7 +410,7 @@ def numbered_chunks(request: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 def write_contexts(request: dict[str, Any]) -> list[Block]:
-    """Answer with a context for each chunk, made of the document's title and a word like no other: ctx and a hash of the chunk."""
+    """Answer with a context for each chunk: the document's title and a unique word, "ctx" and a hash of the chunk."""
     title = json.loads(request["messages"][-1]["content"][0]["text"])["document"]
     contexts = [
         f'<context number="{number}">This is from {title}, {context_word(row["chunk"])}.</context>'
@@ -426,11 +426,11 @@ def context_word(chunk: str) -> str:
 class AnthropicStandin(Standin):
     """POST /v1/messages and /v1/messages/count_tokens, as Anthropic answers them, in one piece or as a stream.
 
-    What a `cache_control` closes is kept once its request was answered, if it has 512 tokens (words here); `usage` says so.
-    `url` is what ANTHROPIC_BASE_URL takes. `reply(request)` returns the blocks of the answer (`text_block`, `cite`).
-    Settable too: `stop_reason`, `thinking` (a thinking block comes before the text), `citations_first` (in a stream), `pace`
-    (seconds before each event of a stream), `plain` (it knows nothing of search results and citations, like other servers with
-    this interface). `left` is set when a client went before its stream was through.
+    The text up to a `cache_control` is cached once its request was answered, if it has 512 tokens (words here); `usage`
+    says so. `url` is the value of ANTHROPIC_BASE_URL. `reply(request)` returns the blocks of the answer (`text_block`,
+    `cite`). Settable too: `stop_reason`, `thinking` (a thinking block comes before the text), `citations_first` (in a
+    stream), `pace` (seconds before each event of a stream), `plain` (search results and citations are not supported, as
+    by other servers with this interface). `left` is set when a client leaves before the end of its stream.
     """
 
     version_path = ""
@@ -507,7 +507,7 @@ class AnthropicStandin(Standin):
 
     @staticmethod
     def beginning(body: dict[str, Any]) -> tuple[int, str]:
-        """Tokens and text of a request up to its last `cache_control`; 0 when that is too short to be cached, or there is none."""
+        """Return tokens and text of a request up to its last `cache_control`; 0 tokens if it cannot be cached."""
         system = body.get("system") or []
         blocks = [{"type": "text", "text": system}] if isinstance(system, str) else list(system)
         for message in body["messages"]:
