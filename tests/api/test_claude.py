@@ -426,7 +426,7 @@ def test_retry_after_is_waited_for(server: AnthropicStandin) -> None:
     assert second - first >= 0.4
 
 
-def test_nobody_waits_beyond_the_deadline(server: AnthropicStandin) -> None:
+def test_a_pause_beyond_the_deadline_is_refused_at_once(server: AnthropicStandin) -> None:
     server.misbehave("429", retry_after=900)
     with hang_guard(60), pytest.raises(TransientError) as caught:
         ask(server, seconds=600)

@@ -173,7 +173,7 @@ def test_nothing_gets_through_as_sql_or_as_a_pattern(connection: Connection, key
     assert connection.execute("SELECT count(*) FROM document").fetchone() == (len(KEYS),)
 
 
-def test_a_glob_of_many_stars_takes_no_time(connection: Connection, folder: int) -> None:
+def test_a_glob_of_many_stars_ends(connection: Connection, folder: int) -> None:
     add(connection, folder, "a" * 2000 + "b")
     with hang_guard(60):
         assert found(connection, source="*a" * 20) == set()
