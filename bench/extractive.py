@@ -1,14 +1,15 @@
-"""What quoted answers are worth on documents that their numbers were not fitted to.
+"""Measure quoted answers on documents that their numbers were not fitted to.
 
 usage: python -m bench.extractive [--keep FOLDER] [--cases FILE] [COLLECTION …]
 
-COLLECTION: a folder in the BEIR layout, or QUESTIONS.jsonl=FOLDER of the documents that it asks about; the public ones of
-../shared/eval where none is named. Each is indexed once, in --keep. --cases: every question's evidence, a JSON line each.
+COLLECTION: a folder in the BEIR layout, or QUESTIONS.jsonl=FOLDER of the documents that it asks about; by default the
+public ones of ../shared/eval. Each is indexed once, in --keep. --cases: write every question's evidence, a JSON line
+each.
 
-Of each collection are asked: its questions; the same on an index without what answers them (the whole document, in xquad the
-whole article; not where others may answer too); and questions of collections about other things. The numbers of the decision
-(`fit`) are fitted to all documents but one of a collection with exact places, and reported on that one; then to all
-collections but one; then to all, which is about what api/answering/extractive.py holds.
+Each collection is asked its questions; the same questions on an index without the documents that answer them (in xquad
+without the article; not where others may answer too); and questions of collections about other things. The numbers of
+the decision (`fit`) are fitted to all documents but one of a collection with exact places, and reported on that one;
+then to all collections but one; then to all, which gives about the numbers in api/answering/extractive.py.
 """
 
 import argparse
@@ -62,7 +63,7 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """`subjects`: document → what is left out together when a question is asked without what answers it; empty: nothing can be."""
+    """Questions and documents. `subjects`: document → the group that is left out with it; empty: none can be."""
 
     name: str
     questions: Sequence[Question]
@@ -89,10 +90,11 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A question that was asked. `kind`: answerable | left out | elsewhere. `subject`: what it is about, in the last case another collection.
+    """A question that was asked. `kind`: answerable | left out | elsewhere.
 
-    `fold`: the document that was not in the index, so that nothing of it was seen when the numbers were fitted for it.
-    `evidence`: as in api/answering/extractive.py. `hit`: a quote holds the answer (where places are known) or is of the right document.
+    `subject`: of the question; for "elsewhere", the other collection. `fold`: the document that was not in the index,
+    so that the numbers are fitted for it without it. `evidence`: as in api/answering/extractive.py. `hit`: a quote
+    overlaps the answer (where places are known) or is from the right document.
     """
 
     collection: str
@@ -152,7 +154,7 @@ def _read_spans(path: Path) -> Iterator[Question]:
 
 
 def _read_beir(path: Path, name: str, start: str = "") -> Collection:
-    """The documents whose ids begin with `start`, and their questions; with the names that files have in the index."""
+    """Read the documents whose ids begin with `start`, and their questions, with the file names in the index."""
     corpus = [row for row in read_corpus(path) if row[0].startswith(start)]
     asked = [question for question in read_beir(path) if question.id.startswith(start)]
     here = {row[0] for row in corpus}
@@ -195,7 +197,7 @@ class Index:
         self.connection, self.embedder, self.vectors = connection, embedder, vectors
 
     def find(self, question: str, without: Sequence[str] = ()) -> list[Passage]:
-        """What an answer is made from, as api/ask.py finds it, in an index without these documents."""
+        """Find the passages for an answer, as api/ask.py does, in an index without these documents."""
         generation = generations.live(self.connection)
         assert generation is not None
         filters = Without(keys=tuple(without)) if without else Filters()
@@ -210,7 +212,7 @@ class Index:
 
 
 def cases(index: Index, collection: Collection, others: Sequence[Collection]) -> Iterator[Case]:
-    """Every question of the collection, with all its documents and without each fold, and of those about other things."""
+    """Ask each question of the collection with all documents and without each fold, and questions of other ones."""
     folds = ["", *collection.folds]
     for question in collection.questions:
         subject = collection.subject(question)
@@ -255,7 +257,7 @@ def _case(index: Index, collection: Collection, subject: str, kind: str, fold: s
 
 
 def times(index: Index, collection: Collection) -> list[float]:
-    """Milliseconds from passages to draft, one question at a time, nothing embedded before but a first question to warm up."""
+    """Measure the milliseconds from passages to draft, one question at a time, after a first one to warm up."""
     found = [(question.text, index.find(question.text)) for question in _some(collection.questions, TIMED)]
     took = []
     for text, those in found[:1] + found:
@@ -269,11 +271,11 @@ def times(index: Index, collection: Collection) -> list[float]:
 
 
 def fit(known: Sequence[Case]) -> Numbers:
-    """What each kind of evidence weighs, and at last what is added: below 0 in all it is refused. The first weighs 1.
+    """Fit the weights of the evidence, the first of which is 1, and the term added last; a sum below 0 is a refusal.
 
-    Logistic regression with a small ridge. Every collection counts the same, and in it what is answerable COST times as much as
-    what is not, of which what was left out and what is elsewhere count the same: so the even odds are where refusing one
-    question more is not worth it any longer.
+    Logistic regression with a small ridge. Every collection counts the same. In it, answerable questions count COST
+    times as much as the others, of which "left out" and "elsewhere" count the same: at even odds, one more refusal
+    gains nothing.
     """
     given = np.array([case.evidence for case in known], np.float64)
     right = np.array([case.kind == "answerable" for case in known])
@@ -324,7 +326,7 @@ HEAD = f"{'':24}{'asked':>6}{'holds':>7}{'false':>7}{'elsew.':>7}{'left':>7}"
 
 def report(known: Sequence[Case], collections: Sequence[Collection]) -> None:
     print(
-        "holds: a quote holds the answer; false: refused, though it has one; elsew., left: refused, as it should be; in %"
+        "In %. holds: a quote has the answer; false: refused, though answerable; elsew., left: refused, and rightly so"
     )
     for collection in collections:
         if len(collection.folds) > 1:
@@ -355,7 +357,7 @@ def report(known: Sequence[Case], collections: Sequence[Collection]) -> None:
 
 
 def _by_document(known: Sequence[Case], collection: Collection) -> Iterator[tuple[str, list[tuple[Case, bool]]]]:
-    """Each document's cases, by numbers that neither it nor its questions had a part in; likewise a part of those of elsewhere."""
+    """Judge each document's cases by numbers fitted without it and without its share of the "elsewhere" questions."""
     here = [case for case in known if case.collection == collection.name]
     elsewhere = sorted({case.question for case in here if case.kind == "elsewhere"})
     for place, document in enumerate(collection.folds):

@@ -13,7 +13,7 @@ from shared.models import Turn
 from shared.providers.claude import Claude, prompt
 from shared.providers.meter import BudgetError
 from shared.text import words
-from shared.text.languages import STOP_WORDS, language
+from shared.text.languages import stop_words
 from shared.text.word_lists import read_word_lists
 
 TURNS = 6  # the last ones of the history that are used
@@ -35,7 +35,7 @@ def stands_alone(question: str, least: int) -> bool:
     It has no pronoun that points back, and at least `least` content words; 3 if it begins with a word like "and".
     """
     tokens = [word.casefold() for word in _WORD.findall(question)]
-    common = STOP_WORDS.get(language(question) or "", frozenset())
+    common = stop_words(question, words.words(question))
     content_words = sum(word not in common for word in words.question(question)[0])
     if content_words < max(least, 3 if tokens and tokens[0] in _CONTINUATIONS else 1):
         return False

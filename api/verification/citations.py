@@ -113,11 +113,12 @@ class Verification:
         warnings = self._warnings + _dropped(self.dropped) + (_removed(self.removed) if self.strict else ())
         if not self.sentences:
             return Answer(NO_ANSWER, (), "no_answer", answerer, usage, warnings, (), self.dropped, self.removed)
-        grounded = not (self.removed or self._cut) and all(s.status == "supported" for s in self.sentences)
+        complete = not (self.removed or self._cut) and all(s.status == "supported" for s in self.sentences)
+        verdict = "partial" if not complete else "quoted" if answerer == "extractive" else "grounded"
         return Answer(
             "".join(sentence.text for sentence in self.sentences).strip(),
             tuple(self.citations),
-            "grounded" if grounded else "partial",
+            verdict,
             answerer,
             usage,
             warnings,

@@ -13,7 +13,7 @@ _LISTS = read_word_lists(Path(__file__).with_suffix(".txt"))
 
 
 def _names(kind: str) -> dict[str, str]:
-    """Name → what it is a name of, of one kind of lists."""
+    """Read the lists of a kind as word → the second part of the list's name."""
     return {
         name: key.removeprefix(f"{kind} ")
         for key, names in _LISTS.items()

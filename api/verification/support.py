@@ -65,7 +65,7 @@ _CLAUSE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a sentence cites.
+    """The quotes that a sentence cites, and the text around them.
 
     around: the passages that the quotes stand in, which may say who "it" is. titles, sources: of the cited documents.
     """

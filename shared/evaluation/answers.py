@@ -18,7 +18,7 @@ from shared.providers.meter import NOTHING, Tokens
 from shared.text.words import MARKS, UNSPACED
 
 RECALL, REFUSAL = "citation recall", "refusal recall"
-VERDICTS = ("grounded", "partial", "no_answer")
+VERDICTS = ("grounded", "quoted", "partial", "no_answer")
 GRADES = {"correct": 1.0, "partly": 0.5, "wrong": 0.0}  # the judge's words
 REFUSED = "refused"  # the judge is not asked
 

@@ -6,4 +6,4 @@ from pathlib import Path
 def read_word_lists(path: Path) -> dict[str, tuple[str, ...]]:
     """Read a data file as name → words, in the order of its lines."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    return {name: tuple(words.split()) for name, _, words in (line.partition(": ") for line in lines)}
+    return {name: tuple(words.split()) for name, _, words in (line.partition(":") for line in lines)}

@@ -8,7 +8,7 @@ in the locale C takes “quotation marks” for letters and does not lower É.
 import re
 import unicodedata
 
-from shared.text.languages import STOP_WORDS, language
+from shared.text.languages import stop_words
 
 LONGEST_WORD = 128  # characters; a lexeme must be shorter than 2 KB
 LONGEST_TERM = 256
@@ -109,8 +109,8 @@ def question(text: str) -> tuple[list[str], list[str]]:
     keeps its first and its last words: the question stands before or after the text that was pasted.
     """
     every = words(text)
-    stop_words = STOP_WORDS.get(language(text) or "", frozenset())
-    content_words = [word for word in every if not stop_words.issuperset(word.split("-"))]
+    common = stop_words(text, every)
+    content_words = [word for word in every if not common.issuperset(word.split("-"))]
     return _ends(list(dict.fromkeys(content_words or every))), _ends(exact(text))
 
 

@@ -1,7 +1,7 @@
-"""True and forged citations, made from real documents without any code of the verifier: what a model might answer, and cite.
+"""True and forged citations for answers, made from real documents without any code of the verifier.
 
-A case is one sentence of an answer with one citation. `true_cases` say what a sentence of a document says, in other ways;
-`forged_cases` alter the citation, or what the answer says against it.
+A case is one sentence of an answer with one citation. `true_cases` reword a sentence of a document; `forged_cases`
+alter the citation, or the sentence against it.
 """
 
 import random
@@ -22,8 +22,10 @@ WINDOW = 300  # characters of a passage before and after its sentence
 
 @dataclass(frozen=True)
 class Case:
-    """`said` is what the answer says, `quote` the sentence it cites: document[start:end]. `citation`: what is altered of the citation
-    that a model would give; `cites`: whether it gives one at all; `gone`: "deleted" or "changed" before it is checked.
+    """A sentence of an answer, `said`, and the sentence that it cites: document[start:end].
+
+    `citation`: altered fields of the citation that a model would give. `cites`: False if it gives none. `gone`:
+    "deleted" or "changed" if that happens to the document before the check.
     """
 
     kind: str
@@ -41,7 +43,7 @@ class Case:
 
 
 def read_documents(root: Path, more: Sequence[Path] = ()) -> dict[str, str]:
-    """The project's own documents as they once were, so that a test does not change with them, and those of its questions."""
+    """Read old copies of the project's own documents, with which the test does not change, and further ones."""
     paths = sorted((root / "tests" / "data" / "forgeries").glob("*.md"))
     paths += [
         path
@@ -121,7 +123,7 @@ def retold(text: str) -> Iterator[tuple[str, str]]:
 
 
 def forged_cases(documents: dict[str, str], rng: random.Random) -> list[Case]:
-    """Citations that point elsewhere or quote what is not there, and sentences that say what their citation does not."""
+    """Return citations of other places or of invented words, and sentences that differ from their quote."""
     all_ = quotable(documents)
     names = sorted({match for text in documents.values() for match in NAME.findall(text)})
     identifiers = sorted({match for text in documents.values() for match in IDENTIFIER.findall(text)})

@@ -241,7 +241,7 @@ def test_a_fence_stays_closed(connection: Connection, passages: list[Passage]) -
 
 
 def test_what_is_shown_is_plain(connection: Connection, passages: list[Passage]) -> None:
-    """Links and marks that a sentence brings along are words, also where it is joined to what is shown already; quotes stay."""
+    """Links and marks in a sentence become words, also where it follows another one; quotes stay as they are."""
     answer = check(
         connection,
         passages,
@@ -251,6 +251,7 @@ def test_what_is_shown_is_plain(connection: Connection, passages: list[Passage])
         strict=False,
     )
     assert answer.text == (
-        "The tower is 54 m high。 [1] (`https://e.co`) [See] (1) it (2: “high”). xThere `//e.co` it is , said <b>Ada</b>."
+        "The tower is 54 m high。 [1] (`https://e.co`) [See] (1) it (2: “high”). "
+        "xThere `//e.co` it is , said <b>Ada</b>."
     )
     assert [citation.quote for citation in answer.citations] == [HIGH]

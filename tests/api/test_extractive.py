@@ -1,7 +1,7 @@
-"""docs/answers.md has what the decision is worth on public questions, and bench/extractive.py measures it.
+"""Quoted answers. docs/answers.md has the accuracy on public questions, and bench/extractive.py measures it.
 
-The documents here are in none of those; they were read while the module was written, so they only guard against changes. Those
-of this project were not: nothing was fitted to them.
+The documents here are not among those. They were read while the module was written, so they only guard against changes;
+nothing was fitted to this project's own documents.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,8 @@ DOCUMENTS = {
     "welcome.txt": """\
 Welcome to Harbour Street Studios!
 
-Your desk is on the third floor, next to the kitchen. The door code is 4471; it changes on the first Monday of each month.
+Your desk is on the third floor, next to the kitchen. The door code is 4471; it changes on the first Monday \
+of each month.
 The wireless network is called HarbourGuest and its password hangs beside the printer.
 Lunch is served from noon to half past one. Tell Priya if you eat no meat.
 Everybody has 28 days of paid holiday a year. Ask your team lead at least two weeks ahead.
@@ -37,7 +38,8 @@ Everybody has 28 days of paid holiday a year. Ask your team lead at least two we
     "README.md": """\
 # Pelican
 
-Pelican copies folders between machines and keeps them the same. It needs Python 3.9 or newer and runs on Linux and macOS.
+Pelican copies folders between machines and keeps them the same. It needs Python 3.9 or newer and runs on Linux \
+and macOS.
 
 ## Installation
 
@@ -322,7 +324,7 @@ def test_only_the_first_passages_are_read() -> None:
 
 
 def test_no_more_than_some_sentences_are_embedded() -> None:
-    """Those with the question's words, wherever they stand."""
+    """Sentences with the question's words are embedded, in any passage."""
     given: list[str] = []
 
     def embed(texts: Sequence[str]) -> Vectors:
@@ -349,11 +351,12 @@ def test_words_of_many_languages(question: str, text: str) -> None:
     assert text.startswith(quotes(extract(question, [passage(text)], flat))[0])
 
 
-def test_hostile_text_takes_no_time() -> None:
+def test_hostile_text_is_no_evidence() -> None:
     found = [
         passage(text) for text in ("a" * 5000, "." * 5000, "? " * 2500, "|-" * 2500, "```\n" * 1250, "# \n" * 1000)
     ]
-    extract("a" * 5000 + "? |-", found, flat)
+    assert not extract("How high is the tower?", found, flat).statements
+    assert len(extract("a" * 5000 + "? |-", found, flat).statements) <= extractive.QUOTES
 
 
 # What bench/extractive.py fits and leaves out

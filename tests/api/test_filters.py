@@ -1,4 +1,4 @@
-"""Filters: what each takes and leaves, in a real PostgreSQL; what is refused, and with which words; nothing gets through as SQL."""
+"""Filters in a real PostgreSQL: the documents that each lets pass, the refusals, and no way to inject SQL."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Hundreds of true and forged citations, made by tests/api/forgeries.py, played by a server on loopback and checked as in an answer."""
+"""Hundreds of true and forged citations (tests/api/forgeries.py), answered by a server on loopback and then checked."""
 
 import os
 import random
@@ -73,7 +73,7 @@ def passage_of(case: Case, documents: dict[str, str], ids: dict[str, int]) -> Pa
 
 
 def block_of(request: dict[str, Any], case: Case, number: int, documents: dict[str, str]) -> dict[str, Any]:
-    """What the model says, with what it cites."""
+    """Return the text block of a model's answer, with its citation."""
     quote = case.quote(documents)
     blocks = [block["text"] for block in search_results(request)[number]["content"]]
     begins = list(accumulate(map(len, blocks), initial=0))
@@ -120,7 +120,7 @@ def play(
 
 
 def shown(case: Case, answer: Answer) -> bool:
-    """Whether the reader sees what the case says."""
+    """True if the sentence of the case is shown."""
     return " ".join(case.said.split()) in " ".join(answer.text.split())
 
 

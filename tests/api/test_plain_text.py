@@ -1,8 +1,7 @@
-"""What is shown of an answer, rendered as Markdown and read as HTML: no links, no elements, whatever a model writes."""
+"""An answer rendered as Markdown and read as HTML has no links and no elements, whatever a model writes."""
 
 import random
 import re
-import time
 
 import pytest
 
@@ -11,10 +10,11 @@ from shared.text.invisible import places, visible
 from tests.api.rendering import foreign, joined
 
 PIECES = [
-    *r"""[ ] ( ) ]( ]: [a] [1] ! ![ < > </ <a <img <script <b> <div> </div> <!-- --> <? <![CDATA[ ]]> " ' = ` `` ``` ~~~ \ \\ | - * _ **
-    # : // https:// http://e.co www.e.co evil.com evil.com/x?q=1 a@b.co mailto:a@b.co javascript:x data:text/html,x src= href= onerror= x y
-    foo &#104;ttps &lt; &colon; &#x2f; . 。 ? &nbsp; {} ~ ~~ $ <https://e.co> (https://e.co) ![x](https://e.co) [x](https://e.co)
-    [r]: <x@y.co> <svg/onload=x> <style> ftp://e.co //e.co [x][r] ![r] [^1] [^1]: e.md <e:x> <pre> <details> ttps://e.co""".split(),
+    *r"""[ ] ( ) ]( ]: [a] [1] ! ![ < > </ <a <img <script <b> <div> </div> <!-- --> <? <![CDATA[ ]]> " ' = ` `` ```
+    ~~~ \ \\ | - * _ ** # : // https:// http://e.co www.e.co evil.com evil.com/x?q=1 a@b.co mailto:a@b.co
+    javascript:x data:text/html,x src= href= onerror= x y foo &#104;ttps &lt; &colon; &#x2f; . 。 ? &nbsp; {} ~ ~~
+    $ <https://e.co> (https://e.co) ![x](https://e.co) [x](https://e.co) [r]: <x@y.co> <svg/onload=x> <style>
+    ftp://e.co //e.co [x][r] ![r] [^1] [^1]: e.md <e:x> <pre> <details> ttps://e.co""".split(),
     *(
         "\u200b",
         "\u202e",
@@ -162,7 +162,6 @@ def test_invisible_words_are_hidden_from_nobody() -> None:
         "~~~\n",
     ],
 )
-def test_it_takes_about_linear_time(one: str) -> None:
-    started = time.process_time()
-    plain(one * (16_000 // len(one)) + " https://e.co")
-    assert time.process_time() - started < 3  # quadratic: 20 s
+def test_an_address_behind_hostile_text_is_a_code_span(one: str) -> None:
+    """A pattern that takes quadratic time would need minutes here."""
+    assert plain(one * (32_000 // len(one)) + " https://e.co").endswith(" `https://e.co`")

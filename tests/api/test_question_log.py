@@ -81,7 +81,7 @@ def test_what_is_kept_and_rated(system: System, tmp_path: Path) -> None:
     assert (row["id"], row["answer"], row["verdict"], row["rating"]) == (
         key["question_id"],
         key["answer"],
-        "grounded",
+        "quoted",
         1,
     )
     assert (row["answerer"], row["model"], row["usage"]) == ("extractive", None, {})

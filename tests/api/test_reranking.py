@@ -1,4 +1,4 @@
-"""Rerankers against stand-ins that speak the providers' wire formats, and a cross-encoder whose arithmetic one can check."""
+"""Rerankers against stand-ins with the providers' wire formats, and a cross-encoder with countable scores."""
 
 import json
 import shutil
@@ -219,7 +219,12 @@ def test_batches_of_like_lengths_keep_the_order_of_the_texts(tmp_path: Path, mon
     counts = [(7 * n) % 41 for n in range(41)]
     shapes: list[tuple[int, ...]] = []
     run = reranker.score
-    monkeypatch.setattr(reranker, "score", lambda batch: shapes.append((len(batch), len(batch[-1].ids))) or run(batch))  # type: ignore[func-returns-value]
+
+    def noted(batch: Sequence[Any]) -> Scores:
+        shapes.append((len(batch), len(batch[-1].ids)))
+        return run(batch)
+
+    monkeypatch.setattr(reranker, "score", noted)
     assert reranker.rerank("cat", ["cat " * n + "bird" for n in counts]).tolist() == [n + 1 for n in counts]
     assert [rows for rows, _ in shapes] == [3] * 13 + [2]
     assert shapes == sorted(shapes, key=lambda shape: shape[1])
@@ -509,7 +514,8 @@ def test_what_leaves_the_machine_is_said() -> None:
 # --- the whole system
 
 FILES = {
-    "heron.md": "# Herons\n\nThe heron, a heron of the reeds: heron after heron stands in the water, as every heron likes to.\n",
+    "heron.md": "# Herons\n\nThe heron, a heron of the reeds: heron after heron stands in the water, "
+    "as every heron likes to.\n",
     "calendar.md": "# Calendar\n\nIn spring the heron begins to nest; in autumn it leaves.\n",
     "soup.md": "# Soup\n\nThe soup of the day is served hot, with bread and butter.\n",
 }
@@ -573,7 +579,7 @@ def test_reranked_over_http(indexed: System, voyage: VoyageStandin, tmp_path: Pa
     )
     assert indexed.call("POST", "/search", {"query": question, "rerank": True})["results"] == best["results"]
     answer = indexed.call("POST", "/ask", {"question": "When does the heron nest?"})
-    assert answer["verdict"] == "grounded"
+    assert answer["verdict"] == "quoted"
     assert answer["passages"][0]["source"] == "calendar.md"
     assert "rerank_ms" in answer["timings"]
     count = len(voyage.requests)

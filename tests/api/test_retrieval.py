@@ -1,4 +1,4 @@
-"""Finding passages, against exhaustive rankings in NumPy; with the plans that PostgreSQL takes, and questions of every odd kind."""
+"""Retrieval against exhaustive rankings in NumPy; PostgreSQL's plans; odd questions."""
 
 import json
 import math
@@ -57,7 +57,10 @@ def store(
 ) -> None:
     """Documents of so many chunks each, as a worker leaves them."""
     connection.execute(
-        "INSERT INTO source (collection_id, kind, root) SELECT id, 'folder', '/x' FROM collection ON CONFLICT DO NOTHING"
+        """
+        INSERT INTO source (collection_id, kind, root)
+        SELECT id, 'folder', '/x' FROM collection ON CONFLICT DO NOTHING
+        """
     )
     row = connection.execute("SELECT id, collection_id FROM source").fetchone()
     assert row
@@ -69,9 +72,12 @@ def store(
         for number, start in enumerate(range(0, len(texts), a_document), first[0]):
             part = texts[start : start + a_document]
             document = connection.execute(
-                "INSERT INTO document (source_id, collection_id, key, state, wanted_revision, wanted_size, live_revision, "
-                "text_version, format, metadata, dated) VALUES (%s, %s, %s, 'ready', '1-1', 1, '1-1', 1, 'markdown', %s, "
-                "'2026-01-01'::timestamptz + %s * interval '1 day') RETURNING id",
+                """
+                INSERT INTO document (source_id, collection_id, key, state, wanted_revision, wanted_size,
+                    live_revision, text_version, format, metadata, dated)
+                VALUES (%s, %s, %s, 'ready', '1-1', 1, '1-1', 1, 'markdown', %s,
+                    '2026-01-01'::timestamptz + %s * interval '1 day') RETURNING id
+                """,
                 [
                     *row,
                     name.format(number),
@@ -357,7 +363,8 @@ def test_a_new_title_reaches_every_index_that_holds_the_document(
     for each in both:
         index.cache(connection, each, 1, [b"x" * 32], vector_of("x")[None])
     document = connection.execute(
-        "INSERT INTO document (source_id, collection_id, key, state, wanted_revision, wanted_size, live_revision, title) "
+        "INSERT INTO document "
+        "(source_id, collection_id, key, state, wanted_revision, wanted_size, live_revision, title) "
         "SELECT id, collection_id, 'a.md', 'ready', '1-1', 1, '1-1', 'Gulls' FROM source RETURNING id"
     ).fetchone()
     assert document

@@ -1,4 +1,4 @@
-"""What counts as support. tests/api/test_forgeries.py has hundreds of cases from real documents; these name the rules."""
+"""The rules of support. tests/api/test_forgeries.py has hundreds of cases from real documents."""
 
 import pytest
 

@@ -381,16 +381,16 @@ def test_the_command_line_reads_the_same(system: System, standin: AnthropicStand
         events = list(client.events("/ask", {"question": QUESTION}))
         assert [name for name, _ in events] == ["passages", "citation", "delta", "citation", "delta", "done"]
         standin.misbehave("cut_stream", times=None)
-        with pytest.raises(AskfolderError, match="broke off"):
+        with pytest.raises(AskfolderError, match="ended too early"):
             list(client.events("/ask", {"question": QUESTION}))
 
 
 @pytest.mark.parametrize(
     ("sent", "said"),
     [
-        (b'event: passages\ndata: {}\n\nevent: delta\ndata: {"text": "Half an ans', "broke"),
-        (b'event: passages\ndata: {}\n\nevent: delta\ndata: {"text": "Half an answer."}\n\n', "broke off"),
-        (b": \n\n", "broke off"),
+        (b'event: passages\ndata: {}\n\nevent: delta\ndata: {"text": "Half an ans', "ended too early"),
+        (b'event: passages\ndata: {}\n\nevent: delta\ndata: {"text": "Half an answer."}\n\n', "ended too early"),
+        (b": \n\n", "ended too early"),
     ],
 )
 def test_an_answer_that_ends_without_done_is_none(sent: bytes, said: str) -> None:
@@ -446,7 +446,7 @@ def test_ask_on_the_command_line(system: System, standin: AnthropicStandin, term
     standin.misbehave("cut_stream")
     code, out, err = typed(system, terminal, "ask", QUESTION)
     assert code == 1
-    assert "broke off" in err
+    assert "ended too early" in err
     assert out.endswith(" …\n") if terminal else out == ""
 
 

@@ -108,6 +108,7 @@ def test_summary() -> None:
         "refusal recall": 0.5,
         "false refusals": 0.5,
         "grounded answers": 2,
+        "quoted answers": 0,
         "partial answers": 0,
         "no_answer answers": 2,
         "input tokens": 3000,

@@ -7,22 +7,18 @@ import pytest
 from shared.db import Connection
 from shared.text import languages
 
-# A sentence a line after its language: those with a stemmer in PostgreSQL 15 first, then those without.
-PARAGRAPHS, SIMPLE = (
-    dict(line.split(": ", 1) for line in part.splitlines())
-    for part in (Path(__file__).parents[1] / "data" / "languages.txt").read_text(encoding="utf-8").split("\n\n")
-)
+LINES = (Path(__file__).parent / "languages.txt").read_text(encoding="utf-8").splitlines()
+PARAGRAPHS = {line.split()[0]: line.partition(": ")[2] for line in LINES}
+CONFIGURATIONS = [line.partition(": ")[0].split() for line in LINES]
 
 
-@pytest.mark.parametrize("language", PARAGRAPHS)
-def test_a_document_gets_the_configuration_of_its_language(connection: Connection, language: str) -> None:
-    assert languages.configuration(PARAGRAPHS[language]) == language
-    connection.execute("SELECT to_tsvector(%s::regconfig, 'x')", [language])
-
-
-@pytest.mark.parametrize("language", SIMPLE)
-def test_a_language_without_a_stemmer_is_not_stemmed_by_another_one(language: str) -> None:
-    assert languages.configuration(SIMPLE[language]) == "simple"
+@pytest.mark.parametrize(("language", "configuration"), CONFIGURATIONS)
+def test_a_document_gets_the_configuration_of_its_language(
+    connection: Connection, language: str, configuration: str
+) -> None:
+    assert languages.language(PARAGRAPHS[language]) == language
+    assert languages.configuration(PARAGRAPHS[language]) == configuration
+    connection.execute("SELECT to_tsvector(%s::regconfig, 'x')", [configuration])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The lexemes by which documents and questions are matched, as PostgreSQL makes them."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -10,7 +10,6 @@ from shared import db
 from shared.db import Connection
 from shared.system.servers import Servers
 from shared.text import words
-from tests.conftest import hang_guard
 
 
 @pytest.mark.parametrize(
@@ -127,18 +126,12 @@ def test_parts_and_whole_find_each_other(connection: Connection) -> None:
     "unit",
     ["a", "_", "a_", "aB", "-", "a-", "0 ", "/a", "::", "漢", "a\u0301", "\ufdfa", "http://", "+", "A", "0", "0e1"],
 )
-def test_hostile_text_is_read_in_linear_time(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
-    monkeypatch.setattr(words, "LONGEST_TEXT", 600_000)  # ten times as much, so that a quadratic step takes very long
-    text = unit * (600_000 // len(unit))
-    with hang_guard(60):
-        words.searchable(text), words.exact(text), words.question(text)
-
-
-@pytest.mark.parametrize("read", [words.searchable, words.exact, words.question])
-def test_only_the_beginning_of_a_long_text_is_read(read: Callable[[str], object]) -> None:
-    beginning = "err_x " * (words.LONGEST_TEXT // 6)
-    assert read(beginning + "e-1042 " * 1_000_000) == read(beginning)
-    assert read(beginning[:-7] + "e-1042 ") != read(beginning)
+def test_hostile_text_gives_few_and_short_words(unit: str) -> None:
+    """Only the beginning of a text is read: a pattern that reads all of it in quadratic time would need hours."""
+    text = unit * (20_000_000 // len(unit))
+    assert len(words.searchable(text)) <= 4 * words.LONGEST_TEXT
+    assert all(len(term) <= words.LONGEST_TERM + 1 for term in words.exact(text))
+    assert max(map(len, words.question(text))) <= words.QUESTION_WORDS
 
 
 def test_whatever_a_text_holds_fits_into_a_tsvector(connection: Connection) -> None:
@@ -154,6 +147,7 @@ def test_a_question_leaves_out_the_commonest_words_of_its_language_only() -> Non
         "panthers",
         "geführt",
     ]
+    assert words.question("¿Y en verano?")[0] == ["verano"], "too short to tell the language"
     assert words.question("Who is who?")[0] == ["who", "is"]  # nothing else is left of it
     assert words.question("What does ERR_CONN_RESET mean?") == (["err", "conn", "reset", "mean"], ["=err_conn_reset"])
 

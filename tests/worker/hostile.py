@@ -1,6 +1,6 @@
-"""Files that would take a careless reader down, made by code, small on disk; and files that only look so.
+"""Small files that crash a careless parser, and valid files that look similar.
 
-Everything is deterministic. The reasons expected are those of the default limits.
+The files are deterministic. The expected messages are those of the default limits.
 """
 
 import io
@@ -23,7 +23,7 @@ Parts = Mapping[str, str | bytes]
 
 
 def write_hostile(folder: Path) -> dict[str, str]:
-    """Write files that cannot be read; returns {name: a phrase of the reason, in lower case}."""
+    """Write files that cannot be read. Return name → a phrase of the message, in lower case."""
     expected = {}
     for files in (office_bombs(), office_entities(), office_broken(), pdfs(), texts()):
         for name, (data, phrase) in files.items():
@@ -35,7 +35,7 @@ def write_hostile(folder: Path) -> dict[str, str]:
 
 
 def write_odd(folder: Path) -> list[str]:
-    """Write files that look hostile and must become readable; returns their names."""
+    """Write files that look hostile and can be read. Return their names."""
     words = "The boathouse opens at eight.\n"
     pages = one_page()
     cell = '<c r="{0}{1}"><v>{1}</v></c>'
@@ -208,7 +208,7 @@ def workbook(rows: str, parts: Parts | None = None) -> bytes:
 
 
 def presentation(slides: int, parts: Parts, shown: int = 0) -> bytes:
-    """A presentation of `slides` slides; with `shown` its first one is shown so many times."""
+    """Return a presentation of `slides` slides; with `shown`, the first one is listed so many times."""
     numbers = [0] * shown or range(slides)
     entries = "".join(f'<p:sldId r:id="s{number}"/>' for number in numbers)
     return package(
@@ -243,7 +243,7 @@ def package(parts: Parts) -> bytes:
 
 
 def nested(depth: int) -> bytes:
-    """Ten archives in each archive, ten to the `depth` megabytes in all."""
+    """Return nested archives of ten archives each, ten to the `depth` megabytes in total."""
     data: bytes = package({"0.txt": b"0" * 1_000_000})
     for _ in range(depth):
         data = package({f"{number}.zip": data for number in range(10)})
@@ -251,7 +251,7 @@ def nested(depth: int) -> bytes:
 
 
 def record(data: bytes, part: str) -> tuple[int, int]:
-    """Where a part's record in the directory of a ZIP archive begins and ends."""
+    """Return the start and end of a part's record in the directory of a ZIP archive."""
     start = data.index(b"PK\x01\x02")
     while True:
         name, extra, comment = struct.unpack_from("<HHH", data, start + 28)
@@ -262,7 +262,7 @@ def record(data: bytes, part: str) -> tuple[int, int]:
 
 
 def again(data: bytes, part: str, times: int) -> bytes:
-    """The archive with a part listed so many times more, always the same bytes."""
+    """Return the archive with so many more records of the same part."""
     start, end = record(data, part)
     tail = data.index(b"PK\x05\x06")
     size, offset = struct.unpack_from("<II", data, tail + 12)
@@ -273,7 +273,7 @@ def again(data: bytes, part: str, times: int) -> bytes:
 
 
 def claim(data: bytes, part: str, packed: int, unpacked: int) -> bytes:
-    """The archive with other sizes of a part in its directory."""
+    """Return the archive with other sizes of a part in its directory."""
     start, _ = record(data, part)
     return data[: start + 20] + struct.pack("<II", packed, unpacked) + data[start + 28 :]
 
@@ -339,7 +339,7 @@ def stream(content: str, entries: str = "") -> str:
 
 
 def endless_stream() -> bytes:
-    """A content stream packed twice, of 4 GB."""
+    """Return a content stream of 4 GB, compressed twice."""
     packer = zlib.compressobj(9)
     first = packer.compress(b" " * (1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
     block = packer.compress(b" " * (1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -348,7 +348,7 @@ def endless_stream() -> bytes:
 
 
 def cyclic_objects() -> bytes:
-    """Objects in a stream of objects that is itself one of them."""
+    """Return a PDF with an object stream that contains itself."""
     inside = "1 0 2 30 <</Type/Catalog/Pages 2 0 R>>  <</Type/Pages/Kids[3 0 R]/Count 1>>"
     first = inside.index("<<")
     streams = stream(inside, f"/Type/ObjStm/N 2/First {first}/Extends 4 0 R")
@@ -362,7 +362,7 @@ def cyclic_objects() -> bytes:
 
 
 def cyclic_forms() -> bytes:
-    """Drawings that draw one another, each twice."""
+    """Return a PDF with forms that draw each other, each twice."""
     form = "/Type/XObject/Subtype/Form/BBox[0 0 9 9]/Resources<</XObject<</A 5 0 R/B 6 0 R>>>>"
     objects = [*one_page()[:2], page(4, "/XObject<</A 5 0 R/B 6 0 R>>"), stream("/A Do /B Do")]
     return pdf([*objects, stream("/B Do /B Do", form), stream("/A Do /A Do", form)])

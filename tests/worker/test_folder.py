@@ -36,7 +36,7 @@ def fill(root: Path, *names: str) -> FolderSource:
 
 
 def as_nobody(folder: Path, code: str) -> str:
-    """What the code prints as a user who owns nothing, in this folder; `source` is there."""
+    """Run code as an unprivileged user in this folder, with `source`. Return its output."""
     folder.chmod(0o755)
     code = (
         "import os; from pathlib import Path; from worker.source.file_system import being_written\n"
@@ -75,7 +75,7 @@ def test_names_stay_as_the_file_system_has_them(tmp_path: Path) -> None:
     assert all(source.hash(key) == hashlib.sha256(b"x").digest() for key in keys(source))
 
 
-# --- what is ignored ---
+# --- ignore rules ---
 
 DEFAULTS = """
 .hidden .git/y.md .DS_Store ._a.md .~lock.a.odt# .a.md.swp a.swp .#a.md #a.md# a.md~ ~$open.docx a.tmp ~WRL0001.tmp
@@ -271,7 +271,7 @@ def test_rules_as_windows_writes_them(tmp_path: Path, encoding: str) -> None:
     assert keys(source) == ["b.md"]
 
 
-def test_a_wrong_rule_is_said_once_and_the_others_hold(tmp_path: Path) -> None:
+def test_an_invalid_rule_is_reported_once_and_the_others_apply(tmp_path: Path) -> None:
     fill(tmp_path, "a.md", "b.md", "caf\udce9.md" if LINUX else "c.md")
     (tmp_path / RULES).write_bytes(b"[a-\na.md\ncaf\xe9.md\nc.md\n")
     code = """
@@ -287,7 +287,7 @@ for second in (1, 2):
 
 
 @pytest.mark.skipif(not ROOT, reason="only root can become another user")
-def test_nothing_is_read_where_the_rules_cannot_be(tmp_path: Path) -> None:
+def test_a_folder_with_unreadable_rules_is_not_read(tmp_path: Path) -> None:
     fill(tmp_path, "private/a.md", "b.md")
     (tmp_path / "private" / RULES).write_text("a.md")
     (tmp_path / "private" / RULES).chmod(0)
@@ -296,16 +296,16 @@ def test_nothing_is_read_where_the_rules_cannot_be(tmp_path: Path) -> None:
     assert as_nobody(tmp_path, show.format("['private/a.md']")) == "[] ['private/a.md']\n"
     (tmp_path / RULES).write_text("b.md")
     (tmp_path / RULES).chmod(0)
-    said = as_nobody(tmp_path, "try: source.discover()\nexcept Exception as e: print(type(e).__name__, e)")
-    assert said.startswith("PermanentError")
-    assert "nothing is changed" in said
+    output = as_nobody(tmp_path, "try: source.discover()\nexcept Exception as e: print(type(e).__name__, e)")
+    assert output.startswith("PermanentError")
+    assert "nothing is changed" in output
 
 
-# --- what is seen ---
+# --- listing ---
 
 
 @pytest.mark.skipif(not ROOT, reason="only root can become another user")
-def test_what_is_closed_is_said(tmp_path: Path) -> None:
+def test_unreadable_folders_are_reported(tmp_path: Path) -> None:
     fill(tmp_path, "closed/a.md", "listed/b.md", "open/c.md", "e.md")
     (tmp_path / "closed").chmod(0)
     (tmp_path / "listed").chmod(0o744)  # its names can be read, nothing about them
@@ -332,7 +332,7 @@ def test_missing_root_concludes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_root_that_leaves_during_the_look_concludes_nothing(
+def test_root_replaced_during_the_listing_concludes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
 ) -> None:
     source = fill(tmp_path / "in", *(f"{n}/a.md" for n in range(20)))
@@ -392,7 +392,7 @@ def test_remote_file_systems() -> None:
     assert file_system(Path("/")) != ""
 
 
-# --- who is still writing ---
+# --- files being written ---
 
 WRITER = """
 import sys, time
@@ -436,7 +436,7 @@ def test_a_slow_copy(tmp_path: Path) -> None:
     assert being_written(source.path("a.md")) is False
 
 
-def test_what_cannot_be_told(tmp_path: Path) -> None:
+def test_unknown_writers(tmp_path: Path) -> None:
     source = fill(tmp_path, "a.md")
     (tmp_path / "link.md").symlink_to("a.md")
     os.mkfifo(tmp_path / "pipe.md")
@@ -459,7 +459,7 @@ print(sorted(seen))
 
 
 @pytest.mark.skipif(not LINUX, reason="only Linux has leases")
-def test_a_writer_that_comes_at_that_instant_neither_waits_nor_harms(tmp_path: Path) -> None:
+def test_a_concurrent_writer_does_not_wait(tmp_path: Path) -> None:
     fill(tmp_path, "a.md")
     with subprocess.Popen([sys.executable, "-c", STORM, str(tmp_path)], stdout=subprocess.PIPE, text=True) as asking:
         opened = 0

@@ -1,4 +1,4 @@
-"""The parser: every format's text and structure, every bad file's sentence, and a wall that holds."""
+"""The parser: text and structure of each format, error messages of bad files, and the limits of the child."""
 
 import csv
 import io
@@ -100,7 +100,7 @@ def relations(targets: dict[str, tuple[str, str]]) -> str:
 
 
 def pdf(*pages: str, encrypted: bool = False, info: str = "") -> bytes:
-    """A PDF with one line of text on each page; as encrypted, its password fits nothing. `info`: its properties."""
+    """Return a PDF with one line of text on each page. `encrypted`: by an unknown password; `info`: its properties."""
     count = len(pages)
     kids = " ".join(f"{4 + 2 * index} 0 R" for index in range(count))
     objects = [
@@ -510,10 +510,10 @@ def test_an_office_file_may_name_its_main_part(parser: Parser, tmp_path: Path) -
     assert parse(parser, tmp_path, "a.docx", archive(parts)).text == "words\n"
 
 
-# The wall
+# The limits of the child
 
 OBEY = "#!obey\n"
-# A child that finds this on its path runs a text file that begins with OBEY; the text is what it assigns to `said`.
+# A child with this on its path runs text files that begin with OBEY; the value of `result` becomes the text.
 OBEYING = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -523,9 +523,9 @@ parse = text.parse
 def obey(data, name, format, max_text_chars):
     parsed = parse(data, name, format, max_text_chars)
     if parsed.text.startswith({OBEY!r}):
-        scope = {{"said": "done"}}
+        scope = {{"result": "done"}}
         exec(parsed.text, scope)
-        return replace(parsed, text=str(scope["said"]), headings=scope.get("headings", ()))
+        return replace(parsed, text=str(scope["result"]), headings=scope.get("headings", ()))
     return parsed
 text.parse = obey
 """
@@ -581,14 +581,14 @@ def tries(act):
         ("import os; os.write(3, b'\\0' * 7 + b'\\2]')", "is invalid"),
     ],
 )
-def test_a_reader_that_crashes_costs_one_document(obeying: Obeying, code: str, how: str) -> None:
+def test_a_parser_that_crashes_costs_one_document(obeying: Obeying, code: str, how: str) -> None:
     with Parser(seconds=20) as parser:
         message = obeying.refused(parser, code)
     assert "crashed the parser (" in message
     assert how in message
 
 
-def test_a_reader_that_hangs_costs_one_document(obeying: Obeying) -> None:
+def test_a_parser_that_hangs_costs_one_document(obeying: Obeying) -> None:
     with Parser(seconds=1) as parser:
         for code in ("import time; time.sleep(60)", "while True: pass"):
             assert "longer than 1 s to read; it was given up. Split it, or raise ASKFOLDER_PARSE_SECONDS." in (
@@ -598,7 +598,7 @@ def test_a_reader_that_hangs_costs_one_document(obeying: Obeying) -> None:
 
 def test_an_alarm_stands_by_for_a_parent_that_is_stopped(obeying: Obeying) -> None:
     with Parser(seconds=70) as parser:
-        left = obeying.run(parser, "import signal; said = signal.getitimer(signal.ITIMER_REAL)[0]")
+        left = obeying.run(parser, "import signal; result = signal.getitimer(signal.ITIMER_REAL)[0]")
     assert 90 < float(left) <= 100
 
 
@@ -612,7 +612,7 @@ def test_a_reply_that_trickles_in_is_a_hang_too(obeying: Obeying) -> None:
 
 
 def test_processor_time_is_limited_by_the_kernel(obeying: Obeying) -> None:
-    """Also when nobody watches: the parent is stopped, or gone."""
+    """The kernel's limit also works while the parent is stopped, or after its end."""
     path = obeying.folder / "burn.txt"
     path.write_text(OBEY + "while True: pass")
     quick = obeying.folder / "quick.txt"
@@ -647,7 +647,7 @@ def test_a_reply_has_a_length_that_is_read(obeying: Obeying) -> None:
         assert "answer with 100 MB" in message
         assert "raise ASKFOLDER_MAX_TEXT_MB." in message
         # Six bytes in JSON for each of them is no reason to refuse a text within the limit.
-        assert obeying.run(parser, "said = '\\x1b' * 1000") == "\x1b" * 1000
+        assert obeying.run(parser, "result = '\\x1b' * 1000") == "\x1b" * 1000
 
 
 def test_the_child_opens_no_socket(obeying: Obeying, tmp_path: Path) -> None:
@@ -659,7 +659,7 @@ def test_the_child_opens_no_socket(obeying: Obeying, tmp_path: Path) -> None:
         address, port = str(tmp_path / "socket"), server.getsockname()[1]
         code = (
             f"{TRIES}import socket, subprocess\n"
-            f"said = (tries(lambda: socket.create_connection(('127.0.0.1', {port}), 2)),"
+            f"result = (tries(lambda: socket.create_connection(('127.0.0.1', {port}), 2)),"
             f" tries(lambda: socket.socket(socket.AF_UNIX).connect({address!r})),"
             " tries(lambda: subprocess.run(['true'])))"
         )
@@ -672,7 +672,7 @@ def test_the_child_opens_no_socket(obeying: Obeying, tmp_path: Path) -> None:
 def test_the_child_writes_nothing_and_opens_few_files(obeying: Obeying, tmp_path: Path) -> None:
     code = (
         f"{TRIES}import os, resource\n"
-        f"said = (tries(lambda: os.write(os.open({str(tmp_path / 'out')!r}, os.O_CREAT | os.O_WRONLY), b'x')),"
+        f"result = (tries(lambda: os.write(os.open({str(tmp_path / 'out')!r}, os.O_CREAT | os.O_WRONLY), b'x')),"
         " tries(lambda: [os.open('/dev/null', 0) for _ in range(70)]), resource.getrlimit(resource.RLIMIT_CORE))"
     )
     with Parser() as parser:
@@ -680,7 +680,7 @@ def test_the_child_writes_nothing_and_opens_few_files(obeying: Obeying, tmp_path
 
 
 def test_the_kernel_limits_memory_too(obeying: Obeying) -> None:
-    """What is never touched is not resident: the parent does not see it."""
+    """Untouched memory is not resident, so the parent does not see it."""
     if sys.platform != "linux":
         pytest.skip("macOS has no limit on addresses")
     with Parser(memory_bytes=200 << 20) as parser:
@@ -690,7 +690,7 @@ def test_the_kernel_limits_memory_too(obeying: Obeying) -> None:
         assert "needs more than 200 MB" in obeying.refused(parser, "import mmap; mmap.mmap(-1, 3 << 30)")
 
 
-def test_what_a_reader_starts_ends_with_it(obeying: Obeying, tmp_path: Path) -> None:
+def test_processes_of_the_child_end_with_it(obeying: Obeying, tmp_path: Path) -> None:
     fork = f"import os, time\npid = os.fork()\nif not pid: time.sleep(60)\nopen({str(tmp_path / 'pid')!r}, 'x')\n"
     note = fork.replace("open(", "os.symlink(str(pid), ").replace(", 'x')", ")")  # a file could not be written
     for number, end in enumerate(("time.sleep(60)", "os.closerange(3, 20); os._exit(3)")):
@@ -706,7 +706,7 @@ def test_the_child_inherits_nothing_but_its_pipes(obeying: Obeying) -> None:
         os.set_inheritable(server.fileno(), True)
         code = (
             "import os; links = [f'/proc/self/fd/{n}' for n in os.listdir('/proc/self/fd')]\n"
-            "said = sorted({os.readlink(link).partition(':')[0] for link in links if os.path.lexists(link)})"
+            "result = sorted({os.readlink(link).partition(':')[0] for link in links if os.path.lexists(link)})"
         )
         assert obeying.run(parser, code) == "['/dev/null', 'pipe']"
 
@@ -804,7 +804,7 @@ def end_while_reading(parser: Parser, path: Path, number: signal.Signals) -> Par
 
 
 def test_the_child_ends_when_its_parent_is_killed_in_a_document(obeying: Obeying) -> None:
-    """Without a pipe that anybody looks at, as in a C library that hangs."""
+    """The child does not read its pipe, as in a C library that hangs."""
     path = obeying.folder / "endless.txt"
     path.write_text(OBEY + "import signal; signal.alarm(0)\nwhile True: pass")
     script = (
@@ -927,7 +927,7 @@ def test_real_documents(parser: Parser) -> None:
 
 
 def metadata(parser: Parser, folder: Path, front: str, name: str = "a.md") -> dict[str, object]:
-    """What front matter gives; its words stay in the text."""
+    """Return the metadata of front matter; its words stay in the text."""
     text = f"---\n{front}\n---\n\nThe heron.\n"
     parsed = parse(parser, folder, name, text.encode())
     assert parsed.text == text
@@ -1058,7 +1058,7 @@ def test_odd_values(parser: Parser, tmp_path: Path) -> None:
 def test_dates_of_documents(parser: Parser, tmp_path: Path, written: str, moment: str | None) -> None:
     parsed = parse(parser, tmp_path, "a.md", f"---\ndate: {written}\n---\nThe heron.\n".encode())
     assert parsed.dated == (datetime.fromisoformat(f"{moment}+00:00") if moment else None)
-    assert "date" in parsed.metadata, "what is not understood stays as it is written"
+    assert "date" in parsed.metadata, "an unknown form stays as it is"
 
 
 def test_which_date_is_the_documents_own(parser: Parser, tmp_path: Path) -> None:

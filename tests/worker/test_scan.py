@@ -35,14 +35,14 @@ def scanner(connection: Connection, inbox: Path, tmp_path: Path) -> Scanner:
 
 
 def write(path: Path, text: str, age: float = 60.0) -> None:
-    """A file that was last written so many seconds ago."""
+    """Write a file with an mtime so many seconds ago."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     os.utime(path, (time.time() - age,) * 2)
 
 
 def ingest_all(connection: Connection, scanner: Scanner) -> None:
-    """What the workers would do, without chunks."""
+    """Do the work of the workers, without chunks."""
     for due in documents.due(connection, [scanner.source_id], 10_000):
         claim = claims.claim(connection, due.id)
         assert claim
@@ -63,7 +63,7 @@ def problem(connection: Connection) -> tuple[str | None, bool]:
 
 
 def settle(scanner: Scanner, below: set[str] | None = None, seconds: float = guard.MASS_STILL_SECONDS) -> None:
-    """A scan that has looked twice."""
+    """Scan twice, so that stable removals are applied."""
     scanner.scan(below)
     time.sleep(seconds + 0.05)
     scanner.scan(below)
@@ -76,7 +76,7 @@ def filled(connection: Connection, scanner: Scanner, inbox: Path, count: int) ->
     ingest_all(connection, scanner)
 
 
-# --- what is taken ---
+# --- new and changed files ---
 
 
 def test_new_changed_touched_gone_and_back(scanner: Scanner, connection: Connection, inbox: Path) -> None:
@@ -92,7 +92,7 @@ def test_new_changed_touched_gone_and_back(scanner: Scanner, connection: Connect
     ingest_all(connection, scanner)
     (inbox / "a.txt").unlink()
     scanner.scan()
-    assert states(connection) == {"a.txt": "ready"}, "it may be the first of many, or about to be written anew"
+    assert states(connection) == {"a.txt": "ready"}, "more removals may follow, or the file may be written again"
     settle(scanner, {"a.txt"}, guard.STILL_SECONDS)
     assert states(connection) == {"a.txt": "deleted"}
     write(inbox / "a.txt", "three", 20)
@@ -125,7 +125,7 @@ def test_file_that_is_being_written_waits(scanner: Scanner, connection: Connecti
     assert scanner.unsettled == {}
 
 
-def test_file_that_is_kept_open_is_taken_in_the_end(
+def test_file_that_stays_open_is_queued_in_the_end(
     scanner: Scanner, connection: Connection, inbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scan, "HELD_OPEN_SECONDS", 0.2)
@@ -139,7 +139,7 @@ def test_file_that_is_kept_open_is_taken_in_the_end(
         assert states(connection) == {"log.txt": "queued"}
 
 
-def test_file_that_vanishes_before_it_is_whole_is_forgotten(scanner: Scanner, inbox: Path) -> None:
+def test_file_that_disappears_before_it_is_complete_is_forgotten(scanner: Scanner, inbox: Path) -> None:
     (inbox / "a.txt").write_text("half")
     scanner.scan()
     assert set(scanner.unsettled) == {"a.txt"}
@@ -159,7 +159,7 @@ def test_crowd_lets_a_single_drop_pass(scanner: Scanner, connection: Connection,
     assert {"among.txt", "after.txt"} <= {document.key for document in due}
 
 
-# --- what is moved ---
+# --- renamed files ---
 
 
 @pytest.mark.parametrize("touched", [False, True])
@@ -181,7 +181,7 @@ def test_renamed_file_keeps_its_document(scanner: Scanner, connection: Connectio
     assert documents.due(connection, [scanner.source_id], 10) == []
 
 
-def test_move_takes_the_lease_and_what_was_wanted(scanner: Scanner, connection: Connection, inbox: Path) -> None:
+def test_rename_ends_the_lease(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     write(inbox / "a.txt", "first")
     scanner.scan()
     ingest_all(connection, scanner)
@@ -219,35 +219,35 @@ def test_same_size_and_time_but_other_bytes(scanner: Scanner, connection: Connec
     (inbox / "a.txt").write_text("two")
     os.utime(inbox / "a.txt", ns=(status.st_atime_ns, status.st_mtime_ns))
     scanner.scan()
-    assert states(connection) == {"a.txt": "ready", "b.txt": "ready"}, "nobody can see that"
+    assert states(connection) == {"a.txt": "ready", "b.txt": "ready"}, "invisible without reading"
     scanner.scan(rehash=True)
     assert states(connection) == {"a.txt": "queued", "b.txt": "ready"}
     ingest_all(connection, scanner)
     assert claims.text(connection, documents.known(connection, 1)["a.txt"].id)[1].text == "two"  # type: ignore[index]
 
 
-# --- what is held back ---
+# --- removals that need confirmation ---
 
 
-def test_large_share_is_held_until_confirmed(scanner: Scanner, connection: Connection, inbox: Path) -> None:
+def test_large_share_needs_confirmation(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     filled(connection, scanner, inbox, 50)
     for n in range(30):
         (inbox / f"{n:03}.txt").unlink()
     write(inbox / "new.txt", "new")
     settle(scanner)
     assert set(states(connection).values()) == {"ready"}
-    assert len(states(connection)) == 50, "what is new is not taken either"
-    said, held = problem(connection)
+    assert len(states(connection)) == 50, "new files are not queued either"
+    message, held = problem(connection)
     assert held
-    assert "30 of the 50 documents" in str(said)
-    assert "askfolder reconcile --confirm" in str(said)
+    assert "30 of the 50 documents" in str(message)
+    assert "askfolder reconcile --confirm" in str(message)
     assert scanner.stopped
     scanner.scan(confirmed=True)
     assert sorted(states(connection).values()) == ["deleted"] * 30 + ["queued"] + ["ready"] * 20
     assert problem(connection) == (None, False)
 
 
-def test_held_scan_goes_on_by_itself_when_the_files_are_back(
+def test_scans_resume_when_the_files_are_back(
     scanner: Scanner, connection: Connection, inbox: Path, tmp_path: Path
 ) -> None:
     filled(connection, scanner, inbox, 40)
@@ -256,9 +256,9 @@ def test_held_scan_goes_on_by_itself_when_the_files_are_back(
     assert "cannot be read" in str(problem(connection)[0])
     inbox.mkdir()
     settle(scanner)
-    said, held = problem(connection)
+    message, held = problem(connection)
     assert held
-    assert "another one than before" in str(said)
+    assert "another one than before" in str(message)
     inbox.rmdir()
     (tmp_path / "away").rename(inbox)
     scanner.scan()
@@ -298,8 +298,8 @@ def test_small_numbers_and_small_shares_are_removed_at_once(
     assert list(states(connection).values()).count("deleted") == 39
 
 
-def test_removal_that_goes_on_is_judged_as_a_whole(scanner: Scanner, connection: Connection, inbox: Path) -> None:
-    """`rm -r` of a large folder: each look sees a little more, and none may act before it stands still."""
+def test_a_removal_in_progress_is_judged_at_its_end(scanner: Scanner, connection: Connection, inbox: Path) -> None:
+    """During `rm -r` of a large folder each scan sees more removals; none may be applied before they are stable."""
     filled(connection, scanner, inbox, 100)
     for n in range(80):
         (inbox / f"{n:03}.txt").unlink()
@@ -312,7 +312,7 @@ def test_removal_that_goes_on_is_judged_as_a_whole(scanner: Scanner, connection:
     assert "80 of the 100" in str(problem(connection)[0])
 
 
-def test_removals_that_never_stand_still_are_carried_out_in_the_end(
+def test_removals_that_never_become_stable_are_applied_in_the_end(
     scanner: Scanner, connection: Connection, inbox: Path
 ) -> None:
     filled(connection, scanner, inbox, 60)
@@ -323,9 +323,7 @@ def test_removals_that_never_stand_still_are_carried_out_in_the_end(
     assert "deleted" in states(connection).values()
 
 
-def test_what_an_ignore_rule_takes_away_is_a_persons_will(
-    scanner: Scanner, connection: Connection, inbox: Path
-) -> None:
+def test_removals_by_an_ignore_rule_need_no_confirmation(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     filled(connection, scanner, inbox, 40)
     (inbox / ".askfolderignore").write_text("*.txt\n")
     settle(scanner)
@@ -376,7 +374,9 @@ def test_second_producer_stands_by_and_takes_over(database_url: str, connection:
             time.sleep(0.01)
 
 
-def test_scan_is_asked_for_only_of_who_serves(database_url: str, connection: Connection, scanner: Scanner) -> None:
+def test_a_scan_is_requested_only_from_the_serving_producer(
+    database_url: str, connection: Connection, scanner: Scanner
+) -> None:
     assert sources.ask_scan(connection, True, False) == []
     with connect(database_url) as serving:
         sources.serve(serving, "folder", str(scanner.source.root))

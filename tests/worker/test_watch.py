@@ -69,7 +69,7 @@ def watching(root: Path, mode: str = "auto") -> Iterator[Watch]:
 
 
 def seen(watch: Watch, *want: str, seconds: float = 5) -> set[str]:
-    """What was reported until all of these were."""
+    """Return the reported keys once they include all of these."""
     keys: set[str] = set()
     deadline = time.monotonic() + seconds
     while not keys >= set(want):
@@ -79,7 +79,7 @@ def seen(watch: Watch, *want: str, seconds: float = 5) -> set[str]:
 
 
 def quiet(watch: Watch) -> None:
-    """Until nothing more comes: what was made before is reported."""
+    """Discard the events so far."""
     time.sleep(0.25)
     watch.changed(0)
 
@@ -97,7 +97,7 @@ def kernel_watches() -> int:
     return count
 
 
-def test_what_is_reported(root: Path, watch: Watch) -> None:
+def test_reported_keys(root: Path, watch: Watch) -> None:
     (root / "sub" / "a.md").write_text("one")
     (root / "sub" / ".hidden.md").write_text("one")
     (root / "caf\u00e9.md").write_text("one")
@@ -116,7 +116,7 @@ def test_what_is_reported(root: Path, watch: Watch) -> None:
 
 
 @linux
-def test_reading_and_ignored_files_wake_nobody(root: Path) -> None:
+def test_reading_and_ignored_files_cause_no_event(root: Path) -> None:
     (root / "a.md").write_text("x")
     with watching(root) as watch:
         timer = threading.Timer(0.2, lambda: [(root / "a.md").read_text(), (root / "b.tmp").write_text("x")])
@@ -164,7 +164,7 @@ def test_folder_moved_in_and_out(root: Path, tmp_path: Path, watch: Watch) -> No
     seen(watch, "renamed")
     if LINUX and watch.mode == "auto":
         until(lambda: lost(watch), 3)
-        assert kernel_watches() == 2, "what left is not watched any longer"
+        assert kernel_watches() == 2, "a folder moved out is no longer watched"
     (tmp_path / "out").rename(root / "back")
     seen(watch, "back")
     (root / "back" / "deep" / "d.md").write_text("x")
@@ -226,7 +226,7 @@ def test_a_dead_watcher_is_started_again(root: Path, watch: Watch) -> None:
 
 
 @linux
-def test_nothing_is_left_behind(root: Path) -> None:
+def test_no_watch_or_thread_is_left(root: Path) -> None:
     before = len(os.listdir("/proc/self/fd")), threading.active_count()
     for _ in range(3):
         with watching(root):
@@ -275,7 +275,7 @@ def test_overflow(root: Path) -> None:
 
 
 def limited(name: str, count: int) -> list[str]:
-    """A command's prefix that gives it so many watches or instances, and nobody else less."""
+    """Return a prefix that limits only the command's own watches or instances."""
     prefix = ["unshare", "-Ur", "sh", "-c", f'echo {count} > /proc/sys/user/max_inotify_{name} && exec "$@"', "sh"]
     if not shutil.which("unshare") or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
         pytest.skip("user namespaces are not to be had here")
@@ -309,7 +309,7 @@ def test_no_watch_at_all(root: Path, name: str, limit: str) -> None:
 
 
 @linux
-def test_a_raised_limit_is_taken_up(root: Path) -> None:
+def test_a_raised_limit_is_used(root: Path) -> None:
     code = CHILD.replace("while True:", "Path('/proc/sys/user/max_inotify_watches').write_text('100')\nwhile True:")
     code = code.replace("keys = ", "print(json.dumps(['', watch.lost, watch.problem(2)]), flush=True); keys = ")
     with child(root, *limited("watches", 1), code=code) as (_, next_told):
