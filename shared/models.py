@@ -141,7 +141,8 @@ class Answer:
     """A checked answer. `text`: its sentences joined and stripped, with the marks [1], [2] … of its citations.
 
     `verdict`: grounded (a model wrote it and every sentence is supported), quoted (every sentence is a quote), partial,
-    no_answer (then there are no sentences). `dropped`: citations whose quote is not in the document. `removed`: sentences left out because nothing supports them.
+    no_answer (then there are no sentences). `dropped`: citations whose quote is not in the document. `removed`:
+    sentences left out because nothing supports them.
     """
 
     text: str

@@ -19,6 +19,7 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from shared import db
 from shared.db import Connection
@@ -53,11 +54,13 @@ def model(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 @contextlib.contextmanager
-def new_database(servers: Servers) -> Iterator[str]:
+def new_database(servers: Servers, template: str | None = None) -> Iterator[str]:
+    """Create a database as a copy of `template` (a URL; nobody may be connected to it), and drop it at the end."""
     name = f"test_{next(_databases)}"
+    original = conninfo_to_dict(template or servers.database_url)["dbname"]
     admin = servers.database_url.replace("/askfolder?", "/postgres?")
     with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE askfolder")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {original}")
     yield servers.database_url.replace("/askfolder?", f"/{name}?")
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -21,8 +21,8 @@ ROOMS = {
     "worker": "producer, publishing > tasks > ingest, estimate > leases > source | indexing | parsing > app",
     "api": "serve > app > routes > bodies, access, problems > ask > answering > "
     "verification | retrieval > resources > question_log",
-    "shared": "cli > evaluation > system, client > providers | ledger > cache, keys > settings, db, broker, background > "
-    "prices, text, models, file_types, errors, log",
+    "shared": "cli > evaluation > system, client > providers | ledger > cache, keys > "
+    "settings, db, broker, background > prices, text, models, file_types, errors, log",
 }
 ONLY_INSIDE_SHARED = ("shared.cli", "shared.evaluation", "shared.system")
 # Packages that open connections to providers, and the modules that may import them.

@@ -43,6 +43,7 @@ def celery_app(settings: Settings) -> Celery:
         task_reject_on_worker_lost=False,  # the producer publishes it again, and the ledger counts: worker/leases.py
         task_soft_time_limit=VISIBILITY_SECONDS // 2,
         task_time_limit=VISIBILITY_SECONDS // 2 + 300,
+        worker_proc_alive_timeout=60.0,  # seconds until a new process is ready; a busy machine may take longer than 4
         worker_lost_wait=0.5,  # seconds before an ended process counts as lost: results are in PostgreSQL by then
         worker_prefetch_multiplier=1,
         worker_concurrency=settings.workers(),

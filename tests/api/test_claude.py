@@ -19,6 +19,7 @@ from shared.models import NO_ANSWER, Passage
 from shared.providers import claude as provider
 from shared.providers.claude import USES, Claude, Deadline
 from shared.providers.meter import NOTHING, Tokens
+from tests.conftest import hang_guard, until
 from tests.standins.providers import AnthropicStandin, cite, search_results, text_block
 
 KEY = "sk-ant-the-secret-key"
@@ -422,16 +423,14 @@ def test_retry_after_is_waited_for(server: AnthropicStandin) -> None:
     server.misbehave("429", retry_after=0.4)
     assert ask(server).statements
     first, second = (request["time"] for request in server.requests)
-    assert 0.4 <= second - first < 1
+    assert second - first >= 0.4
 
 
-def test_nobody_waits_beyond_the_deadline(server: AnthropicStandin) -> None:
-    server.misbehave("429", retry_after=30)
-    started = time.monotonic()
-    with pytest.raises(TransientError) as caught:
-        ask(server, seconds=5)
-    assert time.monotonic() - started < 1
-    assert caught.value.retry_after == 30
+def test_a_pause_beyond_the_deadline_is_refused_at_once(server: AnthropicStandin) -> None:
+    server.misbehave("429", retry_after=900)
+    with hang_guard(60), pytest.raises(TransientError) as caught:
+        ask(server, seconds=600)
+    assert caught.value.retry_after == 900
     assert len(server.requests) == 1
 
 
@@ -452,7 +451,8 @@ def test_a_server_that_hangs(server: AnthropicStandin) -> None:
     started = time.monotonic()
     with pytest.raises(TransientError, match=r"within 0.5 s.*ASKFOLDER_ASK_SECONDS"):
         ask(server, seconds=0.5)
-    assert 0.4 < time.monotonic() - started < 1
+    assert time.monotonic() - started > 0.4
+    assert server.in_flight == 1, "the server has not answered yet"
 
 
 class Dripping(AnthropicStandin):
@@ -467,7 +467,7 @@ class Dripping(AnthropicStandin):
         try:
             for event in list(self.events(message, False))[:4]:
                 self.send_event(handler, event)
-            while not self._closing.wait(0.02):
+            while not self.closing.wait(0.02):
                 self.send_event(handler, {"type": "ping"})
         except OSError:
             handler.close_connection = True
@@ -477,10 +477,10 @@ class Dripping(AnthropicStandin):
 def test_a_stream_that_stalls() -> None:
     with Dripping() as server:
         started = time.monotonic()
-        with pytest.raises(TransientError, match="within"):
+        with hang_guard(60), pytest.raises(TransientError, match="within"):
             ask(server, seconds=0.5)
-        assert 0.4 < time.monotonic() - started < 1
-        assert server.left.wait(1)  # the call was ended, not left to itself
+        assert time.monotonic() - started > 0.4
+        assert server.left.wait(30), "the call was ended, not left to itself"
 
 
 def test_a_server_that_is_not_there() -> None:
@@ -503,10 +503,4 @@ def test_answers_leave_no_threads(server: AnthropicStandin) -> None:
     with pytest.raises(TransientError):
         ask(server, seconds=0.1)
 
-    def readers() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if thread.name == "claude" and thread.is_alive()]
-
-    deadline = time.monotonic() + 3
-    while readers() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not readers()
+    until(lambda: "claude" not in {thread.name for thread in threading.enumerate()})

@@ -100,7 +100,7 @@ class Playground:
     tally: Counter[str] = field(default_factory=Counter)
 
     def ask(self, server: str, document: Hostile, events: bool = False, **more: Any) -> dict[str, Any]:
-        """The answer as it is shown at the end, after everything that came on the way was checked; {} where there is none."""
+        """Return the final answer, or {} if there is none. Check it and every event before it."""
         body = {"question": document.question, "collection": "default", "top_k": 3, "log": False, **more}
         headers = {
             "Authorization": f"Bearer {KEY}",
@@ -149,8 +149,11 @@ class Playground:
         with psycopg.connect(self.system.env["DATABASE_URL"]) as connection:
             for citation in answer["citations"]:
                 row = connection.execute(
-                    "SELECT t.content, c.name, d.state FROM askfolder.document_text t JOIN askfolder.document d ON d.id = t.document_id "
-                    "JOIN askfolder.collection c ON c.id = d.collection_id WHERE t.document_id = %s",
+                    """
+                    SELECT t.content, c.name, d.state
+                    FROM askfolder.document_text t JOIN askfolder.document d ON d.id = t.document_id
+                    JOIN askfolder.collection c ON c.id = d.collection_id WHERE t.document_id = %s
+                    """,
                     [citation["document_id"]],
                 ).fetchone()
                 assert row is not None
@@ -207,8 +210,11 @@ def playground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             with psycopg.connect(url) as connection:
                 connection.execute("INSERT INTO askfolder.collection (name) VALUES ('private')")
                 connection.execute(
-                    "UPDATE askfolder.document SET collection_id = (SELECT id FROM askfolder.collection WHERE name = 'private') "
-                    "WHERE key = 'vault.md'"
+                    """
+                    UPDATE askfolder.document
+                    SET collection_id = (SELECT id FROM askfolder.collection WHERE name = 'private')
+                    WHERE key = 'vault.md'
+                    """
                 )
             standins = {"native": native, "marks": plain}
             keys = {"native": ANTHROPIC_KEY, "marks": ANTHROPIC_KEY, "none": None}

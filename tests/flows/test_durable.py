@@ -162,7 +162,7 @@ def test_emptied_queue_is_noticed_at_once(system: Share) -> None:
     """The producer sees the empty queue; it would wait for an hour before it calls a task lost for its age alone."""
     system.stop("worker", "producer")
     system.run("producer", [sys.executable, "-c", PATIENT_PRODUCER])
-    (system.folder / "a.txt").write_text("The heron stands still.")
+    (system.folder / "a.txt").write_text("The heron stands on one leg.")
     until(lambda: system.documents().get("a.txt", {}).get("state") == "queued")
     with redis.Redis.from_url(system.env["REDIS_URL"]) as client:
         until(lambda: any(client.type(key) == b"list" for key in client.keys("folder-*")))

@@ -106,7 +106,10 @@ class Server(ThreadingHTTPServer):
 
 
 class Standin:
-    """A server in a thread. `requests`: path, time, headers and body of each request so far, in order of arrival."""
+    """A server in a thread. `requests`: path, time, headers and body of each request so far, in order of arrival.
+
+    `in_flight`: requests that are not answered yet. `closing`: set when the server ends.
+    """
 
     version_path = "/v1"  # what the SDK does not append by itself
     faults: frozenset[str] = frozenset({"400", "401", "404", "429", "500", "529", "hang", "malformed", "cut"})
@@ -118,11 +121,11 @@ class Standin:
         self.usage_times = 1  # tokens that an answer says it took, for each word
         self.requests: list[dict[str, Any]] = []
         self.most_in_flight = 0
-        self._in_flight = 0
+        self.in_flight = 0
         self._faults: list[tuple[str, dict[str, Any]]] = []
         self._always: tuple[str, dict[str, Any]] | None = None
         self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self.closing = threading.Event()
         self._server = Server(("127.0.0.1", port), Handler)
         self._server.standin = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -162,14 +165,14 @@ class Standin:
 
     def answer(self, handler: Handler, body: Any, fault: tuple[str, dict[str, Any]]) -> None:
         with self._lock:
-            self._in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             if self.delay:
-                self._closing.wait(self.delay)
+                self.closing.wait(self.delay)
             name, options = fault
             if name == "hang":
-                self._closing.wait(options.get("seconds", 60.0))
+                self.closing.wait(options.get("seconds", 60.0))
             if name.isdigit():
                 self.refuse(handler, int(name), **options)
             elif name == "malformed":
@@ -182,7 +185,7 @@ class Standin:
                 self.serve(handler, body, name)
         finally:
             with self._lock:
-                self._in_flight -= 1
+                self.in_flight -= 1
 
     def refuse(
         self,
@@ -206,7 +209,7 @@ class Standin:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closing.set()
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -576,7 +579,7 @@ class AnthropicStandin(Standin):
             elif fault == "malformed_event":
                 data = b'event: content_block_delta\ndata: {"type": "content_block_delta", "ind\n\n'
                 handler.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-            while fault == "stall" and not self._closing.wait(0.02):
+            while fault == "stall" and not self.closing.wait(0.02):
                 self.send_event(handler, {"type": "ping"})
         except OSError:
             handler.close_connection = True

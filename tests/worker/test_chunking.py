@@ -17,7 +17,9 @@ from worker.indexing.chunking import Count, chunk
 
 DOCUMENTS = Path(__file__).parents[3] / "shared" / "documents"
 LIMIT, OVERLAP = 204, 29
-WORDS = "alder birch cedar drift ember fjord grove haven inlet jetty knoll larch marsh north otter pines quarry ridge".split()
+WORDS = (
+    "alder birch cedar drift ember fjord grove haven inlet jetty knoll larch marsh north otter pines quarry ridge"
+).split()
 
 
 @pytest.fixture(scope="module")

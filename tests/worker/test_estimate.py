@@ -1,4 +1,4 @@
-"""`askfolder estimate`: the real command over a real folder; nothing is sent, and the sums are those of a running system."""
+"""`askfolder estimate` over a real folder: it sends nothing, and its sums are those of a running system."""
 
 import json
 import os

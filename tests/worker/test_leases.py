@@ -1,10 +1,9 @@
-"""What becomes of the lease of a process that is lost, and whom it is blamed on."""
+"""The lease of a lost process: who hands it back, when, and what the document is blamed for."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import psycopg
 import pytest
@@ -96,6 +95,7 @@ def test_killed_process_gives_back_at_once_and_uncounted(system: System, databas
                 worker = until(lambda: holder(connection, seen), 15, pause=0.01)  # far sooner than the lease's 45 s
                 seen.add(worker)
                 os.kill(int(worker.rpartition(":")[2]), signal.SIGKILL)
+        openai.delay = 0
         assert system.settled(1, 30)["a.txt"]["state"] == "ready"
     assert "ended from outside" in system.log("worker")
 
@@ -114,12 +114,15 @@ def test_worker_that_is_told_to_end_hands_back(system: System, database_url: str
     system.start("web", "worker", "producer")
     with psycopg.connect(database_url, autocommit=True) as connection:
         until(lambda: connection.execute("SELECT 1 FROM askfolder.task WHERE stage = 'embedding'").fetchone())
-        started = time.monotonic()
+        worker = system.processes["worker"]
         system.stop("worker")
+        assert worker.returncode != -signal.SIGKILL, "it ended by itself, before it would have been killed"
         row = connection.execute(
-            "SELECT state, attempts, (SELECT count(*) FROM askfolder.task WHERE lease IS NOT NULL) FROM askfolder.document"
+            """
+            SELECT state, attempts, (SELECT count(*) FROM askfolder.task WHERE lease IS NOT NULL)
+            FROM askfolder.document
+            """
         ).fetchone()
-        assert time.monotonic() - started < 8
         assert row == ("queued", 0, 0)
         assert connection.execute("SELECT count(*) FROM askfolder.worker").fetchone() == (0,)
 
@@ -138,7 +141,7 @@ def test_dead_process_of_a_dead_worker(connection: Connection) -> None:
         row = listing.one(connection, number)
         assert row is not None
         assert row["state"] == "ingesting", (
-            "who lives keeps what he has, and a living worker tells himself how his process died"
+            "a living process keeps its lease, and a living worker reports the death of its own process"
         )
 
 
@@ -184,6 +187,7 @@ def test_longest_turn_ends_and_goes_on_where_it_was(system: System, database_url
             row = until(lambda: (d := system.documents()["a.txt"])["error"] and d)
             assert "reached the time limit of one attempt" in row["error"]
             assert row["attempts"] == 0
+        openai.delay = 0
         assert system.settled(1, 60)["a.txt"]["state"] == "ready"
         texts = [text for request in openai.requests for text in request["body"]["input"]]
         largest = max(len(request["body"]["input"]) for request in openai.requests)
