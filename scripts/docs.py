@@ -32,9 +32,9 @@ COMMANDS = f"""\
 
 <!-- {GENERATED} -->
 
-Run `./askfolder` in the checkout; no virtual environment has to be activated. In a container, the command is `askfolder`. All
-commands except `up` and `estimate` talk to a running system: the one of this checkout, or the one that `ASKFOLDER_URL`
-and `ASKFOLDER_KEY` name.
+Run `./askfolder` in the checkout; no virtual environment has to be activated. In a container, the command is
+`askfolder`. All commands except `up` and `estimate` talk to a running system: the one of this checkout, or the one that
+`ASKFOLDER_URL` and `ASKFOLDER_KEY` name.
 
 Exit codes:
 

@@ -89,7 +89,7 @@ def prepare_pooled(connection: Connection) -> None:
 
 
 def pool(url: str, size: int, also: Callable[[Connection], None] = lambda _: None) -> ConnectionPool[Connection]:
-    """Open a pool that waits 3 s for a connection. `also` prepares each connection. Open the pool after a fork, never before."""
+    """Open a pool that waits 3 s for a connection. `also` prepares each connection. Open it only after a fork."""
 
     def configure(connection: Connection) -> None:
         prepare_pooled(connection)

@@ -31,7 +31,7 @@ def test_search_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert large.shares["recall@10 of 1 in 10 chunks"] > 0.9
     assert "recall@10 of 1 in 100 chunks" not in large.shares  # three chunks
     assert small.shares["recall@10 after five re-indexings"] > 0.9
-    assert small.a_second["chunks stored, all indexes there"] > 0
+    assert small.a_second["chunks stored, with all indexes"] > 0
 
     page = tmp_path / "performance.md"
     page.write_text("# Performance\n")

@@ -59,7 +59,7 @@ def _finding(check: str, problem: str, ids: tuple[int, ...]) -> Finding:
 def repair(connection: Connection, findings: list[Finding]) -> int:
     """Repair what can be repaired without losing data. Return how many documents are read again.
 
-    Stuck documents are queued again, and counts are corrected. All others are read again; their live text still answers.
+    Stuck documents are queued again, counts are corrected. All others are read again; their live text still answers.
     """
     ids = {number for finding in findings for number in finding.documents if finding.check not in ("stuck", "count")}
     with connection.transaction():

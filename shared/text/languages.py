@@ -19,7 +19,7 @@ STOP_WORDS = {name.split()[1]: frozenset(words) for name, words in _TABLE.items(
 
 @cache
 def _identifier() -> Any:
-    """Load the model, restricted to our languages. Loading takes 0.5 CPU seconds and 63 MB, so it is done on first use."""
+    """Load the model, restricted to our languages. Loading takes 0.5 CPU seconds and 63 MB: only on first use."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
 
     full = LanguageIdentifier.from_model_file(MODEL_FILE)

@@ -239,7 +239,7 @@ def _ranges(text: str, pieces: list[_Piece], measure: Measure, limit: int) -> li
 
 
 def _reach(offsets: list[int], keys: list[Key]) -> list[int]:
-    """Return the distance of each place to the nearest one with a greater key; before the place, an equal key counts, too.
+    """Return the distance of each place to the nearest one with a greater key (before it: or an equal key).
 
     Both ends of the text have the greatest key.
     """
@@ -305,7 +305,7 @@ def _halved(pieces: list[_Piece], inside: Range, measure: Measure, limit: int) -
 
 
 def _overlaps(pieces: list[_Piece], ranges: list[Range], measure: Measure, limit: int, most: int) -> list[int]:
-    """Return the index of the first piece of each chunk, counting the pieces that it repeats from the previous chunk."""
+    """Return the index of the first piece of each chunk, counting pieces that it repeats from the previous chunk."""
     firsts = []
     for number, (own, stop) in enumerate(ranges):
         first, size, at_sentence = own, 0, False

@@ -57,7 +57,7 @@ class Archive:
 
     def entities(self) -> UnreadableError:
         return UnreadableError(
-            f"{self.name} declares XML entities, which a {KIND[self.format]} never has, so it was not read; {SAVE_AGAIN}"
+            f"{self.name} declares XML entities, unlike any {KIND[self.format]}, so it was not read; {SAVE_AGAIN}"
         )
 
     def invalid(self, error: etree.XMLSyntaxError) -> UnreadableError:
