@@ -83,7 +83,7 @@ def write(table: Sequence[str], drawing: str, page: Path) -> None:
     before, rest = text.split(MARKS[0])
     note = (
         "`make bench-search`, one run. For each question, the fastest of three rounds counts. In brackets: the ratio\n"
-        "to bare vector search. Textbook: OR query, `ts_rank_cd`, reciprocal rank fusion. Dashed: the 95th percentile.\n"
+        "to bare vector search. Textbook: OR query, `ts_rank_cd`, reciprocal rank fusion. Dashed: 95th percentile.\n"
     )
     body = "\n".join([note, *table, "", f"![Milliseconds of a search by the number of chunks]({page.stem}.svg)", ""])
     page.write_text(f"{before}{MARKS[0]}{body}{MARKS[1]}{rest.split(MARKS[1])[1]}")
