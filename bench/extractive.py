@@ -332,7 +332,7 @@ def report(known: Sequence[Case], collections: Sequence[Collection]) -> None:
         if len(collection.folds) > 1:
             print(f"\n{collection.name}, fitted to its other documents\n{HEAD}")
             pooled = []
-            for fold, judged in _by_document(known, collection):
+            for fold, judged in by_document(known, collection):
                 print(line(fold, judged))
                 pooled += judged
             print(line("all", pooled))
@@ -356,7 +356,7 @@ def report(known: Sequence[Case], collections: Sequence[Collection]) -> None:
         )
 
 
-def _by_document(known: Sequence[Case], collection: Collection) -> Iterator[tuple[str, list[tuple[Case, bool]]]]:
+def by_document(known: Sequence[Case], collection: Collection) -> Iterator[tuple[str, list[tuple[Case, bool]]]]:
     """Judge each document's cases by numbers fitted without it and without its share of the "elsewhere" questions."""
     here = [case for case in known if case.collection == collection.name]
     elsewhere = sorted({case.question for case in here if case.kind == "elsewhere"})

@@ -93,7 +93,7 @@ def guards() -> None:
         "    return (time.perf_counter() - t) * 1000 / n\n"
         "call = lambda: min(ms(lambda: os.stat('/'), 500) for _ in range(200))\nplain = call()\n"
         "print(f'{ms(lambda: limits.die_with(os.getppid())):.3f} ms at a start: end with the parent')\n"
-        "print(f'{ms(limits._deny_calls):.3f} ms at a start: the filter for calls')\n"
+        "print(f'{ms(limits.deny_calls):.3f} ms at a start: the filter for calls')\n"
         "filtered = call()\n"
         "print(f'{(filtered - plain) * 1e6:+.0f} ns each call to the kernel: the same filter')\n"
         "print(f'{ms(lambda: limits.set_limits(1 << 30)):.3f} ms at a start: all limits with a second filter')\n"
@@ -106,7 +106,7 @@ def guards() -> None:
         path.write_text("words")
         parser.parse(path, path.name)
         print(
-            f"{statistics.median(clock(parser._resident) for _ in range(200)):.4f} ms a document: looking at its memory"
+            f"{statistics.median(clock(parser.resident_bytes) for _ in range(200)):.4f} ms a document: looking at its memory"
         )
         starts = []
         for _ in range(7):

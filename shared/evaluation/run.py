@@ -269,7 +269,7 @@ def _judged(runs: Sequence[Answers], plan: Plan) -> list[Answers]:
     known = prices.PRICES | prices.read(settings.prices)
     assert plan.judge
     with contextlib.ExitStack() as stack:
-        meter = _meter(plan, settings, stack, judging.AT_ONCE)
+        meter = open_meter(plan, settings, stack, judging.AT_ONCE)
         claude = Claude.of(settings, meter)
         assert claude
         judge = judging.Judge(claude, plan.judge, known)
@@ -281,7 +281,7 @@ def _judged(runs: Sequence[Answers], plan: Plan) -> list[Answers]:
     return found
 
 
-def _meter(plan: Plan, settings: Settings, stack: contextlib.ExitStack, calls: int) -> Meter:
+def open_meter(plan: Plan, settings: Settings, stack: contextlib.ExitStack, calls: int) -> Meter:
     """Return the meter of this checkout's system, or one that only counts if the database cannot be reached.
 
     `calls`: how many are made at once.

@@ -16,7 +16,7 @@ from api.answering import extractive
 from api.answering.extractive import Vectors, extract
 from api.verification.citations import Draft, Span
 from bench import extractive as fitting
-from bench.extractive import Case, Collection, _by_document, fit, read, refused
+from bench.extractive import Case, Collection, by_document, fit, read, refused
 from shared.evaluation.question_sets import Question, read_questions
 from shared.models import Passage
 from shared.providers.local import LocalEmbedder
@@ -404,7 +404,7 @@ def test_a_document_is_judged_by_numbers_that_it_had_no_part_in(monkeypatch: pyt
     known += [
         case("elsewhere", 0, subject="x", fold=fold, name=name) for fold in ("", "a", "b") for name in ("x1", "x2")
     ]
-    judged = dict(_by_document(known, collection))
+    judged = dict(by_document(known, collection))
     for (document, those), fitted in zip(judged.items(), seen, strict=True):
         assert {one.fold for one in fitted} == {document}
         assert document not in {one.subject for one in fitted}

@@ -18,7 +18,7 @@ from shared.evaluation import report, significance
 from shared.evaluation.answers import Answered, Answers
 from shared.evaluation.judge import Judge
 from shared.evaluation.question_sets import Question
-from shared.evaluation.run import Outcome, Plan, _meter, as_data, as_text
+from shared.evaluation.run import Outcome, Plan, as_data, as_text, open_meter
 from shared.prices import PRICES
 from shared.providers import claude
 from shared.providers import meter as usage
@@ -173,19 +173,19 @@ def test_shown(standin: AnthropicStandin) -> None:
 def test_where_it_is_counted(servers: Servers, capsys: pytest.CaptureFixture[str]) -> None:
     here, plan = Settings(data=servers.data, database_url="", redis_url="", url=""), Plan(Path("q"), [])
     with contextlib.ExitStack() as stack:
-        meter = _meter(plan, here, stack, 2)
+        meter = open_meter(plan, here, stack, 2)
         assert meter.redis_url == servers.redis_url
         assert meter.pool is not None
         assert meter.pool.max_size == 2
     assert capsys.readouterr().err == ""
     elsewhere = here.model_copy(update={"url": "http://elsewhere.example", "budget_answers": 1.0})
     with contextlib.ExitStack() as stack:
-        assert _meter(plan, elsewhere, stack, 2).pool is None
+        assert open_meter(plan, elsewhere, stack, 2).pool is None
         assert "ASKFOLDER_BUDGET_ANSWERS does not hold" in capsys.readouterr().err
-        assert _meter(replace(plan, temporary=True), elsewhere, stack, 2).pool is not None
+        assert open_meter(replace(plan, temporary=True), elsewhere, stack, 2).pool is not None
     away = here.model_copy(update={"database_url": "postgresql://127.0.0.1:9/none"})
     with contextlib.ExitStack() as stack:
-        assert _meter(plan, away, stack, 2).pool is None
+        assert open_meter(plan, away, stack, 2).pool is None
     assert "out of reach" in capsys.readouterr().err
 
 

@@ -29,7 +29,7 @@ def set_limits(memory_bytes: int) -> None:
     _lower(resource.RLIMIT_NOFILE, OPEN_FILES)
     if sys.platform == "linux":
         _lower(resource.RLIMIT_AS, memory_bytes + RESERVED_ADDRESSES)
-        _deny_calls()
+        deny_calls()
         # Out of memory, the kernel should end this process, not the worker or the database.
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
@@ -58,7 +58,7 @@ def _lower(limit: int, value: int) -> None:
     resource.setrlimit(limit, (value, value))
 
 
-def _deny_calls() -> None:
+def deny_calls() -> None:
     """Deny sockets (also unix sockets) and other programs with seccomp, if the kernel has it.
 
     Unlike a network namespace, seccomp needs no privileges, so it works in a container and for any user.

@@ -102,7 +102,7 @@ class Parser:
                 # A late reply would be taken for the next document's.
                 self._stop()
                 raise
-            if reply.get("error") == "memory" or self._resident() > self.memory_bytes // 2:
+            if reply.get("error") == "memory" or self.resident_bytes() > self.memory_bytes // 2:
                 self._stop()
         return self._result(reply, name)
 
@@ -224,7 +224,7 @@ class Parser:
                 received += part
             # Also during the reply: a slow one must not block the worker.
             if (now := time.monotonic()) >= look:
-                self.peak_bytes = max(self.peak_bytes, self._resident())
+                self.peak_bytes = max(self.peak_bytes, self.resident_bytes())
                 if self.peak_bytes > self.memory_bytes * 0.96:  # it grows until it is killed
                     raise MemoryError
                 pause = POLL_SECONDS / 10 if self.peak_bytes > self.memory_bytes // 2 else POLL_SECONDS
@@ -265,7 +265,7 @@ class Parser:
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
 
-    def _resident(self) -> int:
+    def resident_bytes(self) -> int:
         """Return the child's resident memory in bytes, 0 if it is unknown."""
         with contextlib.suppress(psutil.Error):
             return int(psutil.Process(self.child.pid).memory_info().rss) if self.child else 0
