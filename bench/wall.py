@@ -106,7 +106,7 @@ def guards() -> None:
         path.write_text("words")
         parser.parse(path, path.name)
         print(
-            f"{statistics.median(clock(parser.resident_bytes) for _ in range(200)):.4f} ms a document: looking at its memory"
+            f"{statistics.median(clock(parser.resident_bytes) for _ in range(200)):.4f} ms a document: reading its memory"
         )
         starts = []
         for _ in range(7):
