@@ -106,7 +106,8 @@ def guards() -> None:
         path.write_text("words")
         parser.parse(path, path.name)
         print(
-            f"{statistics.median(clock(parser.resident_bytes) for _ in range(200)):.4f} ms a document: reading its memory"
+            f"{statistics.median(clock(parser.resident_bytes) for _ in range(200)):.4f} ms a document: "
+            "reading its resident memory"
         )
         starts = []
         for _ in range(7):
