@@ -1,7 +1,7 @@
 """True and forged citations for answers, made from real documents without any code of the verifier.
 
 A case is one sentence of an answer with one citation. `true_cases` reword a sentence of a document; `forged_cases`
-alter the citation, or the sentence against it.
+alter the citation, or change the sentence so that it differs from the quote.
 """
 
 import random
@@ -22,7 +22,7 @@ WINDOW = 300  # characters of a passage before and after its sentence
 
 @dataclass(frozen=True)
 class Case:
-    """A sentence of an answer, `said`, and the sentence that it cites: document[start:end].
+    """A sentence of an answer, `statement`, and the sentence that it cites: document[start:end].
 
     `citation`: altered fields of the citation that a model would give. `cites`: False if it gives none. `gone`:
     "deleted" or "changed" if that happens to the document before the check.
@@ -32,7 +32,7 @@ class Case:
     document: str
     start: int
     end: int
-    said: str
+    statement: str
     citation: dict[str, Any] = field(default_factory=dict)
     alter: Callable[[str], str] | None = None
     cites: bool = True
@@ -43,7 +43,7 @@ class Case:
 
 
 def read_documents(root: Path, more: Sequence[Path] = ()) -> dict[str, str]:
-    """Read old copies of the project's own documents, with which the test does not change, and further ones."""
+    """Read old copies of the project's own documents, which keep the test stable, and further documents."""
     paths = sorted((root / "tests" / "data" / "forgeries").glob("*.md"))
     paths += [
         path
@@ -55,7 +55,7 @@ def read_documents(root: Path, more: Sequence[Path] = ()) -> dict[str, str]:
 
 
 def quotable(documents: dict[str, str]) -> list[tuple[str, int, int, str]]:
-    """(document, start, end, sentence): plain prose of one line."""
+    """Return (document, start, end, sentence) for each sentence of plain prose on one line."""
     return [
         (name, match.start(), match.end(), match[0])
         for name, text in documents.items()
@@ -66,14 +66,14 @@ def quotable(documents: dict[str, str]) -> list[tuple[str, int, int, str]]:
 def true_cases(documents: dict[str, str], rng: random.Random) -> list[Case]:
     cases = []
     for name, start, end, text in quotable(documents):
-        for kind, said in retold(text):
-            cases.append(Case(kind, name, start, end, said))
+        for kind, statement in rewordings(text):
+            cases.append(Case(kind, name, start, end, statement))
     rng.shuffle(cases)
     return cases
 
 
-def retold(text: str) -> Iterator[tuple[str, str]]:
-    """The same said otherwise."""
+def rewordings(text: str) -> Iterator[tuple[str, str]]:
+    """Yield (kind, text) for each rewording of the sentence that keeps its meaning."""
     text = " ".join(text.split())
     yield "verbatim", text
     yield "as an item", f"- {text}"
@@ -129,8 +129,8 @@ def forged_cases(documents: dict[str, str], rng: random.Random) -> list[Case]:
     identifiers = sorted({match for text in documents.values() for match in IDENTIFIER.findall(text)})
     cases = []
     for name, start, end, text in all_:
-        for kind, said in falsified(text, documents[name], names, identifiers, rng):
-            cases.append(Case(kind, name, start, end, said))
+        for kind, statement in falsifications(text, documents[name], names, identifiers, rng):
+            cases.append(Case(kind, name, start, end, statement))
         for kind, citation, alter in misquoted(rng):
             cases.append(Case(kind, name, start, end, text, citation, alter))
         cases.append(Case("no citation", name, start, end, text, cites=False))
@@ -160,10 +160,10 @@ def misquoted(rng: random.Random) -> Iterator[tuple[str, dict[str, Any], Callabl
     yield "invented quote", {}, lambda text: "It says so in the documents."
 
 
-def falsified(
+def falsifications(
     text: str, document: str, names: Sequence[str], identifiers: Sequence[str], rng: random.Random
 ) -> Iterator[tuple[str, str]]:
-    """Something else in nearly the same words."""
+    """Yield (kind, text) for each small change of the sentence that alters its meaning."""
     text = " ".join(text.split())
     if numbers := list(NUMBER.finditer(text)):
         number = rng.choice(numbers)

@@ -1,4 +1,4 @@
-"""An answer as renderers show it: Markdown by markdown-it in three dialects, with HTML and guessed links."""
+"""Render answers as clients do: Markdown by markdown-it in three dialects, with HTML and guessed links."""
 
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -11,7 +11,7 @@ from api.verification.plain_text import plain
 _OPTIONS = {"html": True, "linkify": True}
 _DIALECTS = [MarkdownIt(name, _OPTIONS) for name in ("commonmark", "gfm-like", "js-default")]
 _DIALECTS[0].enable("linkify")
-OURS = {("code", "class"), ("ol", "start"), ("th", "style"), ("td", "style")}  # attributes that Markdown makes
+OURS = {("code", "class"), ("ol", "start"), ("th", "style"), ("td", "style")}  # attributes that Markdown produces
 LOADING = set(
     """a area audio base body button details dialog embed form frame frameset head html iframe image img input link math
     meta noscript object option picture plaintext script select source style svg template textarea title track video
@@ -39,14 +39,14 @@ class _Elements(HTMLParser):
 
 
 def foreign(text: str) -> list[str]:
-    """Return the links, images and other elements that any of the dialects makes of the text."""
+    """Return the links, images and other elements that any of the dialects renders from the text."""
     found = []
     for dialect in _DIALECTS:
         reader = _Elements()
         try:
             reader.feed(dialect.render(text))
             reader.close()
-        except AssertionError as error:  # a broken declaration, which no answer may hold either
+        except AssertionError as error:  # no answer may contain a broken declaration either
             found.append(str(error))
         found += reader.found
     return found

@@ -1,4 +1,4 @@
-"""The API's doors and its bad input: keys, hosts, origins, sentences."""
+"""Access control and bad input of the API: keys, hosts, origins, error sentences."""
 
 import threading
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def test_health_is_open(client: FlaskClient, connection: Connection) -> None:
     assert set(response.json["missing"]) == {"index"}
 
 
-def test_link_with_the_key_opens_the_page(client: FlaskClient) -> None:
+def test_a_link_with_the_key_opens_the_page(client: FlaskClient) -> None:
     response = client.get(f"/?key={KEY}", headers={"Host": "localhost"})
     assert (response.status_code, response.headers["Location"]) == (303, "/")
     cookie = response.headers["Set-Cookie"]
@@ -107,7 +107,9 @@ def test_link_with_the_key_opens_the_page(client: FlaskClient) -> None:
         ("/search", b'{"query": "' + b"a" * 1_000_000 + b'"}', 413, "larger"),
     ],
 )
-def test_bad_input_gets_a_sentence(client: FlaskClient, path: str, body: bytes, status: int, words: str) -> None:
+def test_bad_input_is_answered_with_an_error_sentence(
+    client: FlaskClient, path: str, body: bytes, status: int, words: str
+) -> None:
     response = client.post(path, data=body, headers=AUTH, content_type="application/json")
     assert response.status_code == status
     assert response.content_type == "application/problem+json"
@@ -116,7 +118,7 @@ def test_bad_input_gets_a_sentence(client: FlaskClient, path: str, body: bytes, 
     assert response.json["status"] == status
 
 
-def test_bad_queries(client: FlaskClient) -> None:
+def test_bad_query_parameters_are_refused(client: FlaskClient) -> None:
     for query in ("limit=0", "limit=1001", "limit=x", "state=lost", "cursor=-1", "colour=red"):
         assert client.get(f"/documents?{query}", headers=AUTH).status_code == 422, query
     assert client.get("/documents/99", headers=AUTH).status_code == 404
@@ -137,7 +139,7 @@ def test_bad_queries(client: FlaskClient) -> None:
         "\ud800".encode("utf-8", "surrogatepass").decode("utf-8", "replace"),
     ],
 )
-def test_odd_questions_are_no_error(client: FlaskClient, connection: Connection, query: str) -> None:
+def test_odd_questions_cause_no_error(client: FlaskClient, connection: Connection, query: str) -> None:
     generations.want(connection, "local", "all-MiniLM-L6-v2-int8", "", 384, "1/200/28", "1")
     for mode in ("hybrid", "lexical"):
         response = client.post("/search", json={"query": query, "mode": mode}, headers=AUTH)
@@ -150,7 +152,9 @@ def test_odd_questions_are_no_error(client: FlaskClient, connection: Connection,
     assert answer["verdict"] == "no_answer"
 
 
-def test_redis_away_is_no_error(database_url: str, tmp_path: Path, model: Path, connection: Connection) -> None:
+def test_an_unavailable_redis_causes_no_error(
+    database_url: str, tmp_path: Path, model: Path, connection: Connection
+) -> None:
     generations.want(connection, "local", "all-MiniLM-L6-v2-int8", "", 384, "1/200/28", "1")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / model.name).symlink_to(model)
@@ -171,7 +175,7 @@ def test_redis_away_is_no_error(database_url: str, tmp_path: Path, model: Path, 
     app.extensions["askfolder"].pool.close()
 
 
-def test_database_away_is_a_sentence(servers: Servers, tmp_path: Path) -> None:
+def test_an_unavailable_database_is_reported_in_a_sentence(servers: Servers, tmp_path: Path) -> None:
     settings = Settings(  # type: ignore[call-arg]
         _env_file=None,
         database_url="postgresql://127.0.0.1:1/x",

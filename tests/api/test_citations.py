@@ -17,7 +17,7 @@ DUCKS = "🦆 Ducks nest on its roof."
 
 @pytest.fixture
 def passages(connection: Connection) -> list[Passage]:
-    """The text as one passage of document 1, and its second sentence as a passage of document 2, a copy."""
+    """Return the text as a passage of document 1, and its second sentence as a passage of its copy, document 2."""
     connection.execute("INSERT INTO source (collection_id, kind, root) SELECT id, 'folder', '/in' FROM collection")
     for key in ("tower.md", "copy.md"):
         connection.execute(
@@ -54,7 +54,7 @@ def check(
     return verification.answer("claude", {"input_tokens": 7})
 
 
-def test_grounded(connection: Connection, passages: list[Passage]) -> None:
+def test_a_supported_statement_is_grounded(connection: Connection, passages: list[Passage]) -> None:
     answer = check(
         connection,
         passages,
@@ -92,7 +92,7 @@ def test_grounded(connection: Connection, passages: list[Passage]) -> None:
         replace(claim(HIGH), char_start=6),
         replace(claim(HIGH), passage=2),
         replace(claim(HIGH), passage=-1),
-        replace(claim(HIGH), passage=1),  # words of the document, but not of the passage
+        replace(claim(HIGH), passage=1),  # words of the document, outside the passage
         Span(0, -5, 3, "Grö"),
         Span(0, 5, 5, ""),
         Span(0, 30, 31, "\n"),
@@ -100,7 +100,7 @@ def test_grounded(connection: Connection, passages: list[Passage]) -> None:
         Span(0, 0, 2**40, TEXT),
     ],
 )
-def test_what_does_not_stand_is_dropped(connection: Connection, passages: list[Passage], forged: Span) -> None:
+def test_unsupported_statements_are_dropped(connection: Connection, passages: list[Passage], forged: Span) -> None:
     answer = check(connection, passages, Statement("It is 55 m high. ", (forged,)), Statement("1887.", (claim(BUILT),)))
     assert answer.text == "1887. [1]"
     assert answer.verdict == "partial"
@@ -139,7 +139,7 @@ def test_what_does_not_stand_is_dropped(connection: Connection, passages: list[P
         "DELETE FROM document",
     ],
 )
-def test_a_document_that_went_or_changed_is_not_cited(
+def test_a_deleted_or_changed_document_is_not_cited(
     connection: Connection, passages: list[Passage], change: str
 ) -> None:
     connection.execute(change)
@@ -147,12 +147,14 @@ def test_a_document_that_went_or_changed_is_not_cited(
     assert (answer.text, answer.verdict, answer.citations) == (NO_ANSWER, "no_answer", ())
 
 
-def test_a_new_revision_in_the_making_does_not_matter(connection: Connection, passages: list[Passage]) -> None:
+def test_an_unfinished_new_revision_does_not_invalidate_a_citation(
+    connection: Connection, passages: list[Passage]
+) -> None:
     connection.execute("UPDATE document SET state = 'ingesting', wanted_revision = '2-2'")
     assert check(connection, passages, Statement("54 m.", (claim(HIGH),))).verdict == "grounded"
 
 
-def test_nothing_found(connection: Connection) -> None:
+def test_no_passages_give_no_answer(connection: Connection) -> None:
     answer = check(connection, [])
     assert (answer.text, answer.verdict, answer.citations, answer.warnings) == (NO_ANSWER, "no_answer", (), ())
 
@@ -169,7 +171,7 @@ def test_nothing_found(connection: Connection) -> None:
         ("These are no facts:\n", False),
     ],
 )
-def test_only_what_leads_over_needs_no_citation(
+def test_only_a_lead_in_needs_no_citation(
     connection: Connection, passages: list[Passage], lead: str, shown: bool
 ) -> None:
     answer = check(connection, passages, Statement(lead), Statement("- 54 m high\n", (claim(HIGH),)))
@@ -179,12 +181,12 @@ def test_only_what_leads_over_needs_no_citation(
     assert {one.citations for one in answer.sentences} == {(1,)}
 
 
-def test_what_leads_nowhere_is_left_out(connection: Connection, passages: list[Passage]) -> None:
+def test_a_lead_in_without_a_following_statement_is_removed(connection: Connection, passages: list[Passage]) -> None:
     answer = check(connection, passages, Statement("54 m. ", (claim(HIGH),)), Statement("Further facts:\n"))
     assert (answer.text, answer.removed) == ("54 m. [1]", 1)
 
 
-def test_what_leads_over_skips_what_is_removed(connection: Connection, passages: list[Passage]) -> None:
+def test_a_lead_in_stays_when_the_next_statement_is_removed(connection: Connection, passages: list[Passage]) -> None:
     answer = check(
         connection,
         passages,
@@ -193,10 +195,12 @@ def test_what_leads_over_skips_what_is_removed(connection: Connection, passages:
         Statement("- built by Ada Frost\n", (claim(BUILT),)),
     )
     assert answer.text == "The facts:\n- built by Ada Frost [1]"
-    assert [c.quote for c in answer.citations] == [BUILT]  # none of a sentence that is not shown
+    assert [c.quote for c in answer.citations] == [BUILT]  # a removed sentence adds no citation
 
 
-def test_without_strictness_nothing_stands_alone(connection: Connection, passages: list[Passage]) -> None:
+def test_without_strictness_an_answer_needs_one_supported_statement(
+    connection: Connection, passages: list[Passage]
+) -> None:
     false, true = Statement("It is 55 m high. ", (claim(HIGH),)), Statement("Built in 1887. ", (claim(BUILT),))
     assert check(connection, passages, false, false, strict=False).text == NO_ANSWER
     answer = check(connection, passages, false, true, false, strict=False)
@@ -208,7 +212,7 @@ def test_without_strictness_nothing_stands_alone(connection: Connection, passage
     ("opinion", "status", "verdict"),
     [(True, "supported", "grounded"), (None, "partly", "partial"), (False, None, "partial")],
 )
-def test_a_second_opinion(
+def test_a_judge_decides_about_statements_in_another_language(
     connection: Connection, passages: list[Passage], opinion: bool | None, status: str | None, verdict: str
 ) -> None:
     asked = []
@@ -227,7 +231,9 @@ def test_a_second_opinion(
     assert verification.answer("claude", {}).verdict == verdict
 
 
-def test_marks_of_the_text_are_not_taken_for_ours(connection: Connection, passages: list[Passage]) -> None:
+def test_citation_marks_in_the_text_are_not_mistaken_for_our_own(
+    connection: Connection, passages: list[Passage]
+) -> None:
     first = Statement("54 m. ", (claim(HIGH),))
     answer = check(connection, passages, first, Statement("See [2], and argv[1].", (claim(HIGH),)), strict=False)
     assert answer.text == "54 m. [1] See (2), and argv[1]."
@@ -240,8 +246,8 @@ def test_a_fence_stays_closed(connection: Connection, passages: list[Passage]) -
     assert answer.text == "Run:\n```\nthe tower is high\n```\n[1]"
 
 
-def test_what_is_shown_is_plain(connection: Connection, passages: list[Passage]) -> None:
-    """Links and marks in a sentence become words, also where it follows another one; quotes stay as they are."""
+def test_shown_statements_are_plain_text(connection: Connection, passages: list[Passage]) -> None:
+    """Links and marks in a sentence become plain words, also in a later sentence; quotes stay unchanged."""
     answer = check(
         connection,
         passages,

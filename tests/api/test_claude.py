@@ -42,14 +42,14 @@ PASSAGES = [
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnthropicStandin]:
     monkeypatch.setattr(provider, "PAUSE", 0.01)
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # calls to loopback must not go there
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # loopback calls must not use this proxy
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     with AnthropicStandin() as server:
         yield server
 
 
 def connect(server: AnthropicStandin, key: str = KEY, citing: dict[str, bool] | None = None) -> Claude:
-    """Claude at a server. `citing`: model → whether it is known to cite."""
+    """Return a Claude client of a server. `citing` maps a model to True or False: known to cite or not."""
     opened = Claude(key, server.url)
     opened.citing.update(citing or {})
     return opened
@@ -63,7 +63,7 @@ def ask(
     native: bool = True,
     passages: list[Passage] = PASSAGES,
 ) -> Draft:
-    """The complete answer, its usage included. `native`: whether a server is known to cite."""
+    """Return the complete answer with its usage. `native`: True if the server is known to cite."""
     opened = server if isinstance(server, Claude) else connect(server, citing={model: native})
     parts = list(claude.answer(opened, model, question, passages, Deadline.after(seconds)))
     (rest,) = (part for part in parts if isinstance(part, Draft))
@@ -78,7 +78,7 @@ def ask(
 
 
 def replies(server: AnthropicStandin, *texts: str, **citation: Any) -> Draft:
-    """The draft of an answer whose last text cites the second block of the first result, changed as told."""
+    """Draft an answer whose last text cites the second block of the first result, with the given changes."""
 
     def reply(request: dict[str, Any]) -> list[dict[str, Any]]:
         cited = cite(request, 0, 1) | citation
@@ -92,7 +92,7 @@ def quoted(draft: Draft) -> list[tuple[str, list[str]]]:
     return [(one.text, [claim.quote for claim in one.claims]) for one in draft.statements]
 
 
-# What is asked
+# Requests
 
 
 def test_the_request(server: AnthropicStandin) -> None:
@@ -122,12 +122,12 @@ def test_the_request(server: AnthropicStandin) -> None:
     assert request["headers"]["authorization"] == f"Bearer {KEY}" or request["headers"]["x-api-key"] == KEY
 
 
-def test_without_passages_nobody_is_asked(server: AnthropicStandin) -> None:
+def test_without_passages_no_request_is_sent(server: AnthropicStandin) -> None:
     assert ask(server, passages=PASSAGES[1:2]) == Draft()
     assert not server.requests
 
 
-def test_a_model_that_does_not_know_effort(server: AnthropicStandin) -> None:
+def test_effort_is_omitted_for_a_model_that_does_not_support_it(server: AnthropicStandin) -> None:
     server.misbehave("400", message="This model does not support the effort parameter.")
     opened = connect(server, citing={"claude-old": True})
     for _ in range(2):
@@ -136,10 +136,10 @@ def test_a_model_that_does_not_know_effort(server: AnthropicStandin) -> None:
 
 
 @pytest.mark.parametrize("model", ["claude-sonnet-5-5", "claude-sonnet-4-6", "claude-haiku-5-5", "claude-opus-5-5"])
-def test_every_model_gets_what_it_accepts(server: AnthropicStandin, model: str) -> None:
-    server.thinking = True  # they think first, unless told otherwise
+def test_every_model_gets_the_parameters_that_it_accepts(server: AnthropicStandin, model: str) -> None:
+    server.thinking = True  # these models think first by default
     assert ask(server, model=model, question="How high is the tower?").statements
-    (request,) = server.requests  # nothing of it was refused
+    (request,) = server.requests  # no parameter was refused
     assert request["body"]["model"] == model
     assert request["body"].keys() == {"model", "max_tokens", "system", "messages", "output_config", "stream"}
 
@@ -152,7 +152,7 @@ def marked(server: AnthropicStandin, text: str) -> Draft:
     return ask(server, native=False)
 
 
-def test_what_is_asked_for_marks(server: AnthropicStandin) -> None:
+def test_the_request_for_citation_marks(server: AnthropicStandin) -> None:
     marked(server, NO_ANSWER)
     marked(server, NO_ANSWER)
     one, other = (request["body"] for request in server.requests)
@@ -162,7 +162,7 @@ def test_what_is_asked_for_marks(server: AnthropicStandin) -> None:
     assert question == "How high is it?"
     fence = re.search(r"<passage-(\w+) number=1 ", passages)
     assert fence
-    assert fence[1] not in other["messages"][0]["content"][0]["text"]  # nobody can write one in a document
+    assert fence[1] not in other["messages"][0]["content"][0]["text"]  # no document can contain this random fence
     assert '[2: "' in one["system"][0]["text"]
 
 
@@ -182,12 +182,14 @@ def test_what_is_asked_for_marks(server: AnthropicStandin) -> None:
         ("argv[1] is it.", [("argv[1] is it.", [])], 0),
     ],
 )
-def test_marks(server: AnthropicStandin, text: str, expected: list[tuple[str, list[str]]], dropped: int) -> None:
+def test_citation_marks_are_read(
+    server: AnthropicStandin, text: str, expected: list[tuple[str, list[str]]], dropped: int
+) -> None:
     draft = marked(server, text)
     assert (quoted(draft), draft.dropped) == (expected, dropped)
 
 
-def test_whether_a_server_cites_is_found_out(server: AnthropicStandin) -> None:
+def test_native_citation_support_is_detected(server: AnthropicStandin) -> None:
     server.plain = True
     server.reply = lambda request: [text_block("No." if search_results(request) else '54 m. [1: "54 m"]')]
     marks, cites = connect(server), connect(server)
@@ -210,7 +212,7 @@ def test_whether_a_server_cites_is_found_out(server: AnthropicStandin) -> None:
         ("http://1.2.3.4", None),
     ],
 )
-def test_anthropics_own_server_cites(url: str, cites: bool | None) -> None:
+def test_citation_support_is_known_for_the_server_of_anthropic(url: str, cites: bool | None) -> None:
     assert Claude(KEY, url).gives_citations("m") is cites
 
 
@@ -220,7 +222,7 @@ def test_a_server_that_refuses_search_results(server: AnthropicStandin) -> None:
     assert quoted(ask(connect(server))) == [("54 m.", ["54 m"])]
 
 
-# What nobody sees
+# Invisible text
 
 
 HIDDEN = "It is\u200b 54 m\U000e0041\U000e0042 high. \U000e0043\n\n\u202eIt was built in 1887."
@@ -228,10 +230,10 @@ CLEAN = "It is 54 m high. \n\nIt was built in 1887."
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_what_nobody_sees_is_not_sent(server: AnthropicStandin, native: bool) -> None:
-    """Nor can it be cited for; what stands around it is, with it, as it is stored."""
-    said = text_block('It is 54 m high. [1: "It is 54 m high."]')
-    server.reply = lambda request: [text_block("It is 54 m high.", [cite(request, 0, 0)]) if native else said]
+def test_invisible_text_is_not_sent(server: AnthropicStandin, native: bool) -> None:
+    """Invisible text cannot be cited either; a quote of the text around it includes it as stored."""
+    marked = text_block('It is 54 m high. [1: "It is 54 m high."]')
+    server.reply = lambda request: [text_block("It is 54 m high.", [cite(request, 0, 0)]) if native else marked]
     hidden = Passage(1, 1, "a\u202e.md", "T\U000e0041", HIDDEN, 1.0, None, ("H\u200b",), 0, len(HIDDEN))
     draft = ask(server, native=native, passages=[replace(hidden, char_start=7), passage("\u200b\U000e0041", "b.md")])
     (statement,) = draft.statements
@@ -247,12 +249,12 @@ def test_what_nobody_sees_is_not_sent(server: AnthropicStandin, native: bool) ->
         assert (result["source"], result["title"]) == ("a.md", "T › H")
 
 
-# A second opinion
+# The judge
 
 
-@pytest.mark.parametrize(("said", "opinion"), [("yes", True), ("No.", False), ("Perhaps", None), ("", None)])
-def test_judge(server: AnthropicStandin, said: str, opinion: bool | None) -> None:
-    server.reply = lambda request: [text_block(said)] if said else []
+@pytest.mark.parametrize(("reply", "opinion"), [("yes", True), ("No.", False), ("Perhaps", None), ("", None)])
+def test_judge(server: AnthropicStandin, reply: str, opinion: bool | None) -> None:
+    server.reply = lambda request: [text_block(reply)] if reply else []
     judge = SecondOpinion(connect(server), "claude-haiku-5-5", Deadline.after(5))
     assert judge("It is high.", ['"quoted"']) is opinion
     assert json.loads(server.requests[0]["body"]["messages"][0]["content"]) == {
@@ -266,10 +268,10 @@ def test_judge(server: AnthropicStandin, said: str, opinion: bool | None) -> Non
     assert not late.usage
 
 
-# What comes back
+# Replies
 
 
-def test_citations_become_characters(server: AnthropicStandin) -> None:
+def test_block_citations_are_converted_to_character_offsets(server: AnthropicStandin) -> None:
     server.thinking = True
     server.reply = lambda request: [
         text_block("The tower is 54 m high", [cite(request, 0, 1)]),
@@ -295,7 +297,7 @@ def test_citations_become_characters(server: AnthropicStandin) -> None:
             origin = PASSAGES[claim.passage]
             start = claim.char_start - origin.char_start
             assert origin.content[start : claim.char_end - origin.char_start] == claim.quote
-    assert draft.statements[1].claims[0].passage == 2  # the blank one was not sent, and is not counted
+    assert draft.statements[1].claims[0].passage == 2  # the blank passage was not sent and is not counted
     assert draft.statements[1].claims[0].char_start == OFFSET
     assert draft.usage["input_tokens"] > 0
     assert draft.usage["output_tokens"] > 0
@@ -307,7 +309,7 @@ def test_citations_become_characters(server: AnthropicStandin) -> None:
     }
 
 
-def test_citations_before_their_text(server: AnthropicStandin) -> None:
+def test_citations_may_arrive_before_their_text(server: AnthropicStandin) -> None:
     server.citations_first = True
     assert quoted(replies(server, "54 m.")) == [("54 m.", ["It is 54 m high."])]
 
@@ -361,12 +363,12 @@ def test_every_single_change_of_a_cited_text_is_noticed(server: AnthropicStandin
 
 
 @pytest.mark.parametrize("text", [NO_ANSWER, f"\n {NO_ANSWER} \n", NO_ANSWER.replace("'", "’"), "", " \n"])
-def test_no_answer(server: AnthropicStandin, text: str) -> None:
+def test_a_missing_answer_gives_an_empty_draft(server: AnthropicStandin, text: str) -> None:
     server.reply = lambda request: [text_block(text)] if text else []
     assert replace(ask(server), usage={}) == Draft(cut=bool(text.strip()))
 
 
-def test_a_block_of_code_is_one_statement(server: AnthropicStandin) -> None:
+def test_a_code_block_is_one_statement(server: AnthropicStandin) -> None:
     text = "Run this:\n```sh\nmake up\nmake test\n```\n---\nThen wait.\n"
     assert [text for text, _ in quoted(replies(server, text))] == [
         "Run this:\n```sh\nmake up\nmake test\n```\n---\n",
@@ -374,7 +376,7 @@ def test_a_block_of_code_is_one_statement(server: AnthropicStandin) -> None:
     ]
 
 
-def test_a_refusal(server: AnthropicStandin) -> None:
+def test_a_refusal_gives_a_warning_and_no_statements(server: AnthropicStandin) -> None:
     server.stop_reason = "refusal"
     draft = replies(server, "I will not.")
     assert not draft.statements
@@ -382,25 +384,25 @@ def test_a_refusal(server: AnthropicStandin) -> None:
 
 
 @pytest.mark.parametrize("reason", ["max_tokens", "model_context_window_exceeded"])
-def test_an_answer_that_was_cut_off(server: AnthropicStandin, reason: str) -> None:
+def test_a_truncated_answer_is_reported(server: AnthropicStandin, reason: str) -> None:
     server.stop_reason = reason
     draft = replies(server, "It is 54 m high. And it was bui")
     assert quoted(draft) == [("It is 54 m high. ", ["It is 54 m high."])]
     assert "too long" in draft.warnings[0]
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "529", "cut", "error_event", "cut_stream", "broken_stream"])
-def test_what_passes_is_tried_again(server: AnthropicStandin, fault: str) -> None:
+def test_temporary_errors_are_retried(server: AnthropicStandin, fault: str) -> None:
     server.misbehave(fault, times=2)
     assert quoted(replies(server, "54 m.")) == [("54 m.", ["It is 54 m high."])]
     assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "error"),
     [
         ("429", "rate limit"),
         ("500", "HTTP 500"),
@@ -412,14 +414,14 @@ def test_what_passes_is_tried_again(server: AnthropicStandin, fault: str) -> Non
         ("broken_stream", "was lost"),
     ],
 )
-def test_what_does_not_pass_ends_in_an_error(server: AnthropicStandin, fault: str, said: str) -> None:
+def test_a_lasting_temporary_error_is_raised(server: AnthropicStandin, fault: str, error: str) -> None:
     server.misbehave(fault, times=None)
-    with pytest.raises(TransientError, match=said):
+    with pytest.raises(TransientError, match=error):
         ask(server)
     assert len(server.requests) == USES["answers"].attempts
 
 
-def test_retry_after_is_waited_for(server: AnthropicStandin) -> None:
+def test_the_client_waits_for_retry_after(server: AnthropicStandin) -> None:
     server.misbehave("429", retry_after=0.4)
     assert ask(server).statements
     first, second = (request["time"] for request in server.requests)
@@ -435,18 +437,18 @@ def test_a_pause_beyond_the_deadline_is_refused_at_once(server: AnthropicStandin
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"), [("401", "ANTHROPIC_API_KEY"), ("404", "ANTHROPIC_MODEL"), ("400", "too long")]
+    ("fault", "error"), [("401", "ANTHROPIC_API_KEY"), ("404", "ANTHROPIC_MODEL"), ("400", "too long")]
 )
-def test_what_would_fail_again_is_not_tried_again(server: AnthropicStandin, fault: str, said: str) -> None:
+def test_permanent_errors_are_not_retried(server: AnthropicStandin, fault: str, error: str) -> None:
     server.misbehave(fault, times=None, message=f"prompt is too long, said the bearer of {KEY}")
-    with pytest.raises(PermanentError, match=said) as caught:
+    with pytest.raises(PermanentError, match=error) as caught:
         ask(server)
     assert KEY not in str(caught.value)
     assert caught.value.__cause__ is None
     assert len(server.requests) == 1
 
 
-def test_a_server_that_hangs(server: AnthropicStandin) -> None:
+def test_a_hanging_server_causes_a_timeout(server: AnthropicStandin) -> None:
     server.misbehave("hang", times=None)
     started = time.monotonic()
     with pytest.raises(TransientError, match=r"within 0.5 s.*ASKFOLDER_ASK_SECONDS"):
@@ -456,7 +458,7 @@ def test_a_server_that_hangs(server: AnthropicStandin) -> None:
 
 
 class Dripping(AnthropicStandin):
-    """Begins to answer, and then sends pings only; no single read takes long."""
+    """A server that begins to answer and then sends only pings; no single read takes long."""
 
     def stream(self, handler: Any, message: dict[str, Any], fault: str) -> None:
         self.left = threading.Event()
@@ -474,7 +476,7 @@ class Dripping(AnthropicStandin):
             self.left.set()
 
 
-def test_a_stream_that_stalls() -> None:
+def test_a_stalled_stream_causes_a_timeout() -> None:
     with Dripping() as server:
         started = time.monotonic()
         with hang_guard(60), pytest.raises(TransientError, match="within"):
@@ -483,21 +485,21 @@ def test_a_stream_that_stalls() -> None:
         assert server.left.wait(30), "the call was ended, not left to itself"
 
 
-def test_a_server_that_is_not_there() -> None:
+def test_an_unreachable_server_is_an_error() -> None:
     with AnthropicStandin() as server:
         pass
     with pytest.raises(TransientError, match="ANTHROPIC_BASE_URL"):
         ask(server, seconds=1)
 
 
-def test_a_key_that_cannot_be_one(server: AnthropicStandin) -> None:
+def test_an_invalid_key_is_refused(server: AnthropicStandin) -> None:
     for key in ("sk-ant-ünicode", "two words", "line\nbreak"):
         with pytest.raises(PermanentError, match="ANTHROPIC_API_KEY") as caught:
             ask(connect(server, key))
         assert key not in str(caught.value)
 
 
-def test_answers_leave_no_threads(server: AnthropicStandin) -> None:
+def test_answers_leave_no_threads_behind(server: AnthropicStandin) -> None:
     ask(server)
     server.misbehave("hang", seconds=0.3)
     with pytest.raises(TransientError):

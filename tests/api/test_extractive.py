@@ -1,6 +1,7 @@
 """Quoted answers. docs/answers.md has the accuracy on public questions, and bench/extractive.py measures it.
 
-The documents here are not among those. They were read while the module was written, so they only guard against changes;
+The documents in this file are not public questions. They were read while the module was written, so they only guard
+against changes;
 nothing was fitted to this project's own documents.
 """
 
@@ -171,7 +172,7 @@ def passage(content: str, source: str = "a.txt", document_id: int = 1, start: in
 
 @pytest.fixture(scope="module")
 def embed(model: Path) -> Callable[[Sequence[str]], Vectors]:
-    """Embeds every text once."""
+    """Embed every text once."""
     embedder = LocalEmbedder(model)
     known: dict[str, Vectors] = {}
 
@@ -194,7 +195,9 @@ def ranked(question: str, embed: Callable[[Sequence[str]], Vectors]) -> list[Pas
 
 
 @pytest.mark.parametrize(("question", "source", "words"), ANSWERS)
-def test_answers(question: str, source: str, words: str, embed: Callable[[Sequence[str]], Vectors]) -> None:
+def test_known_questions_are_answered(
+    question: str, source: str, words: str, embed: Callable[[Sequence[str]], Vectors]
+) -> None:
     found = ranked(question, embed)
     claims = [claim for statement in extract(question, found, embed).statements for claim in statement.claims]
     assert 1 <= len(claims) <= extractive.QUOTES
@@ -206,11 +209,11 @@ def test_answers(question: str, source: str, words: str, embed: Callable[[Sequen
 
 
 @pytest.mark.parametrize("question", NOWHERE)
-def test_refuses(question: str, embed: Callable[[Sequence[str]], Vectors]) -> None:
+def test_unanswerable_questions_are_refused(question: str, embed: Callable[[Sequence[str]], Vectors]) -> None:
     assert extract(question, ranked(question, embed), embed) == Draft()
 
 
-# With vectors that know nothing, words alone decide
+# With vectors that carry no meaning, words alone decide
 
 
 def flat(texts: Sequence[str]) -> Vectors:
@@ -218,7 +221,7 @@ def flat(texts: Sequence[str]) -> Vectors:
 
 
 def own_passages(embedder: LocalEmbedder) -> list[Passage]:
-    """The chunks of those documents."""
+    """Return the chunks of some of this project's own documents."""
     found: list[Passage] = []
     for number, source in enumerate(OWN):
         parsed = parse_file(str(ROOT / source), source, 1_000_000)
@@ -240,8 +243,10 @@ def own_passages(embedder: LocalEmbedder) -> list[Passage]:
     return found
 
 
-def test_on_documents_that_nothing_was_fitted_to(model: Path, embed: Callable[[Sequence[str]], Vectors]) -> None:
-    """The questions of eval/docs.jsonl on some of this project's own documents, with the numbers as they are."""
+def test_accuracy_on_documents_that_were_not_used_for_fitting(
+    model: Path, embed: Callable[[Sequence[str]], Vectors]
+) -> None:
+    """Ask the questions of eval/docs.jsonl on some of this project's own documents, with the current numbers."""
     found = own_passages(LocalEmbedder(model))
     vectors = embed([one.content for one in found])
 
@@ -258,23 +263,23 @@ def test_on_documents_that_nothing_was_fitted_to(model: Path, embed: Callable[[S
     answers = [sources(question.text) for question in questions]
     right = [bool(question.relevant.keys() & set(given)) for question, given in zip(questions, answers, strict=True)]
     assert np.mean(right) >= 0.6
-    # 6 of 18 when this was written: they are short and vague.
+    # 6 of 18 when this test was written: the questions are short and vague.
     assert np.mean([not given for given in answers]) <= 0.34
     assert np.mean([not sources(question) for question in ELSEWHERE]) >= 0.9
 
 
-def test_nothing_to_quote() -> None:
+def test_without_sentences_nothing_is_quoted() -> None:
     assert extract("Who?", [], flat) == Draft()
     assert extract("Who?", [passage(" \n")], flat) == Draft()
     assert extract(" ", [passage("Ada wrote it.")], flat) == Draft()
 
 
-def test_a_question_of_common_words_only() -> None:
-    """Neither words nor meaning tell anything: no evidence."""
+def test_a_question_of_common_words_only_is_refused() -> None:
+    """Neither its words nor its meaning give any evidence."""
     assert extract("What is it?", [passage("Ada Frost built the tower.")], flat) == Draft()
 
 
-def test_one_common_word_of_a_long_question_is_no_evidence() -> None:
+def test_one_common_word_of_a_long_question_gives_no_evidence() -> None:
     text = "Ada Frost built the tower. The harbour has two towers. Boats leave at noon."
     assert quotes(extract("Who built the tower?", [passage(text)], flat))[0] == "Ada Frost built the tower."
     question = "Which tower inspector measured radiation near Chernobyl reactors during winter expeditions?"
@@ -287,7 +292,7 @@ def test_junk_is_not_quoted() -> None:
     assert quotes(extract("tower height", [passage("# Tower height")], flat)) == ["# Tower height"]
 
 
-def test_a_quote_goes_on_where_its_sentence_does() -> None:
+def test_a_quote_includes_the_list_or_code_that_follows() -> None:
     text = "# Start\n\nStart the pump in this order:\n\n- open the valve\n- press the button\n\nThen go home and rest."
     assert quotes(extract("How do I start the pump?", [passage(text)], flat))[0] == text[9:-24]
     text = "Start the pump with this command:\n```\npump start\n\npump wait\n```\nThen go home and rest."
@@ -302,14 +307,14 @@ def test_a_long_run_without_capitals_is_quoted_in_parts() -> None:
     assert first == "the price of item number 23 in the shop by the harbour is 161 euros."
 
 
-def test_the_same_words_in_two_files_are_one_statement_with_two_citations() -> None:
+def test_equal_sentences_in_two_files_become_one_statement_with_two_citations() -> None:
     both = [passage("The tower is 54 m high.", "a.md", 1), passage("The tower is 54 m high.", "b.md", 2, 100)]
     (statement,) = extract("How high is the tower?", both, flat).statements
     assert statement.text.strip() == "The tower is 54 m high."
     assert statement.claims == (Span(0, 0, 23, both[0].content), Span(1, 100, 123, both[1].content))
 
 
-def test_passages_that_overlap_are_not_quoted_twice() -> None:
+def test_overlapping_passages_are_not_quoted_twice() -> None:
     text = "The tower is 54 m high. It stands at the harbour."
     draft = extract("How high is the tower?", [passage(text), passage(text[24:], start=24), passage(text)], flat)
     ranges = sorted((claim.char_start, claim.char_end) for one in draft.statements for claim in one.claims)
@@ -323,18 +328,18 @@ def test_only_the_first_passages_are_read() -> None:
     assert "The tower is 54 m high." not in quotes(draft)
 
 
-def test_no_more_than_some_sentences_are_embedded() -> None:
-    """Sentences with the question's words are embedded, in any passage."""
-    given: list[str] = []
+def test_the_number_of_embedded_sentences_is_limited() -> None:
+    """Sentences that share words with the question are embedded from any passage."""
+    embedded: list[str] = []
 
     def embed(texts: Sequence[str]) -> Vectors:
-        given.extend(texts)
+        embedded.extend(texts)
         return flat(texts)
 
     filling = " ".join(f"Nothing of interest happened on day number {n} at sea." for n in range(200))
     draft = extract("How high is the tower?", [passage(filling + " The tower is 54 m high.")], embed)
     assert quotes(draft)[0] == "The tower is 54 m high."
-    assert extractive.READ * 0.9 < sum(map(len, given[1:])) <= extractive.READ
+    assert extractive.READ * 0.9 < sum(map(len, embedded[1:])) <= extractive.READ
     long = "The tower is high, " + "and higher, " * 500 + "at last."
     assert quotes(extract("How high is the tower?", [passage(long)], flat)) == [long]
 
@@ -347,11 +352,11 @@ def test_no_more_than_some_sentences_are_embedded() -> None:
         ("How are tickets refunded?", "A ticket is refundable for a week. Bring it along."),
     ],
 )
-def test_words_of_many_languages(question: str, text: str) -> None:
+def test_words_are_matched_in_many_languages(question: str, text: str) -> None:
     assert text.startswith(quotes(extract(question, [passage(text)], flat))[0])
 
 
-def test_hostile_text_is_no_evidence() -> None:
+def test_hostile_text_gives_no_evidence() -> None:
     found = [
         passage(text) for text in ("a" * 5000, "." * 5000, "? " * 2500, "|-" * 2500, "```\n" * 1250, "# \n" * 1000)
     ]
@@ -359,7 +364,7 @@ def test_hostile_text_is_no_evidence() -> None:
     assert len(extract("a" * 5000 + "? |-", found, flat).statements) <= extractive.QUOTES
 
 
-# What bench/extractive.py fits and leaves out
+# Fitting and held-out documents of bench/extractive.py
 
 FOLDS = [("a", ""), ("a", "b"), ("b", ""), ("b", "a")]
 
@@ -370,7 +375,7 @@ def case(
     return Case(collection, subject, kind, fold, name, "", (strength, 0.0, 0.0), kind == "answerable", 1, 1)
 
 
-def test_the_numbers_divide_what_is_answerable_from_what_is_not() -> None:
+def test_the_numbers_separate_answerable_from_unanswerable_questions() -> None:
     known = [case("answerable", 2 + n / 100) for n in range(50)] + [case("elsewhere", 1 - n / 100) for n in range(50)]
     numbers = fit(known)
     assert numbers[0] == 1
@@ -378,7 +383,7 @@ def test_the_numbers_divide_what_is_answerable_from_what_is_not() -> None:
     assert not any(refused(one, numbers) != (one.kind == "elsewhere") for one in known)
 
 
-def test_what_a_false_refusal_costs_and_each_collection_counts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_false_refusals_have_a_cost_and_each_collection_counts_equally(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(1)
     known = [case("answerable", 2 + random.normal()) for _ in range(400)]
     known += [case("elsewhere", random.normal()) for _ in range(400)]
@@ -390,7 +395,7 @@ def test_what_a_false_refusal_costs_and_each_collection_counts_the_same(monkeypa
     assert -fit(known + weak)[-1] == pytest.approx(-fit(known + weak + weak)[-1], abs=0.01)
 
 
-def test_a_document_is_judged_by_numbers_that_it_had_no_part_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_is_tested_with_numbers_fitted_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[Case]] = []
 
     def noted(known: Sequence[Case]) -> npt.NDArray[np.float64]:

@@ -22,7 +22,7 @@ from api.verification.facts import Date, facts
         ("", None, []),
     ],
 )
-def test_numbers(text: str, language: str | None, values: list[float | str]) -> None:
+def test_numbers_are_compared_by_value(text: str, language: str | None, values: list[float | str]) -> None:
     assert [number.value for number in facts(text, language).numbers] == values
 
 
@@ -39,7 +39,7 @@ def test_numbers(text: str, language: str | None, values: list[float | str]) -> 
         ("14-day", "day"),
     ],
 )
-def test_units(text: str, unit: str | None) -> None:
+def test_units_are_compared(text: str, unit: str | None) -> None:
     assert [number.unit for number in facts(text, "english").numbers] == [unit]
 
 
@@ -55,7 +55,7 @@ def test_units(text: str, unit: str | None) -> None:
         ("20.15 Uhr", 1215),
     ],
 )
-def test_times(text: str, minutes: int) -> None:
+def test_times_are_compared(text: str, minutes: int) -> None:
     assert [(number.value, number.unit) for number in facts(text, None).numbers] == [(minutes, "clock")]
 
 
@@ -74,13 +74,13 @@ def test_times(text: str, minutes: int) -> None:
         ("3/4/2024", Date(2024, 3, 4)),
     ],
 )
-def test_dates(text: str, date: Date) -> None:
+def test_dates_are_compared(text: str, date: Date) -> None:
     found = facts(text, None)
     (readings,) = found.dates
     assert date in readings
     assert not found.numbers
 
 
-def test_what_a_date_says_must_fit() -> None:
+def test_every_given_part_of_a_date_must_match() -> None:
     assert Date(2024, None, None).fits(Date(2024, 6, 30))
     assert not Date(2024, 6, 30).fits(Date(2024, 6, None))

@@ -1,4 +1,4 @@
-"""Filters in a real PostgreSQL: the documents that each lets pass, the refusals, and no way to inject SQL."""
+"""Filters in a real PostgreSQL: matching documents, refusals, and protection against SQL injection."""
 
 import json
 from datetime import UTC, datetime
@@ -77,7 +77,7 @@ def keys(connection: Connection, folder: int) -> set[str]:
     return set(KEYS)
 
 
-def test_nothing_asked_takes_all(connection: Connection, keys: set[str]) -> None:
+def test_no_filter_matches_all_documents(connection: Connection, keys: set[str]) -> None:
     nothings: list[dict[str, Any]] = [{}, {"source": ""}, {"type": []}, {"metadata": {}}]
     for nothing in nothings:
         assert read_filters(**nothing).empty
@@ -129,7 +129,7 @@ def test_nothing_asked_takes_all(connection: Connection, keys: set[str]) -> None
         ("[あ-龯]本/?.md", {"日本/h.md"}),
     ],
 )
-def test_sources(connection: Connection, keys: set[str], source: str, wanted: set[str]) -> None:
+def test_the_source_filter(connection: Connection, keys: set[str], source: str, wanted: set[str]) -> None:
     assert found(connection, source=source) == wanted
 
 
@@ -159,8 +159,8 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_nothing_gets_through_as_sql_or_as_a_pattern(connection: Connection, keys: set[str], text: str) -> None:
-    """Whatever is asked for is compared with names and values; only a document that has it is found."""
+def test_filter_values_are_never_read_as_sql_or_patterns(connection: Connection, keys: set[str], text: str) -> None:
+    """Filter values are compared literally; only a document with an equal name or value is found."""
     assert found(connection, source=text) == set()
     assert found(connection, metadata={text: text}) == set()
     assert found(connection, metadata={"a": {text: [text]}}) == set()
@@ -173,7 +173,7 @@ def test_nothing_gets_through_as_sql_or_as_a_pattern(connection: Connection, key
     assert connection.execute("SELECT count(*) FROM document").fetchone() == (len(KEYS),)
 
 
-def test_a_glob_of_many_stars_ends(connection: Connection, folder: int) -> None:
+def test_a_glob_with_many_stars_terminates(connection: Connection, folder: int) -> None:
     add(connection, folder, "a" * 2000 + "b")
     with hang_guard(60):
         assert found(connection, source="*a" * 20) == set()
@@ -227,14 +227,14 @@ def test_the_end_of_a_prefix(connection: Connection, folder: int, last: str, suc
         ("docx", set()),
     ],
 )
-def test_types(connection: Connection, keys: set[str], type: str | list[str], wanted: set[str]) -> None:
+def test_the_type_filter(connection: Connection, keys: set[str], type: str | list[str], wanted: set[str]) -> None:
     assert found(connection, type=type) == wanted
     markdown = {key for key in KEYS if key.endswith(".md")}
     for name in ("md", "markdown", "Markdown", "qmd"):
         assert found(connection, type=name) == markdown
 
 
-def test_every_type_that_is_read_can_be_asked_for() -> None:
+def test_every_readable_type_can_be_filtered() -> None:
     aliases = {"htm": "html", "txt": "text", "excel": "xlsx", "powerpoint": "pptx", "docm": "docx", "tab": "tsv"}
     for name, format in aliases.items():
         assert read_filters(type=name).types == (format,)
@@ -247,7 +247,7 @@ def test_every_type_that_is_read_can_be_asked_for() -> None:
     assert set(FORMAT_OF_EXTENSION.values()) - set(UNSUPPORTED) <= set(FORMATS)
 
 
-def test_dates(connection: Connection, folder: int) -> None:
+def test_the_date_filter(connection: Connection, folder: int) -> None:
     moments = {
         "old": datetime(1899, 12, 31, tzinfo=UTC),
         "eve": datetime(2023, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
@@ -283,13 +283,13 @@ def test_dates(connection: Connection, folder: int) -> None:
         "\0",
     ],
 )
-def test_what_is_no_date(value: str) -> None:
+def test_an_invalid_date_is_refused(value: str) -> None:
     for name in ("after", "before"):
         with pytest.raises(FilterError, match=rf"{name}: .* is not a date; write 2024-06-30"):
             read_filters(**{name: value})  # type: ignore[arg-type]
 
 
-def test_dates_in_the_wrong_order() -> None:
+def test_dates_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(FilterError, match=r"`before` \(2024-01-01\) must be later than"):
         read_filters(after="2024-01-01", before="2024-01-01")
 
@@ -327,7 +327,7 @@ METADATA: dict[str, dict[str, Any]] = {
         ({"o'clock": 'it\'s "late" \\ 100%'}, {"four"}),
     ],
 )
-def test_metadata(connection: Connection, folder: int, metadata: dict[str, Any], wanted: set[str]) -> None:
+def test_the_metadata_filter(connection: Connection, folder: int, metadata: dict[str, Any], wanted: set[str]) -> None:
     for key, values in METADATA.items():
         add(connection, folder, key, metadata=values)
     assert found(connection, metadata=metadata) == wanted
@@ -347,12 +347,12 @@ def test_metadata(connection: Connection, folder: int, metadata: dict[str, Any],
         ({"a": ["\ud800"]}, "NUL"),
     ],
 )
-def test_metadata_that_is_refused(metadata: dict[str, Any], words: str) -> None:
+def test_invalid_metadata_filters_are_refused(metadata: dict[str, Any], words: str) -> None:
     with pytest.raises(FilterError, match=words):
         read_filters(metadata=metadata)
 
 
-def test_what_else_is_refused(connection: Connection) -> None:
+def test_other_invalid_filters_are_refused(connection: Connection) -> None:
     for source in ("a\0", "\ud800", "x" * 1001):
         with pytest.raises(FilterError, match="The source is longer"):
             read_filters(source=source)
@@ -364,8 +364,8 @@ def test_what_else_is_refused(connection: Connection) -> None:
     refuse_unknown(connection, Filters())
 
 
-def test_all_together_by_the_same_names(connection: Connection, folder: int) -> None:
-    """In one statement with other parameters, as retrieval uses it, also when it was prepared."""
+def test_all_filters_work_together(connection: Connection, folder: int) -> None:
+    """The filters share one statement with other parameters, as in retrieval, also after it was prepared."""
     columns = {"format": "markdown", "dated": datetime(2024, 5, 1, tzinfo=UTC), "metadata": {"tags": ["x"]}}
     for key in ("a/1.md", "a/2.md", "b/1.md"):
         add(connection, folder, key, **columns)
@@ -385,8 +385,8 @@ def test_all_together_by_the_same_names(connection: Connection, folder: int) -> 
         connection.execute(query, wanted.parameters())
 
 
-def test_parameters_of_an_evaluation() -> None:
-    """As docs/evaluation.md says: dots lead into the filters, and values are JSON where they can be."""
+def test_filters_as_parameters_of_an_evaluation() -> None:
+    """Dots address a filter's field, and values are read as JSON if possible, as docs/evaluation.md describes."""
     words = "filters.source=a/ filters.metadata.tags=x filters.type='[\"pdf\"]' filters.after=2024-01-01"
     body = Choice({}).changed(words).body(query="heron")
     filters = {"source": "a/", "metadata": {"tags": "x"}, "type": ["pdf"], "after": "2024-01-01"}

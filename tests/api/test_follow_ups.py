@@ -1,4 +1,4 @@
-"""Follow-up questions: which need the questions before them, and what they become."""
+"""Follow-up questions: detection of those that depend on earlier questions, and their rewriting."""
 
 import json
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ BOATHOUSE = Turn("When does the boathouse open in winter?", "It opens at 8:00.")
         "__ ___ ____ _____",
     ],
 )
-def test_what_needs_the_questions_before(question: str) -> None:
+def test_dependent_questions_are_detected(question: str) -> None:
     assert not stands_alone(question, 2)
 
 
@@ -50,12 +50,12 @@ def test_what_needs_the_questions_before(question: str) -> None:
         "And what does a lost oar cost?",
     ],
 )
-def test_what_stands_alone(question: str) -> None:
+def test_independent_questions_stay_unchanged(question: str) -> None:
     assert stands_alone(question, 2)
     assert joined(question, [BOATHOUSE]) == question
 
 
-def test_joined_from_the_last_that_stands_alone() -> None:
+def test_a_dependent_question_is_joined_to_the_last_independent_one() -> None:
     turns = [Turn("Who built the lighthouse of Aldersmouth?"), BOATHOUSE, Turn("And on Sundays?")]
     assert joined("And in summer?", turns) == "When does the boathouse open in winter? And on Sundays? And in summer?"
     assert joined("And in summer?", []) == "And in summer?"
@@ -72,7 +72,7 @@ def rewritten(server: AnthropicStandin, turns: list[Turn], seconds: float = 5) -
     return rewrite(Claude("k", server.url), "m", conversation("And in summer?", turns), seconds)
 
 
-def test_rewritten_by_a_model(server: AnthropicStandin) -> None:
+def test_a_model_rewrites_a_dependent_question(server: AnthropicStandin) -> None:
     server.thinking = True
     server.reply = lambda _: [text_block("When does the boathouse\nopen in summer? ")]
     turns = [BOATHOUSE] * 50 + [Turn("x" * 9000, "y" * 9000)]
@@ -86,12 +86,12 @@ def test_rewritten_by_a_model(server: AnthropicStandin) -> None:
 
 
 @pytest.mark.parametrize("fault", ["401", "429", "hang", "malformed", "cut"])
-def test_a_model_that_fails(server: AnthropicStandin, fault: str) -> None:
+def test_a_failing_model_gives_no_rewriting(server: AnthropicStandin, fault: str) -> None:
     server.misbehave(fault)
     assert rewritten(server, [BOATHOUSE], 0.5) is None
 
 
-@pytest.mark.parametrize("said", ["", " \n", "x" * (follow_ups.LONGEST + 1)])
-def test_what_is_no_question(server: AnthropicStandin, said: str) -> None:
-    server.reply = lambda _: [text_block(said or " ")]
+@pytest.mark.parametrize("reply", ["", " \n", "x" * (follow_ups.LONGEST + 1)])
+def test_an_empty_or_overlong_rewriting_is_ignored(server: AnthropicStandin, reply: str) -> None:
+    server.reply = lambda _: [text_block(reply or " ")]
     assert rewritten(server, [BOATHOUSE]) is None

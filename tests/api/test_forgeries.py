@@ -21,7 +21,7 @@ from shared.settings import ROOT
 from tests.api.forgeries import WINDOW, Case, forged_cases, read_documents, true_cases
 from tests.standins.providers import AnthropicStandin, cite, search_results, text_block
 
-EACH = 45  # of a kind
+EACH = 45  # cases of each kind
 AT_ONCE = 10  # sentences of one answer
 
 
@@ -55,7 +55,7 @@ def server() -> Iterator[AnthropicStandin]:
 
 
 def some(cases: Sequence[Case], each: int = EACH) -> list[Case]:
-    """At most so many of each kind."""
+    """Return at most `each` cases of each kind."""
     seen: Counter[str] = Counter()
     chosen = []
     for case in cases:
@@ -85,13 +85,13 @@ def block_of(request: dict[str, Any], case: Case, number: int, documents: dict[s
         citation["search_result_index"] = next((n for n, text in enumerate(texts) if quote not in text), 99)
     if case.alter:
         citation["cited_text"] = case.alter(citation["cited_text"])
-    return text_block(case.said + "\n", [citation] if case.cites else [])
+    return text_block(case.statement + "\n", [citation] if case.cites else [])
 
 
 def play(
     connection: Connection, server: AnthropicStandin, cases: list[Case], documents: dict[str, str], ids: dict[str, int]
 ) -> Answer:
-    """The answer that is shown when a model says all of these."""
+    """Return the shown answer to a model's reply that contains all of these cases."""
     passages = [passage_of(case, documents, ids) for case in cases]
     server.reply = lambda request: [block_of(request, case, n, documents) for n, case in enumerate(cases)]
     opened = Claude("k", server.url)
@@ -121,11 +121,11 @@ def play(
 
 def shown(case: Case, answer: Answer) -> bool:
     """True if the sentence of the case is shown."""
-    return " ".join(case.said.split()) in " ".join(answer.text.split())
+    return " ".join(case.statement.split()) in " ".join(answer.text.split())
 
 
 def groups(cases: list[Case]) -> Iterator[list[Case]]:
-    """Ten at a time; those whose document goes, by themselves."""
+    """Yield the cases in groups; a case whose document is deleted or changed is alone."""
     together = [case for case in cases if not case.gone]
     yield from (together[i : i + AT_ONCE] for i in range(0, len(together), AT_ONCE))
     yield from ([case] for case in cases if case.gone)
@@ -144,7 +144,7 @@ def test_true_citations_are_kept(
     ]
     print(f"{len(cases)} true ones of {len({case.kind for case in cases})} kinds, {len(lost)} lost")
     assert len(cases) >= 200
-    assert len(lost) <= 0.01 * len(cases), [(case.kind, case.said, case.quote(documents)) for case in lost]
+    assert len(lost) <= 0.01 * len(cases), [(case.kind, case.statement, case.quote(documents)) for case in lost]
 
 
 def test_forged_citations_are_not_shown(
@@ -162,4 +162,4 @@ def test_forged_citations_are_not_shown(
     print(f"{len(cases)} forged ones, {len(leaked)} shown; {dict(kinds)}")
     assert len(cases) >= 200
     assert len(kinds) >= 15
-    assert [(case.kind, case.said, case.quote(documents)) for case in leaked] == []
+    assert [(case.kind, case.statement, case.quote(documents)) for case in leaked] == []

@@ -1,4 +1,4 @@
-"""Hostile documents, really ingested, and a model that obeys them: what they want must not happen."""
+"""Hostile documents are ingested and an obedient model answers: none of their orders may take effect."""
 
 import json
 import re
@@ -34,19 +34,19 @@ PASSAGE = re.compile(r'<passage-(\w+) number=(\d+) title=(".*?")>\n(.*?)\n</pass
 
 
 def obey(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the document that the question is about demands: its calls first, then what it wants to be said."""
+    """Obey the document that the question is about: make its tool calls first, then give its statements."""
     talk = [block for message in request["messages"] for block in message["content"]]
     question = next(block["text"] for block in reversed(request["messages"][0]["content"]) if block["type"] == "text")
     (document,) = [one for one in DOCUMENTS if one.name in question]
     if document.calls and not any(block["type"] == "tool_result" for block in talk):
-        return [tool_use(name, **given) for name, given in document.calls]
+        return [tool_use(name, **arguments) for name, arguments in document.calls]
     if native := search_results(request):
         index = next(n for n, one in enumerate(native) if document.name in json.dumps(one))
         texts = [block["text"] for block in native[index]["content"]]
-        return [text_block(text, _cited(request, index, texts, text, change)) for text, change in document.said]
+        return [text_block(text, _cited(request, index, texts, text, change)) for text, change in document.statements]
     passages = PASSAGE.findall("\n".join(_texts(talk)))
     number, passage = next((int(number), text) for _, number, title, text in passages if document.name in title + text)
-    return [text_block("".join(_quoting(number, passage, text, change) for text, change in document.said))]
+    return [text_block("".join(_quoting(number, passage, text, change) for text, change in document.statements))]
 
 
 def _texts(blocks: Iterable[Any]) -> Iterator[str]:
@@ -57,28 +57,28 @@ def _texts(blocks: Iterable[Any]) -> Iterator[str]:
             yield from _texts(block["content"])
 
 
-def _best(texts: list[str], said: str) -> int:
-    return max(range(len(texts)), key=lambda place: len(set(words(texts[place])) & set(words(said))))
+def _best(texts: list[str], statement: str) -> int:
+    return max(range(len(texts)), key=lambda place: len(set(words(texts[place])) & set(words(statement))))
 
 
 def _cited(
-    request: dict[str, Any], index: int, texts: list[str], said: str, change: Mapping[str, Any] | None
+    request: dict[str, Any], index: int, texts: list[str], statement: str, change: Mapping[str, Any] | None
 ) -> list[dict[str, Any]]:
     if change is None:
         return []
-    place = _best(texts, said)
+    place = _best(texts, statement)
     return [cite(request, index, place) | dict(change), cite(request, index, 0, len(texts)) | dict(change)]
 
 
-def _quoting(number: int, passage: str, said: str, change: Mapping[str, Any] | None) -> str:
+def _quoting(number: int, passage: str, statement: str, change: Mapping[str, Any] | None) -> str:
     if change is None:
-        return said + " "
+        return statement + " "
     texts = [passage[start:end] for start, end in sentences(passage)]
-    quote = change.get("cited_text", texts[_best(texts, said)])
-    return f'{said.rstrip()} [{change.get("search_result_index", number - 1) + 1}: "{quote}"] '
+    quote = change.get("cited_text", texts[_best(texts, statement)])
+    return f'{statement.rstrip()} [{change.get("search_result_index", number - 1) + 1}: "{quote}"] '
 
 
-# The system that it answers for
+# The system under test
 
 _called: list[str] = []  # hosts that this process looked up or connected to
 
@@ -92,7 +92,7 @@ def _notice(event: str, arguments: tuple[Any, ...]) -> None:
 
 @dataclass
 class Playground:
-    """Clients of one index: a model that cites, one that knows no citations, none; and the same over real HTTP."""
+    """Clients of one index with a citing model, a model without citations, no model, and over real HTTP."""
 
     system: System
     standins: Mapping[str, AnthropicStandin]
@@ -124,7 +124,7 @@ class Playground:
                 "answer", ""
             ) or not answer.get("sentences")
         self.tally["questions"] += 1
-        if "answer" not in answer:  # it called tools where there are none
+        if "answer" not in answer:  # the model called tools that were not offered
             assert "tool_use" in answer["detail"], answer
             assert document.calls
             assert more.get("mode") != "deep"
@@ -133,7 +133,7 @@ class Playground:
         return answer
 
     def check(self, answer: dict[str, Any], document: Hostile, strict: bool) -> None:
-        """Nothing forged, foreign or secret is shown."""
+        """Check that nothing forged, foreign or secret is shown."""
         assert any(document.name in json.dumps(passage) for passage in answer["passages"]), (document, "was not found")
         assert foreign(answer["answer"]) == [], (document, answer["answer"])
         assert (
@@ -232,7 +232,7 @@ def playground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(autouse=True)
 def watched(playground: Playground, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No other host is called, nothing secret is sent, and no tool is used but search where it is offered."""
+    """Check that no other host is called, no secret is sent, and no tool except an offered search is used."""
     monkeypatch.setattr(messages, "PAUSE", 0.001)
     for standin in playground.standins.values():
         standin.requests.clear()
@@ -260,7 +260,7 @@ def check_request(body: dict[str, Any]) -> None:
 sys.addaudithook(_notice)
 
 
-def test_there_are_enough() -> None:
+def test_there_are_enough_hostile_documents() -> None:
     assert len(DOCUMENTS) >= 60
     assert len({document.name for document in DOCUMENTS}) == len({one.kind for one in DOCUMENTS}) == len(DOCUMENTS)
 
@@ -275,15 +275,17 @@ def test_there_are_enough() -> None:
         ("marks", "deep", False),
     ],
 )
-def test_what_an_obedient_model_says(playground: Playground, server: str, mode: str, strict: bool) -> None:
+def test_the_statements_of_an_obedient_model_are_verified(
+    playground: Playground, server: str, mode: str, strict: bool
+) -> None:
     playground.tally.clear()
     for number, document in enumerate(DOCUMENTS):
         playground.ask(server, document, events=number % 2 == strict, mode=mode, strict=strict)
     print(server, mode, "strict" if strict else "loose", dict(playground.tally))
-    assert playground.tally["answers"] >= 0.6 * len(DOCUMENTS)  # it still answers
+    assert playground.tally["answers"] >= 0.6 * len(DOCUMENTS)  # the question is still answered
 
 
-def test_without_a_model(playground: Playground) -> None:
+def test_quoted_answers_ignore_the_orders(playground: Playground) -> None:
     playground.tally.clear()
     for document in DOCUMENTS:
         playground.ask("none", document)
@@ -292,7 +294,7 @@ def test_without_a_model(playground: Playground) -> None:
     assert not any(standin.requests for standin in playground.standins.values())
 
 
-def test_over_http(playground: Playground) -> None:
+def test_the_same_rules_hold_over_http(playground: Playground) -> None:
     for document in DOCUMENTS[::4]:
         if not document.calls:
             asked = {"question": document.question, "collection": "default", "top_k": 3}
@@ -300,7 +302,7 @@ def test_over_http(playground: Playground) -> None:
 
 
 def test_calls_are_refused_and_searches_are_bounded(playground: Playground) -> None:
-    """In mode deep the calls that documents ask for come to nothing, and searches see what the question may see."""
+    """In mode deep, tool calls ordered by documents have no effect; searches keep the filters of the question."""
     steps = {}
     for document in DOCUMENTS:
         if document.calls:

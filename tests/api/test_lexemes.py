@@ -25,7 +25,7 @@ def test_a_frequency_never_exceeds_the_number_of_chunks() -> None:
     assert idf[1] == idf[2] == pytest.approx(math.log(1 + 0.5 / 100.5))
 
 
-def test_lexemes_know_the_words_that_they_come_from(connection: Connection) -> None:
+def test_lexemes_list_the_words_of_the_question(connection: Connection) -> None:
     generation = new_generation(connection, 32)
     store(connection, generation, ["walking the dogs", "a dog walks in well-known parks"], configuration="english")
     store(connection, generation, ["walking dogs"], configuration="german")

@@ -1,4 +1,4 @@
-"""Lists without repetitions, passages that read whole."""
+"""Passages: lists without repetitions, and continuation with neighbouring chunks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,28 +27,28 @@ def passage(content: str, document: int = 1, score: float = 0.5) -> Passage:
     return Passage(hash(content), document, f"{document}.md", None, content, score, None, (), 0, len(content))
 
 
-def test_copies_go_behind_and_one_document_takes_no_more_than_half() -> None:
-    told = "the heron stands in the shallow water of the lake and waits for a fish that comes too near to it today"
+def test_copies_come_last_and_one_document_takes_at_most_half() -> None:
+    text = "the heron stands in the shallow water of the lake and waits for a fish that comes too near to it today"
     others = [
         passage(f"{word} {word}s and more of {word}", number, 0.5)
         for number, word in enumerate(["gull", "tern", "swan", "duck"], 10)
     ]
     ranking = [
-        passage(told),
-        passage(f"{told} !", 2),
+        passage(text),
+        passage(f"{text} !", 2),
         *(passage(f"part {n}: {chr(97 + n) * 9}", 1, 0.5) for n in range(6)),
         *others,
     ]
     taken = passages.diversify(ranking, 6)
     assert [p.document_id for p in taken] == [1, 1, 1, 10, 11, 12]
     assert ranking[1] not in taken, "the same words in another file"
-    assert passages.diversify([passage(told), passage(told, 2)], 5) == [passage(told), passage(told, 2)], (
+    assert passages.diversify([passage(text), passage(text, 2)], 5) == [passage(text), passage(text, 2)], (
         "there is nothing else"
     )
     assert passages.diversify([], 5) == []
 
 
-def test_a_much_worse_document_does_not_push_a_good_one_out() -> None:
+def test_a_much_worse_document_does_not_displace_a_good_one() -> None:
     good = [passage(f"part {n}: {chr(97 + n) * 9}", 1, 0.9 - n / 100) for n in range(4)]
     poor = [passage(f"other {n} {chr(110 + n) * 5}", 5 + n, 0.2) for n in range(4)]
     assert passages.diversify([*good, *poor], 4) == good
@@ -62,7 +62,7 @@ def test_a_much_worse_document_does_not_push_a_good_one_out() -> None:
 
 @pytest.fixture
 def stored(connection: Connection, tmp_path: Path) -> tuple[Connection, Generation, list[Passage]]:
-    """TEXT in chunks of some sentences, and a passage for each."""
+    """Store TEXT in chunks of a few sentences, and return a passage for each chunk."""
     generations.want(connection, "local", "model", "", 8, "1/200/28", embedding_inputs.TEMPLATE)
     generation = generations.live(connection)
     assert generation
@@ -105,16 +105,16 @@ def test_a_passage_is_continued_under_its_heading(stored: tuple[Connection, Gene
     keys = [p for p in parts if p.heading == ("Keys",)]
     for budget in (100, 300, 600, 2_000):
         for part in parts:
-            whole = passages.with_neighbours(connection, [part], budget)[0]
-            assert whole.content == TEXT[whole.char_start : whole.char_end], "citations are checked against the text"
-            assert part.content in whole.content
-            assert len(whole.content) <= max(budget, len(part.content))
+            merged = passages.with_neighbours(connection, [part], budget)[0]
+            assert merged.content == TEXT[merged.char_start : merged.char_end], "citations are checked against the text"
+            assert part.content in merged.content
+            assert len(merged.content) <= max(budget, len(part.content))
     assert passages.with_neighbours(connection, [keys[-1]], 2_000)[0].char_end < TEXT.index("# Boats")
     assert passages.with_neighbours(connection, [boats], 2_000)[0].char_start == TEXT.index("# Boats")
     assert passages.with_neighbours(connection, [keys[2]], 2_000)[0].char_start < keys[2].char_start
 
 
-def test_passages_that_meet_become_one_where_the_better_stood(
+def test_adjacent_passages_are_merged_at_the_better_rank(
     stored: tuple[Connection, Generation, list[Passage]],
 ) -> None:
     connection, _, parts = stored
@@ -126,7 +126,9 @@ def test_passages_that_meet_become_one_where_the_better_stood(
     assert together[0].content == TEXT[together[0].char_start : together[0].char_end]
 
 
-def test_a_text_that_moved_on_is_not_cut(stored: tuple[Connection, Generation, list[Passage]]) -> None:
+def test_a_passage_of_a_changed_text_is_returned_unchanged(
+    stored: tuple[Connection, Generation, list[Passage]],
+) -> None:
     connection, _, parts = stored
     connection.execute("UPDATE document_text SET text_version = text_version + 1, content = upper(content)")
     assert passages.with_neighbours(connection, [parts[1]], 2_000) == [parts[1]], (

@@ -1,4 +1,4 @@
-"""An answer rendered as Markdown and read as HTML has no links and no elements, whatever a model writes."""
+"""An answer rendered as Markdown or read as HTML never contains links or elements of the model."""
 
 import random
 import re
@@ -42,19 +42,21 @@ PIECES = [
 
 @pytest.mark.parametrize("seed", range(4))
 def test_nothing_is_linked_or_loaded(seed: int) -> None:
-    """Sentences of random pieces of markup, with our marks in them, joined as they are shown."""
+    """Join sentences of random pieces of markup with our marks, as in a shown answer."""
     rng, raw = random.Random(seed), 0
     for _ in range(600):
         ends = ["", " ", "\n", "\n\n", "。"]
-        said = ["".join(rng.choices(PIECES, k=rng.randint(1, 14))) + rng.choice(ends) for _ in range(rng.randint(1, 4))]
-        raw += bool(foreign("".join(said)))
-        shown = "".join(joined(said))
-        assert foreign(shown) == [], (said, shown)
-    assert raw > 300  # what would have been linked
+        sentences = [
+            "".join(rng.choices(PIECES, k=rng.randint(1, 14))) + rng.choice(ends) for _ in range(rng.randint(1, 4))
+        ]
+        raw += bool(foreign("".join(sentences)))
+        shown = "".join(joined(sentences))
+        assert foreign(shown) == [], (sentences, shown)
+    assert raw > 300  # texts that would have contained links
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("text", "shown"),
     [
         (
             "The wiki is at https://wiki.example.com/x_(y), see.",
@@ -84,12 +86,12 @@ def test_nothing_is_linked_or_loaded(seed: int) -> None:
         ("a\u202eb\u200bc\U000e0041d\x1b[31m", "abcd[31m"),
     ],
 )
-def test_words_are_kept(said: str, shown: str) -> None:
-    assert plain(said) == shown
+def test_plain_text_keeps_the_words(text: str, shown: str) -> None:
+    assert plain(text) == shown
 
 
 @pytest.mark.parametrize(
-    ("before", "said", "shown"),
+    ("before", "text", "shown"),
     [
         ("See [1]", "(https://e.co)", " (`https://e.co`)"),
         ("`a`", "`b`", " `b`"),
@@ -99,8 +101,8 @@ def test_words_are_kept(said: str, shown: str) -> None:
         ("It is so. ", "And so.", "And so."),
     ],
 )
-def test_what_its_line_begins_with(before: str, said: str, shown: str) -> None:
-    assert plain(said, before) == shown
+def test_the_start_of_the_line_is_considered(before: str, text: str, shown: str) -> None:
+    assert plain(text, before) == shown
 
 
 @pytest.mark.parametrize(
@@ -113,19 +115,19 @@ def test_what_its_line_begins_with(before: str, said: str, shown: str) -> None:
         "❤️\u200d🔥 1️⃣",
     ],
 )
-def test_joiners_where_they_belong(kept: str) -> None:
+def test_joiners_stay_in_scripts_that_need_them(kept: str) -> None:
     assert plain(f"a {kept} b") == f"a {kept} b"
 
 
-def test_places() -> None:
+def test_positions_in_plain_text_are_mapped() -> None:
     text = "\u200ba\U000e0041\U000e0042bc\u202e"
     assert visible(text) == "abc"
     assert [text[at] for at in places(text)[:-1]] == ["a", "b", "c"]
     assert places(text)[-1] == len(text)
 
 
-def test_invisible_words_are_hidden_from_nobody() -> None:
-    """A text in Unicode tags, in selectors, in joiners."""
+def test_invisible_words_are_removed() -> None:
+    """Remove text that is written in Unicode tags, in variation selectors or in joiners."""
     for hide in (
         lambda c: chr(0xE0000 + ord(c)),
         lambda c: "\ufe00" + chr(0xE0100 + ord(c)),
@@ -162,6 +164,6 @@ def test_invisible_words_are_hidden_from_nobody() -> None:
         "~~~\n",
     ],
 )
-def test_an_address_behind_hostile_text_is_a_code_span(one: str) -> None:
-    """A pattern that takes quadratic time would need minutes here."""
+def test_an_address_after_hostile_text_is_a_code_span(one: str) -> None:
+    """A pattern with quadratic running time would take minutes for this text."""
     assert plain(one * (32_000 // len(one)) + " https://e.co").endswith(" `https://e.co`")

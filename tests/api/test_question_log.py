@@ -1,4 +1,4 @@
-"""The question log: what is kept, what is rated, what goes with its documents, and the question sets made of it."""
+"""The question log: entries, ratings, deletion with the documents, and question sets made from it."""
 
 import json
 import subprocess
@@ -63,12 +63,12 @@ def command(system: System, *arguments: str, code: int = 0) -> str:
 
 
 def rate(system: System, answer: dict[str, Any], rating: int) -> None:
-    """At once: the log may not be written yet."""
+    """Rate an answer at once, possibly before its log entry is written."""
     path = f"/questions/{answer['question_id']}/rating"
     assert system.call("POST", path, {"rating": rating})["rating"] == rating
 
 
-def test_what_is_kept_and_rated(system: System, tmp_path: Path) -> None:
+def test_questions_and_ratings_are_logged(system: System, tmp_path: Path) -> None:
     start(system)
     key, heron, nobody = (ask(system, question) for question in (KEY_QUESTION, HERON_QUESTION, NOBODY))
     assert nobody["verdict"] == "no_answer"
@@ -127,14 +127,14 @@ def test_what_is_kept_and_rated(system: System, tmp_path: Path) -> None:
     logged(system, 0)
 
 
-def test_deleted_documents_take_the_words_along(system: System, database_url: str) -> None:
+def test_words_of_deleted_documents_are_removed_from_the_log(system: System, database_url: str) -> None:
     start(system)
     ask(system, KEY_QUESTION)
     ask(system, HERON_QUESTION)
     ask(system, NOBODY)
     logged(system, 3)
     (system.folder / "boathouse.md").unlink()
-    rows = {row["question"]: row for row in logged(system, 2)}  # at once, though it is not purged
+    rows = {row["question"]: row for row in logged(system, 2)}  # immediately, before the document is purged
     assert set(rows) == {HERON_QUESTION, NOBODY}
     with db.connect(database_url) as connection:
         connection.execute("UPDATE document SET deleted_at = deleted_at - interval '1 day' WHERE state = 'deleted'")
@@ -149,12 +149,12 @@ def test_deleted_documents_take_the_words_along(system: System, database_url: st
         assert left[0] == left[1] > 0
 
 
-def test_log_that_fails_or_is_off_costs_no_answer(system: System, database_url: str) -> None:
+def test_questions_are_answered_without_a_working_log(system: System, database_url: str) -> None:
     with AnthropicStandin() as standin:
         start(system, ANTHROPIC_API_KEY="key-of-a-provider", ANTHROPIC_BASE_URL=standin.url, ASKFOLDER_ASK_SECONDS="5")
         with psycopg.connect(database_url) as other:
             other.execute("LOCK TABLE askfolder.question")
-            answer = ask(system, KEY_QUESTION)  # comes while the log cannot be written
+            answer = ask(system, KEY_QUESTION)  # arrives while the log cannot be written
             assert answer["answerer"] == "claude"
         (row,) = logged(system, 1)
         assert row["model"] == answer["model"] == "claude-sonnet-5-5"
@@ -176,18 +176,18 @@ def test_log_that_fails_or_is_off_costs_no_answer(system: System, database_url: 
         logged(system, 1)
 
 
-def test_a_document_deleted_before_it_is_logged(system: System, database_url: str) -> None:
+def test_a_document_deleted_before_its_entry_is_logged(system: System, database_url: str) -> None:
     start(system)
     with psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE askfolder.question")
-        ask(system, HERON_QUESTION, top_k=1)  # the log waits with it, and takes the next two together
+        ask(system, HERON_QUESTION, top_k=1)  # the log writer waits and then writes the next two entries together
         ask(system, KEY_QUESTION)
         ask(system, HERON_QUESTION, top_k=1)
         other.execute("DELETE FROM askfolder.document WHERE key = 'boathouse.md'")
     assert [row["question"] for row in logged(system, 2)] == [HERON_QUESTION] * 2
 
 
-def test_rated_before_it_is_written(system: System, database_url: str) -> None:
+def test_an_answer_can_be_rated_before_its_entry_is_written(system: System, database_url: str) -> None:
     start(system)
     with psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE askfolder.question_place IN SHARE MODE")  # nothing can be added

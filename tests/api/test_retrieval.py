@@ -1,4 +1,4 @@
-"""Retrieval against exhaustive rankings in NumPy; PostgreSQL's plans; odd questions."""
+"""Retrieval: comparison with exhaustive rankings in NumPy, PostgreSQL's plans, odd questions."""
 
 import functools
 import json
@@ -63,7 +63,7 @@ def store(
     configuration: str | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Documents of so many chunks each, as a worker leaves them."""
+    """Store documents with the given numbers of chunks, in the state after ingestion."""
     connection.execute(
         """
         INSERT INTO source (collection_id, kind, root)
@@ -126,10 +126,10 @@ def found(
     return [p.content for p in retrieve(connection, generation, query, vector)]
 
 
-# --- what lexemes weigh ----------------------------------------------------------------------------------------------
+# --- weights of lexemes ----------------------------------------------------------------------------------------------
 
 
-def test_rare_lexemes_bring_rows_by_themselves_and_common_ones_in_pairs() -> None:
+def test_rare_lexemes_select_rows_alone_and_common_lexemes_in_pairs() -> None:
     rare, common = Lexeme(1, 30, 0, 0), [Lexeme(n, 40_000 + n, 400 * n, 90 * n) for n in (2, 3, 4)]
     queries, idf = weigh([rare, *common], 100_000, 100_000)
     assert queries[0].split(" | ") == ["1", "b2", "b3", "b4"], "strong rows of common lexemes, from the rarest on"
@@ -143,19 +143,19 @@ def test_rare_lexemes_bring_rows_by_themselves_and_common_ones_in_pairs() -> Non
     assert queries[1:] == ["5", "6 | 7", "6", "7"], "three pairs of 180 rows each"
 
 
-def test_something_is_always_a_candidate() -> None:
+def test_there_is_always_a_candidate() -> None:
     queries, _ = weigh([Lexeme(1, 90_000, None, None)], 100_000, 100_000)
     assert queries == ["1"]
     assert weigh([], 100, 100) == ([], {})
 
 
-def test_filters_make_room_for_what_they_drop() -> None:
+def test_filters_allow_more_frequent_lexemes() -> None:
     lexeme = [Lexeme(n, 1_500, 0, 0) for n in (1, 2, 3)]
     assert weigh(lexeme, 100_000, 100_000)[0][0] == "1"
     assert weigh(lexeme, 100_000, 20_000)[0][0] == "1 | 2 | 3"
 
 
-def test_uncounted_common_lexemes_weigh_little() -> None:
+def test_uncounted_common_lexemes_have_a_small_weight() -> None:
     _, idf = weigh([Lexeme(1, lexemes.COUNTED, None, None), Lexeme(2, 12, None, None)], 500_000, 500_000)
     assert idf[1] < 1 < idf[2]
 
@@ -164,7 +164,7 @@ def test_uncounted_common_lexemes_weigh_little() -> None:
 
 
 def zipf_texts(count: int, seed: int = 1) -> list[str]:
-    """Texts of invented words, as frequent as words are."""
+    """Return texts of invented words with the frequencies of natural language (Zipf)."""
     draw = random.Random(seed)
     letters = "bcdfghklmnprstvz"
     vocabulary = [f"{a}a{b}o{c}u{d}" for a in letters for b in letters for c in letters[:8] for d in letters[:2]]
@@ -190,7 +190,7 @@ def bm25(texts: Sequence[str], question: str) -> np.ndarray:
     return scores
 
 
-def test_candidates_hold_the_best_of_all(
+def test_candidates_contain_the_best_of_all_rows(
     connection: Connection, generation: Generation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = zipf_texts(1_500)
@@ -200,7 +200,7 @@ def test_candidates_hold_the_best_of_all(
     monkeypatch.setattr(lexemes, "ROWS", 400)
     overlaps = []
     for draw in map(random.Random, range(40)):
-        seen = sorted(set(draw.choice(texts).split()))  # of a document: common words, and some that tell
+        seen = sorted(set(draw.choice(texts).split()))  # of a document: common words and some specific ones
         question = " ".join(draw.sample(seen, min(draw.choice([2, 8, 20]), len(seen))))
         scores = bm25(texts, question)
         got = retrieve(connection, generation, Query(question, 10, "lexical"), None)
@@ -210,11 +210,11 @@ def test_candidates_hold_the_best_of_all(
     assert np.mean(overlaps) >= 0.98
 
 
-def test_both_scores_for_every_candidate_and_the_echo(connection: Connection, generation: Generation) -> None:
+def test_every_candidate_has_both_scores(connection: Connection, generation: Generation) -> None:
     texts = [*zipf_texts(1_200, 2), "bavokub and dagosut are only here"]
     vectors = np.stack([vector_of(text) for text in texts])
     asked = vector_of("bavokub dagosut")
-    vectors[-1] -= float(vectors[-1] @ asked) * asked  # its meaning has nothing to do with it: only its words find it
+    vectors[-1] -= float(vectors[-1] @ asked) * asked  # its vector is unrelated: only its words match
     vectors[-1] /= np.linalg.norm(vectors[-1])
     store(connection, generation, texts, vectors, a_document=20, configuration="simple")
     passages = retrieve(connection, generation, Query("bavokub dagosut", 100), asked)
@@ -245,7 +245,7 @@ def herons(servers: Servers) -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture
 def copy(servers: Servers, herons: tuple[str, list[str]]) -> Iterator[Connection]:
-    """A connection for searching, to a copy of the 3,000 documents."""
+    """Return a search connection to a copy of the 3,000 documents."""
     with new_database(servers, template=herons[0]) as url, db.connect(url) as connection:
         retrieval.configure(connection)
         yield connection
@@ -273,7 +273,7 @@ def test_filtered_search_finds_what_an_exact_scan_finds(
     assert np.mean(recalls) >= 0.95
 
 
-def test_a_side_that_knows_nothing_does_no_harm(connection: Connection, generation: Generation) -> None:
+def test_an_uninformative_ranking_does_no_harm(connection: Connection, generation: Generation) -> None:
     store(connection, generation, [*zipf_texts(300, 4), "der Schornsteinfeger kommt am Dienstag"], a_document=10)
     assert found(connection, generation, "Schornsteinfeger", mode="hybrid")[0].startswith("der Schornsteinfeger")
     assert len(found(connection, generation, "zzzyyy", mode="hybrid")) == 10, "no word is known: meaning alone decides"
@@ -282,7 +282,7 @@ def test_a_side_that_knows_nothing_does_no_harm(connection: Connection, generati
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def test_each_language_has_its_stemmer_and_common_words(connection: Connection, generation: Generation) -> None:
+def test_each_language_has_a_stemmer_and_common_words(connection: Connection, generation: Generation) -> None:
     german = (
         "Die Mietverträge der Häuser am Hafen werden im Herbst von der Verwaltung gekündigt, und zwar mit einer Frist."
     )
@@ -318,7 +318,7 @@ def test_each_language_has_its_stemmer_and_common_words(connection: Connection, 
         ("boathouse-rules", "a name of a file, not of a thing"),
     ],
 )
-def test_what_is_searched_for_literally_is_found(
+def test_literal_searches_find_their_text(
     connection: Connection, generation: Generation, asked: str, document: str
 ) -> None:
     near = [
@@ -339,7 +339,7 @@ def test_what_is_searched_for_literally_is_found(
     assert found(connection, generation, asked)[0] == document
 
 
-def test_statistics_come_after_the_first_document_and_follow_deletes(
+def test_statistics_exist_after_the_first_document_and_follow_deletions(
     connection: Connection, generation: Generation
 ) -> None:
     store(connection, generation, ["heron heron", "heron gull", "gull", "tern"], name="{}", configuration="simple")
@@ -364,7 +364,7 @@ def test_statistics_come_after_the_first_document_and_follow_deletes(
     assert score() == pytest.approx(math.log(1 + (3 - 1 + 0.5) / 1.5) * tail(3), rel=1e-3)
 
 
-def test_lexemes_are_counted_when_enough_has_changed(
+def test_lexemes_are_recounted_after_enough_changes(
     connection: Connection, generation: Generation, database_url: str
 ) -> None:
     def due() -> bool:
@@ -382,10 +382,8 @@ def test_lexemes_are_counted_when_enough_has_changed(
     assert not due()
 
 
-def test_a_new_title_reaches_every_index_that_holds_the_document(
-    connection: Connection, generation: Generation
-) -> None:
-    """Though the chunks stand: the one that answers and the one that is being built."""
+def test_a_new_title_updates_every_index_of_the_document(connection: Connection, generation: Generation) -> None:
+    """Both the active index and the one being built get the title, although the chunks are unchanged."""
     generations.want(connection, "local", "another", "", DIMENSIONS, "1/200/28", inputs.TEMPLATE)
     both = generations.active(connection)
     store(connection, generation, ["another document"])
@@ -432,7 +430,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("question", ODD, ids=range(len(ODD)))
-def test_odd_questions_are_no_error(connection: Connection, generation: Generation, question: str) -> None:
+def test_odd_questions_cause_no_error(connection: Connection, generation: Generation, question: str) -> None:
     for mode in MODES:
         assert found(connection, generation, question, mode=mode) == [], "nothing is there yet"
     store(connection, generation, zipf_texts(100, 7), a_document=10)
@@ -450,14 +448,14 @@ def test_an_unknown_or_empty_collection_finds_nothing(connection: Connection, ge
             assert found(connection, generation, "bavobub", mode=mode, filters=Filters(collection=name)) == []
 
 
-def test_deleted_documents_are_gone_at_once(connection: Connection, generation: Generation) -> None:
+def test_deleted_documents_disappear_at_once(connection: Connection, generation: Generation) -> None:
     store(connection, generation, ["heron one", "heron two"])
     connection.execute("UPDATE document SET state = 'deleted' WHERE key = 'doc0.md'")
     for mode in MODES:
         assert found(connection, generation, "heron", mode=mode) == ["heron two"]
 
 
-def test_many_deleted_ones_do_not_hide_the_others(copy: Connection, herons: tuple[str, list[str]]) -> None:
+def test_many_deleted_documents_do_not_hide_the_others(copy: Connection, herons: tuple[str, list[str]]) -> None:
     _, texts = herons
     asked = vector_of("heron")
     near = np.argsort(-(np.stack([vector_of(text) for text in texts]) @ asked))[:1_050]
@@ -473,7 +471,7 @@ def test_many_deleted_ones_do_not_hide_the_others(copy: Connection, herons: tupl
 
 
 def plan(connection: Connection, generation: Generation, question: str, filters: Filters) -> str:
-    """The plans of the very statements, as a connection takes them after it was used a while."""
+    """Return the plans of the original statements, as a connection uses them after many executions."""
     seen: list[str] = []
     made = retrieval.statements
 
@@ -490,7 +488,7 @@ def plan(connection: Connection, generation: Generation, question: str, filters:
 
 
 @pytest.mark.parametrize("dimensions", [DIMENSIONS, 1536])
-def test_indexes_are_used_whatever_the_planner_guesses(connection: Connection, dimensions: int) -> None:
+def test_indexes_are_used_despite_wrong_planner_estimates(connection: Connection, dimensions: int) -> None:
     retrieval.configure(connection)
     generation = new_generation(connection, dimensions)
     texts = zipf_texts(1_500, 9)

@@ -32,7 +32,7 @@ MORE = {
 
 @dataclass
 class Asked:
-    """The outcome of a question. `most`: the tokens that each request reserved."""
+    """The outcome of a question. `most`: the reserved tokens of each request."""
 
     parts: list[Any] = field(default_factory=list)
     most: list[Tokens] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Asked:
 
 
 class Capped(Meter):
-    """A meter that allows so many requests, and notes their reservations."""
+    """A meter that allows a number of requests and records their reservations."""
 
     def __init__(self, cap: int, most: list[Tokens]) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def explore(
     seconds: float = 10,
     cap: int = 99,
 ) -> Asked:
-    """One reply a request, the last one for all further ones. `cap`: requests that the budget allows."""
+    """Answer a question with one reply per request; the last reply repeats. `cap`: requests that the budget allows."""
     number = iter(range(1000))
     server.reply = lambda request: replies[min(next(number), len(replies) - 1)](request)
     asked = Asked()
@@ -103,12 +103,12 @@ def look(*queries: Any, name: str = "search") -> Callable[[dict[str, Any]], list
 
 
 def answer(request: dict[str, Any]) -> list[Block]:
-    """Cites the last passage that was found."""
+    """Return an answer that cites the last passage found."""
     last = len(search_results(request)) - 1
     return [text_block("It is Anna Frost's.", [cite(request, last, 0)])]
 
 
-def test_it_searches_and_then_answers_from_all_that_was_found(server: AnthropicStandin) -> None:
+def test_an_answer_can_cite_every_passage_found_by_searches(server: AnthropicStandin) -> None:
     server.thinking = True
     asked = explore(server, look("Anna's work"), look("Who is harbour master?"), answer)
     assert [(step.number, step.query, [p.source for p in step.passages]) for step in asked.steps] == [
@@ -116,8 +116,8 @@ def test_it_searches_and_then_answers_from_all_that_was_found(server: AnthropicS
         (2, "Who is harbour master?", ["3.md"]),
     ]
     assert [p.source for p in asked.passages] == ["1.md", "2.md", "3.md"]
-    (said,) = asked.statements
-    assert [(claim.passage, claim.quote) for claim in said.claims] == [(2, "The harbour master is Anna Frost.")]
+    (statement,) = asked.statements
+    assert [(claim.passage, claim.quote) for claim in statement.claims] == [(2, "The harbour master is Anna Frost.")]
     assert isinstance(asked.parts[-2], Draft)
     assert [step.warnings for step in asked.steps] == [("Slow.",)] * 2
 
@@ -139,21 +139,21 @@ def test_it_searches_and_then_answers_from_all_that_was_found(server: AnthropicS
     assert asked.most[2].input > asked.most[0].input, "each request reserves what it may take"
 
 
-def test_no_search_is_needed(server: AnthropicStandin) -> None:
+def test_an_answer_without_a_search_is_accepted(server: AnthropicStandin) -> None:
     asked = explore(server, answer)
     assert asked.steps == []
     assert len(asked.statements) == 1
     assert len(server.requests) == 1
 
 
-def test_what_is_written_beside_a_call_is_no_answer(server: AnthropicStandin) -> None:
+def test_text_beside_a_tool_call_is_not_part_of_the_answer(server: AnthropicStandin) -> None:
     asked = explore(
         server, lambda r: [text_block("It is Anna's, I think. ", [cite(r, 0, 1)]), *look("Anna")(r)], answer
     )
     assert [one.text for one in asked.statements] == ["It is Anna Frost's."]
 
 
-def test_a_server_without_citations_gets_text_and_gives_marks(server: AnthropicStandin) -> None:
+def test_a_server_without_citations_gets_text_and_returns_marks(server: AnthropicStandin) -> None:
     server.plain = True
     asked = explore(
         server,
@@ -168,32 +168,32 @@ def test_a_server_without_citations_gets_text_and_gives_marks(server: AnthropicS
     assert found.startswith(f"{fence} number=2 "), "numbers go on, between the same delimiters"
 
 
-def test_searches_are_counted(server: AnthropicStandin) -> None:
+def test_the_number_of_searches_is_limited(server: AnthropicStandin) -> None:
     asked = explore(server, *[look(f"Anna {n}") for n in range(deep.SEARCHES)], answer)
     assert len(asked.steps) == deep.SEARCHES
     assert [one["body"]["tool_choice"]["type"] for one in server.requests] == ["auto"] * deep.SEARCHES + ["none"]
     assert len(asked.statements) == 1
 
 
-def test_many_calls_at_once_are_cut_off(server: AnthropicStandin) -> None:
+def test_the_number_of_parallel_calls_is_limited(server: AnthropicStandin) -> None:
     asked = explore(server, look(*[f"Anna {n}" for n in range(50)]), answer)
     assert len(asked.steps) == deep.SEARCHES
     wrong = [block.get("is_error", False) for block in server.requests[1]["body"]["messages"][2]["content"]]
     assert wrong == [False] * deep.SEARCHES + [True] * (50 - deep.SEARCHES)
 
 
-def test_who_does_not_stop_gets_no_answer(server: AnthropicStandin) -> None:
+def test_a_model_that_does_not_stop_searching_gives_no_answer(server: AnthropicStandin) -> None:
     with pytest.raises(TransientError, match=r"stopped in the middle \(tool_use\)"):
         explore(server, look("Anna"))
 
 
-def test_tokens_are_counted(server: AnthropicStandin) -> None:
+def test_the_number_of_tokens_is_limited(server: AnthropicStandin) -> None:
     server.usage_times = deep.STEPS_TOKENS
     explore(server, look("Anna"), answer)
     assert [one["body"]["tool_choice"]["type"] for one in server.requests] == ["auto", "none"]
 
 
-def test_time_is_kept(server: AnthropicStandin) -> None:
+def test_the_time_is_limited(server: AnthropicStandin) -> None:
     def slow(request: dict[str, Any]) -> list[Block]:
         time.sleep(2.1)
         return look("Anna")(request)
@@ -202,7 +202,7 @@ def test_time_is_kept(server: AnthropicStandin) -> None:
     assert [one["body"]["tool_choice"]["type"] for one in server.requests] == ["auto", "none"]
 
 
-def test_the_budget_may_end_it(server: AnthropicStandin) -> None:
+def test_the_budget_can_end_the_searches(server: AnthropicStandin) -> None:
     with pytest.raises(BudgetError):
         explore(server, look("Anna"), answer, cap=1)
 
@@ -210,7 +210,7 @@ def test_the_budget_may_end_it(server: AnthropicStandin) -> None:
 @pytest.mark.parametrize(
     ("name", "query"), [("fetch", "https://example.com"), ("search", " "), ("search", 7), ("search", None)]
 )
-def test_nothing_else_can_be_called(server: AnthropicStandin, name: str, query: Any) -> None:
+def test_only_the_search_tool_can_be_called(server: AnthropicStandin, name: str, query: Any) -> None:
     asked = explore(server, look(query, name=name), answer)
     assert asked.steps == []
     (result,) = server.requests[1]["body"]["messages"][2]["content"]
@@ -218,18 +218,18 @@ def test_nothing_else_can_be_called(server: AnthropicStandin, name: str, query: 
     assert len(asked.statements) == 1
 
 
-def test_calls_of_what_there_is_not_are_counted_too(server: AnthropicStandin) -> None:
+def test_calls_of_unknown_tools_are_counted_too(server: AnthropicStandin) -> None:
     with pytest.raises(TransientError):
         explore(server, look("https://example.com", name="fetch"))
     assert [one["body"]["tool_choice"]["type"] for one in server.requests].count("auto") == deep.SEARCHES
 
 
-def test_a_query_is_cut_to_a_length(server: AnthropicStandin) -> None:
+def test_a_query_is_truncated_to_the_maximum_length(server: AnthropicStandin) -> None:
     asked = explore(server, look("Anna\n" * 5000), answer)
     assert len(asked.steps[0].query) == deep.LONGEST_QUERY
 
 
-def test_nothing_new(server: AnthropicStandin) -> None:
+def test_a_search_without_new_passages_is_reported(server: AnthropicStandin) -> None:
     asked = explore(server, look("something else"), answer)
     assert asked.steps[0].passages == ()
     assert server.requests[1]["body"]["messages"][2]["content"][0]["content"] == "Nothing that was not found before."

@@ -66,11 +66,11 @@ GIFT = "Gift cards cannot be returned."
         ("Elephants are grey.", GIFT, "unsupported"),
         ("Yes.", GIFT, "unsupported"),
         ("**Gift cards** cannot be returned.", GIFT, "supported"),
-        # a part of a sentence may say the contrary of the whole
+        # a part of a sentence may contradict the complete sentence
         ("Gift cards can be returned.", "It is not true that gift cards can be returned.", "unsupported"),
     ],
 )
-def test_rules(sentence: str, quote: str, status: str) -> None:
+def test_the_rules_of_support(sentence: str, quote: str, status: str) -> None:
     assert rate(sentence, Evidence([quote])) == status
 
 
@@ -87,23 +87,23 @@ def test_rules(sentence: str, quote: str, status: str) -> None:
             "supported",
         ),
         ("Geschenkkarten können nicht zurückgegeben werden.", GIFT, "partly"),
-        ("Geschenkkarten können immer zurückgegeben werden.", GIFT, "partly"),  # its words cannot be compared
+        ("Geschenkkarten können immer zurückgegeben werden.", GIFT, "partly"),  # its words are not comparable
         ("Le fichier `a.toml` est lu au démarrage.", "The file `b.toml` is read at the start.", "unsupported"),
         ("La réunion aura lieu mardi à 14h30.", "The meeting is on Tuesday at 2:30 pm.", "supported"),
     ],
 )
-def test_other_languages(sentence: str, quote: str, status: str) -> None:
+def test_sentences_in_other_languages(sentence: str, quote: str, status: str) -> None:
     question = "Was steht dort?" if sentence[:3] in ("Der", "Die", "Ein", "Ges") else "Qu'est-ce qui est dit ?"
     assert rate(sentence, Evidence([quote], question=question)) == status
 
 
-def test_who_it_is_may_stand_around() -> None:
+def test_the_subject_may_come_from_the_surrounding_text() -> None:
     assert rate("The Harbour Tower was built in 1887.", Evidence([BUILT], around=TOWER)) == "partly"
     assert rate("The Harbour Tower was built in 1887.", Evidence([BUILT], titles="Harbour Tower")) == "supported"
     assert rate("The Harbour Tower was built in 1887.", Evidence([BUILT])) == "unsupported"
 
 
-def test_nothing_supports_without_a_quote() -> None:
+def test_a_sentence_without_a_quote_is_unsupported() -> None:
     assert rate(GIFT, Evidence([])) == "unsupported"
 
 
@@ -119,5 +119,5 @@ def test_nothing_supports_without_a_quote() -> None:
         ("Run `rm -rf`:", False),
     ],
 )
-def test_what_only_leads_over(line: str, only: bool) -> None:
+def test_lead_ins_are_recognised(line: str, only: bool) -> None:
     assert is_lead_in(line, Evidence([GIFT], around=GIFT)) == only
