@@ -1,4 +1,4 @@
-"""A Chromium without a window, driven over its debugging pipe: what the page shows, and what it asks of whom."""
+"""A headless Chromium, driven over its debugging pipe: the content of the page and its requests."""
 
 import base64
 import contextlib
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Self
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-_FIRST_FREE = 50  # file descriptors below may be taken; Chromium reads 3 and writes 4
+_FIRST_FREE = 50  # lower file descriptors may be in use; Chromium reads from 3 and writes to 4
 
 
 class Browser:
-    """One page. `requests`: the addresses that it asked for; `complaints`: what it wrote to its console."""
+    """One page. `requests`: the addresses that the page requested; `complaints`: its console messages."""
 
     def __init__(self, profile: Path) -> None:
         self.requests: list[str] = []
@@ -65,13 +65,13 @@ class Browser:
         self.until("document.readyState === 'complete'")
 
     def run(self, script: str) -> Any:
-        """The value of an expression. AssertionError: it threw."""
+        """Return the value of an expression. Raise AssertionError if the expression throws."""
         answer = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def until(self, script: str, seconds: float = 20) -> None:
-        """Waits until an expression is true."""
+        """Wait until an expression is true."""
         deadline = time.monotonic() + seconds
         while not self.run(f"Boolean({script})"):
             shown = "did not happen within {} s: {}; {}"
@@ -104,15 +104,15 @@ class Browser:
             self._note(answer)
 
     def _note(self, event: dict[str, Any]) -> None:
-        told = event.get("params", {})
+        values = event.get("params", {})
         if event.get("method") == "Network.requestWillBeSent":
-            self.requests.append(told["request"]["url"])
+            self.requests.append(values["request"]["url"])
         elif event.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
-            self.complaints.append(json.dumps(told)[:500])
+            self.complaints.append(json.dumps(values)[:500])
 
 
 def _pipe() -> tuple[int, int]:
-    """Both ends, as far up as nothing else is."""
+    """Return both ends of a pipe, with high file descriptors that are not in use."""
     low = os.pipe()
     ends = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE) for end in low)
     for end in low:

@@ -34,12 +34,15 @@ Reply = Callable[[dict[str, Any]], list[Block]]
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words, without a plural s, so that "cats" and "cat" are one."""
+    """Return lower-case words without a plural s, so that "cats" and "cat" are equal."""
     return [word.removesuffix("s") if len(word) > 3 else word for word in re.findall(r"\w+", text.lower())]
 
 
 def bag_of_words(text: str, dimensions: int) -> list[float]:
-    """A deterministic unit vector: each word adds ±1 in four places that its hash names. Like words, like vectors."""
+    """Return a deterministic unit vector: each word adds ±1 at four positions given by its hash.
+
+    Texts with common words have similar vectors.
+    """
     vector = [0.0] * dimensions
     for word in words(text) or [text]:
         weight = 0.2 if word in STOP_WORDS else 1.0
@@ -54,10 +57,10 @@ def bag_of_words(text: str, dimensions: int) -> list[float]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads one JSON request, records it, and lets the stand-in answer or misbehave."""
+    """Read one JSON request, record it, and let the stand-in answer or misbehave."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # 40 ms that an answer's second piece would wait
+    disable_nagle_algorithm = True  # else the second piece of an answer waits for 40 ms
     server: "Server"
 
     def do_POST(self) -> None:
@@ -88,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def cut(self, data: bytes = b"") -> None:
-        """Send these bytes as they are, and hang up."""
+        """Send these bytes unchanged, and close the connection."""
         self.wfile.write(data)
         self.wfile.flush()
         self.close_connection = True
@@ -111,14 +114,14 @@ class Standin:
     `in_flight`: requests that are not answered yet. `closing`: set when the server ends.
     """
 
-    version_path = "/v1"  # what the SDK does not append by itself
+    version_path = "/v1"  # the part of the path that the SDK does not append
     faults: frozenset[str] = frozenset({"400", "401", "404", "429", "500", "529", "hang", "malformed", "cut"})
 
     def __init__(self, port: int = 0, verbose: bool = False, delay: float = 0.0) -> None:
-        """`delay`: seconds that every answer takes."""
+        """Start the server. `delay`: seconds before every answer."""
         self.verbose = verbose
         self.delay = delay
-        self.usage_times = 1  # tokens that an answer says it took, for each word
+        self.usage_times = 1  # reported tokens for each word
         self.requests: list[dict[str, Any]] = []
         self.most_in_flight = 0
         self.in_flight = 0
@@ -246,7 +249,7 @@ class EmbeddingStandin(Standin):
 
 
 class OpenAIStandin(EmbeddingStandin):
-    """POST /v1/embeddings, as OpenAI answers it. `url` is what OPENAI_BASE_URL takes."""
+    """POST /v1/embeddings with the answers of OpenAI. `url` is the value of OPENAI_BASE_URL."""
 
     label = "OpenAI"
 
@@ -272,7 +275,7 @@ class OpenAIStandin(EmbeddingStandin):
 
 
 class VoyageStandin(EmbeddingStandin):
-    """POST /v1/embeddings and /v1/rerank, as Voyage answers them."""
+    """POST /v1/embeddings and /v1/rerank with the answers of Voyage."""
 
     label = "Voyage"
     rerankers = ("rerank-2.5", "rerank-2.5-lite")
@@ -298,7 +301,7 @@ class VoyageStandin(EmbeddingStandin):
             handler.send_json(200, {"object": "list", "data": data, "model": body["model"], "usage": usage})
 
     def rerank(self, handler: Handler, body: dict[str, Any], fault: str) -> None:
-        """A document's score is the share of the question's words that it holds; the best comes first."""
+        """Score each document by its share of the question's words. The best document comes first."""
         query, documents = body.get("query"), body.get("documents")
         if not isinstance(query, str) or not query:
             self.refuse(handler, 400, "Query cannot be empty.")
@@ -331,17 +334,17 @@ class VoyageStandin(EmbeddingStandin):
 
 
 def text_block(text: str, citations: Sequence[Block] = ()) -> Block:
-    """A text block of an answer, as `reply` returns them."""
+    """Return a text block of an answer, for `reply`."""
     return {"type": "text", "text": text, "citations": list(citations) or None}
 
 
-def tool_use(name: str, **given: Any) -> Block:
-    """A block that calls a tool; the stand-in numbers it."""
-    return {"type": "tool_use", "id": "", "name": name, "input": given}
+def tool_use(name: str, **arguments: Any) -> Block:
+    """Return a block that calls a tool; the stand-in adds the id."""
+    return {"type": "tool_use", "id": "", "name": name, "input": arguments}
 
 
 def search_results(request: dict[str, Any]) -> list[Block]:
-    """All search_result blocks of a request, in the order in which `search_result_index` counts them."""
+    """Return all search_result blocks of a request, in the order of `search_result_index`."""
     found = []
     for message in request["messages"]:
         blocks = message["content"] if isinstance(message["content"], list) else []
@@ -354,7 +357,7 @@ def search_results(request: dict[str, Any]) -> list[Block]:
 
 
 def question_of(request: dict[str, Any]) -> str:
-    """The text that the last user message ends with."""
+    """Return the last text of the last user message."""
     content = request["messages"][-1]["content"]
     if isinstance(content, str):
         return content
@@ -362,7 +365,7 @@ def question_of(request: dict[str, Any]) -> str:
 
 
 def cite(request: dict[str, Any], result: int, start: int, end: int | None = None) -> Block:
-    """A citation of blocks `start` to `end` (exclusive) of the request's search result number `result`."""
+    """Return a citation of blocks `start` to `end` (exclusive) of the request's search result number `result`."""
     block = search_results(request)[result]
     end = start + 1 if end is None else end
     return {
@@ -392,20 +395,20 @@ def quote_best(request: dict[str, Any]) -> list[Block]:
 
 
 def numbered_passages(request: dict[str, Any]) -> dict[int, str]:
-    """The passages of a request to put them in order, by their numbers."""
+    """Return number → passage of a reranking request."""
     lines = request["messages"][-1]["content"][0]["text"].split("\n")
     return {row["number"]: row["passage"] for row in map(json.loads, lines)}
 
 
 def order_passages(request: dict[str, Any]) -> list[Block]:
-    """Answer with the numbers of the passages, those that share the most words with the question first."""
+    """Answer with the numbers of the passages, sorted by the number of words shared with the question."""
     asked = set(words(question_of(request))) - STOP_WORDS
     passages = numbered_passages(request)
     return [text_block(json.dumps(sorted(passages, key=lambda number: -len(asked & set(words(passages[number]))))))]
 
 
 def numbered_chunks(request: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The chunks of a request for contexts, by their numbers."""
+    """Return number → chunk of a request for contexts."""
     return {row["number"]: row for row in map(json.loads, request["messages"][-1]["content"][-1]["text"].split("\n"))}
 
 
@@ -424,13 +427,14 @@ def context_word(chunk: str) -> str:
 
 
 class AnthropicStandin(Standin):
-    """POST /v1/messages and /v1/messages/count_tokens, as Anthropic answers them, in one piece or as a stream.
+    """POST /v1/messages and /v1/messages/count_tokens with the answers of Anthropic, in one piece or as a stream.
 
-    The text up to a `cache_control` is cached once its request was answered, if it has 512 tokens (words here); `usage`
-    says so. `url` is the value of ANTHROPIC_BASE_URL. `reply(request)` returns the blocks of the answer (`text_block`,
-    `cite`). Settable too: `stop_reason`, `thinking` (a thinking block comes before the text), `citations_first` (in a
-    stream), `pace` (seconds before each event of a stream), `plain` (search results and citations are not supported, as
-    by other servers with this interface). `left` is set when a client leaves before the end of its stream.
+    The text up to a `cache_control` is cached after its request was answered, if it has 512 tokens (words here);
+    `usage` reports it. `url` is the value of ANTHROPIC_BASE_URL. `reply(request)` returns the blocks of the answer
+    (`text_block`, `cite`). Tests may also set `stop_reason`, `thinking` (a thinking block comes before the text),
+    `citations_first` (in a stream), `pace` (seconds before each event of a stream) and `plain` (search results and
+    citations are not supported, as by other servers with this interface). `left` is set when a client disconnects
+    before the end of its stream.
     """
 
     version_path = ""
@@ -519,7 +523,7 @@ class AnthropicStandin(Standin):
 
     @staticmethod
     def problem(body: dict[str, Any]) -> str | None:
-        """What the real server would refuse in this request, of the things that this project could get wrong."""
+        """Return the real server's error for a request with a likely mistake of this project; None if it is valid."""
         if missing := [key for key in ("model", "max_tokens", "messages") if key not in body]:
             return f"{missing[0]}: Field required"
         if removed := [key for key in ("temperature", "top_p", "top_k") if key in body]:

@@ -1,4 +1,4 @@
-"""A process that spends as fast as it can: `spend` is run by several at once, see test_usage.py."""
+"""Spend as fast as possible: several processes run `spend` at the same time, see tests/shared/test_meter.py."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +11,13 @@ from shared.providers.voyage import VoyageEmbedder
 
 CAP = 0.01  # dollars
 PROCESSES, THREADS = 4, 3
-REFUSALS = 20  # after which a thread gives up
+REFUSALS = 20  # refused calls after which a thread stops
 TEXTS = ["some more words " * 200] * 2
-WORDS = 1200  # what the stand-in counts for them
+WORDS = 1200  # tokens that the stand-in reports for them
 
 
 def spend(database_url: str, url: str, results: Any) -> None:
-    """Embeds until the cap has refused often enough. Puts (calls that went through, refusals)."""
+    """Embed until the cap has refused often enough. Put (accepted calls, refusals) into the queue."""
     with db.pool(database_url, THREADS) as pool:
         endpoint = Endpoint("Voyage", "key", url, "VOYAGE_API_KEY")
         embedder = VoyageEmbedder(endpoint, "voyage-4-large", meter=Meter(pool, {"embedding": CAP}))

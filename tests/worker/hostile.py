@@ -29,7 +29,7 @@ def write_hostile(folder: Path) -> dict[str, str]:
         for name, (data, phrase) in files.items():
             (folder / name).write_bytes(data)
             expected[name] = phrase
-    with (folder / "sparse-300-mb.txt").open("wb") as file:  # takes no disk
+    with (folder / "sparse-300-mb.txt").open("wb") as file:  # a sparse file uses no disk space
         file.truncate(300 << 20)
     return expected | {"sparse-300-mb.txt": "is 300.0 mb large"}
 
@@ -157,23 +157,23 @@ def office_entities() -> dict[str, tuple[bytes, str]]:
 
 
 def office_broken() -> dict[str, tuple[bytes, str]]:
-    whole = document("<w:p><w:r><w:t>words</w:t></w:r></w:p>")
+    valid = document("<w:p><w:r><w:t>words</w:t></w:r></w:p>")
     deep = "<w:sdt>" * 200_000 + "</w:sdt>" * 200_000
-    directory = whole.index(b"PK\x05\x06")
-    absurd = whole[: directory + 12] + struct.pack("<II", 0xFFFFFFF0, 0xFFFFFFF0) + whole[directory + 20 :]
-    locked = bytearray(whole)
+    directory = valid.index(b"PK\x05\x06")
+    absurd = valid[: directory + 12] + struct.pack("<II", 0xFFFFFFF0, 0xFFFFFFF0) + valid[directory + 20 :]
+    locked = bytearray(valid)
     locked[6] |= 1  # "is encrypted", in both headers
     locked[locked.index(b"PK\x01\x02") + 8] |= 1
-    flipped = bytearray(whole)
+    flipped = bytearray(valid)
     flipped[60] ^= 0xFF
     ole = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504) + "EncryptedPackage".encode("utf-16-le") + bytes(480)
     return {
         "deep.docx": (document(deep), "nested too deeply"),
         "deep.xlsx": (workbook("<row>" + "<c>" * 200_000), "nested too deeply"),
-        "cut.docx": (whole[:-40], "damaged or incomplete"),
+        "cut.docx": (valid[:-40], "damaged or incomplete"),
         "cut-inside.docx": (package({"word/document.xml": f"<w:document {WORD}><w:body><w:p>"}), "damaged inside"),
         "absurd-directory.docx": (absurd, "damaged or incomplete"),
-        "absurd-size.docx": (claim(whole, "word/document.xml", 100, 0xFFFFFFFE), "unpacks to far more"),
+        "absurd-size.docx": (claim(valid, "word/document.xml", 100, 0xFFFFFFFE), "unpacks to far more"),
         "flipped-bits.docx": (bytes(flipped), "damaged"),
         "locked-part.docx": (bytes(locked), "password"),
         "locked.docx": (ole, "password"),
@@ -211,7 +211,7 @@ def workbook(rows: str, parts: Parts | None = None) -> bytes:
 
 
 def presentation(slides: int, parts: Parts, shown: int = 0) -> bytes:
-    """Return a presentation of `slides` slides; with `shown`, the first one is listed so many times."""
+    """Return a presentation of `slides` slides. `shown`: the number of times that the first slide is listed."""
     numbers = [0] * shown or range(slides)
     entries = "".join(f'<p:sldId r:id="s{number}"/>' for number in numbers)
     return package(
@@ -265,7 +265,7 @@ def record(data: bytes, part: str) -> tuple[int, int]:
 
 
 def again(data: bytes, part: str, times: int) -> bytes:
-    """Return the archive with so many more records of the same part."""
+    """Return the archive with additional records of the same part."""
     start, end = record(data, part)
     tail = data.index(b"PK\x05\x06")
     size, offset = struct.unpack_from("<II", data, tail + 12)
@@ -276,7 +276,7 @@ def again(data: bytes, part: str, times: int) -> bytes:
 
 
 def claim(data: bytes, part: str, packed: int, unpacked: int) -> bytes:
-    """Return the archive with other sizes of a part in its directory."""
+    """Return the archive with false sizes of a part in its directory."""
     start, _ = record(data, part)
     return data[: start + 20] + struct.pack("<II", packed, unpacked) + data[start + 28 :]
 
@@ -289,12 +289,12 @@ def pdfs() -> dict[str, tuple[bytes, str]]:
     damaged = "damaged or incomplete"
     encrypt = f"/Encrypt 5 0 R/ID[({'a' * 16})({'a' * 16})]"
     standard = f"<</Filter/Standard/V 1/R 2/P -4/O({'A' * 32})/U({'B' * 32})>>"
-    whole = pdf(one_page())
+    valid = pdf(one_page())
     return {
         "cyclic-pages.pdf": (pdf([catalog, "<</Type/Pages/Kids[2 0 R 2 0 R]/Count 2/Parent 2 0 R>>"]), "no text in it"),
         "cyclic-objects.pdf": (cyclic_objects(), "no text in it"),
         "cyclic-references.pdf": (pdf(["2 0 R", "1 0 R"]), damaged),
-        # These two reach the limit on memory.
+        # These two files reach the memory limit.
         "unpacks-without-end.pdf": (pdf([*one_page()[:3], endless_stream()]), "of memory"),
         "cyclic-forms.pdf": (cyclic_forms(), "of memory"),
         "same-page.pdf": (
@@ -305,7 +305,7 @@ def pdfs() -> dict[str, tuple[bytes, str]]:
             pdf([catalog, "<</Type/Pages/Count 1/Kids" + "[" * 200_000 + "]" * 200_000 + ">>"]),
             "no text in it",
         ),
-        "cut.pdf": (whole[:100], damaged),
+        "cut.pdf": (valid[:100], damaged),
         "locked.pdf": (pdf([*one_page(), standard], encrypt), "password"),
         "junk.pdf": (junk(20_000), "is not a valid pdf"),
         "junk-inside.pdf": (b"%PDF-1.7\n" + junk(200_000), damaged),

@@ -1,4 +1,4 @@
-"""The Celery app is made from settings; importing the module alone reads none."""
+"""The Celery app is created from settings; an import of the module alone reads no settings."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def test_only_the_app_needs_settings() -> None:
     assert "ASKFOLDER_PORT" in app.stderr
 
 
-def test_the_app_is_made_once() -> None:
+def test_the_app_is_created_once() -> None:
     code = (
         "import worker.app as w; from worker.app import app; assert app is w.app; print(app.tasks['ingest'].app is app)"
     )

@@ -1,4 +1,4 @@
-"""Chunks: exact, within limits, whole, and left alone by edits elsewhere."""
+"""Chunks: exact offsets, limits, complete coverage, and stability under edits elsewhere in the document."""
 
 import random
 import re
@@ -39,7 +39,7 @@ def count() -> Count:
 
 @pytest.fixture(scope="module")
 def remembered(count: Count) -> Count:
-    """Counts a text once: for documents that are chunked again after every edit."""
+    """Return a counter that caches each text, for documents that are chunked again after every edit."""
     known: dict[str, int] = {}
 
     def tokens(texts: Sequence[str]) -> list[int]:
@@ -77,7 +77,7 @@ def markdown(rng: random.Random, sections: int) -> str:
 
 
 def assert_whole(document: Parsed, chunks: list[Chunk], count: Count, limit: int = LIMIT) -> None:
-    """Exact offsets, within the limit, in order, and every character that is no whitespace in some chunk."""
+    """Check exact offsets, the limit, the order, and that the chunks contain every non-blank character."""
     text, covered = document.text, 0
     for ordinal, one in enumerate(chunks):
         assert one.ordinal == ordinal
@@ -112,7 +112,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("format", ["markdown", "code"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_text_is_whole_and_within_the_limit(name: str, format: str, count: Count) -> None:
+def test_chunks_of_hostile_text_are_complete_and_within_the_limit(name: str, format: str, count: Count) -> None:
     document = parsed(HOSTILE[name], format)
     chunks = chunk(document, count, LIMIT, OVERLAP)
     assert_whole(document, chunks, count)
@@ -123,7 +123,7 @@ def test_hostile_text_is_whole_and_within_the_limit(name: str, format: str, coun
 
 
 @pytest.mark.parametrize("limit", [16, 50, 400])
-def test_any_limit_and_any_counter(limit: int, count: Count) -> None:
+def test_chunks_are_complete_with_any_limit_and_counter(limit: int, count: Count) -> None:
     text = markdown(random.Random(3), 10) + "\n\n" + HOSTILE["base64"][:3000] + "\n\n    " + HOSTILE["chinese"][:500]
     document = parsed(text)
     for counter in (
@@ -137,7 +137,7 @@ def test_any_limit_and_any_counter(limit: int, count: Count) -> None:
         chunk(document, count, 15)
 
 
-# Each makes the lines of a document; one of them is inserted, deleted or changed.
+# Each function returns the lines of a document; one line is inserted, deleted or changed.
 EDITED = {
     "markdown": lambda rng: markdown(rng, 60),
     "uniform": lambda rng: "\n".join(f"Line {i} holds {words(rng, 5, 7)}." for i in range(2000)),
@@ -172,7 +172,7 @@ def test_chunks_are_well_filled(count: Count) -> None:
     assert sum(size < 0.15 * LIMIT for size in sizes) <= 0.01 * len(sizes)
 
 
-def test_heading_path_and_page_are_those_of_the_first_own_character(count: Count) -> None:
+def test_heading_path_and_page_belong_to_the_first_character_after_the_overlap(count: Count) -> None:
     text = markdown(random.Random(6), 30)
     middle = len(text) // 2
     document = parsed(text, pages=((0, 1), (middle, 2)))
@@ -194,7 +194,7 @@ def test_heading_path_and_page_are_those_of_the_first_own_character(count: Count
 
 
 def orphans(document: Parsed, chunks: list[Chunk]) -> int:
-    """Chunks that end with a heading without a word of its text."""
+    """Count the chunks that end with a heading without any of its text."""
     last = {one.ordinal: [h for h in document.headings if one.char_start <= h.start < one.char_end] for one in chunks}
     bodies = [
         document.text[found[-1].start : chunks[ordinal].char_end].partition("\n")[2]
@@ -205,13 +205,13 @@ def orphans(document: Parsed, chunks: list[Chunk]) -> int:
 
 
 def on_boundary(document: Parsed, one: Chunk) -> bool:
-    """Whether a chunk ends with a line or a sentence."""
+    """Return True if a chunk ends at the end of a line or sentence."""
     return (
         document.text[one.char_end : one.char_end + 1] in ("", "\n") or one.content.rstrip("\"')*”»")[-1] in ".!?。！？"
     )
 
 
-def test_boundaries_of_a_large_markdown_document(count: Count) -> None:
+def test_chunks_of_a_large_markdown_document_end_at_boundaries(count: Count) -> None:
     document = parsed(markdown(random.Random(7), 150))
     chunks = chunk(document, count, LIMIT, OVERLAP)
     assert len(chunks) > 200
@@ -220,7 +220,7 @@ def test_boundaries_of_a_large_markdown_document(count: Count) -> None:
     assert orphans(document, chunks) == 0
 
 
-def test_headings_underlined_or_in_a_row_keep_their_text(count: Count) -> None:
+def test_underlined_and_consecutive_headings_keep_their_text(count: Count) -> None:
     body = " ".join(["Body of the section that is long enough to fill a chunk."] * 8)
     text = "\n\n".join(f"=======\nTitle {i}\n=======\n\nSub {i}\n-----\n\n{body}" for i in range(20))
     starts = [
@@ -232,7 +232,7 @@ def test_headings_underlined_or_in_a_row_keep_their_text(count: Count) -> None:
     assert len(chunks) == 20
 
 
-def test_overlap_repeats_whole_sentences_but_not_across_a_heading(count: Count) -> None:
+def test_overlap_repeats_complete_sentences_but_not_across_a_heading(count: Count) -> None:
     document = parsed(markdown(random.Random(8), 40))
     chunks = chunk(document, count, LIMIT, OVERLAP)
     starts = {start for start, _ in sentences(document.text)}
@@ -251,7 +251,7 @@ def test_overlap_repeats_whole_sentences_but_not_across_a_heading(count: Count) 
     assert all(a.char_end <= b.char_start for a, b in pairwise(plain))
 
 
-def test_sections_share_a_chunk_with_their_siblings_only(count: Count) -> None:
+def test_a_chunk_combines_only_sibling_sections(count: Count) -> None:
     text = "\n\n".join(
         f"# Part {i}\n\n"
         + "\n\n".join(f"## Note {i}.{j}\n\nA short note about {words(random.Random(i + j), 9, 9)}." for j in range(12))
@@ -261,7 +261,7 @@ def test_sections_share_a_chunk_with_their_siblings_only(count: Count) -> None:
         assert "\n# Part" not in one.content
 
 
-def test_code_is_cut_between_functions(count: Count) -> None:
+def test_code_is_split_between_functions(count: Count) -> None:
     rng = random.Random(9)
     functions = [
         f"def f{i}(x):\n"
@@ -276,7 +276,7 @@ def test_code_is_cut_between_functions(count: Count) -> None:
 
 
 @pytest.mark.parametrize("size", [15_000, 60_000])
-def test_each_text_is_counted_about_twice_at_most(size: int, count: Count) -> None:
+def test_a_text_is_counted_at_most_about_twice(size: int, count: Count) -> None:
     for text in (markdown(random.Random(4), size // 500), HOSTILE["base64"][:size], HOSTILE["words"][:size]):
         counted = 0
 
@@ -299,7 +299,7 @@ def test_each_text_is_counted_about_twice_at_most(size: int, count: Count) -> No
         ("fivethirtyeight-csv/state-of-the-polls-2024/2016_polls.csv", "csv"),
     ],
 )
-def test_real_documents(name: str, format: str, count: Count) -> None:
+def test_chunks_of_real_documents(name: str, format: str, count: Count) -> None:
     document = parsed((DOCUMENTS / name).read_text("utf-8", "replace").replace("\r\n", "\n"), format)
     chunks = chunk(document, count, LIMIT, OVERLAP)
     assert_whole(document, chunks, count)
@@ -327,5 +327,5 @@ def test_real_documents(name: str, format: str, count: Count) -> None:
         ("Wait... what? No… Yes.", ["Wait... what?", "No…", "Yes."]),
     ],
 )
-def test_sentences(text: str, expected: list[str]) -> None:
+def test_text_is_split_into_sentences(text: str, expected: list[str]) -> None:
     assert [text[start:end] for start, end in sentences(text)] == expected

@@ -1,4 +1,4 @@
-"""`askfolder estimate` over a real folder: it sends nothing, and its sums are those of a running system."""
+"""`askfolder estimate` over a real folder sends nothing and calculates the sums of a running system."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(model: Path, tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """The command, with the settings given and no others."""
+    """Run the command with only the given settings."""
     data = tmp_path / "data"
     (data / "models").mkdir(parents=True, exist_ok=True)
     if not (data / LOCAL_MODEL).exists():
@@ -54,22 +54,22 @@ def estimate(model: Path, tmp_path: Path, *arguments: str, **env: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_local(folder: Path, model: Path, tmp_path: Path) -> None:
-    said = estimate(model, tmp_path)
-    assert (said["folder"], said["files"]) == (str(folder), 4)
-    assert said["formats"] == {"text": 1, "markdown": 1}
-    assert said["unreadable"].keys() == {"sub/empty.txt", "sub/broken.pdf"}
-    assert "empty" in said["unreadable"]["sub/empty.txt"]
-    assert said["characters"] >= len("\n".join(LINES))
-    assert said["tokens"] > 200 * 15
-    assert said["chunks"] >= said["tokens"] / 206
-    assert (said["embedding"]["to"], said["embedding"]["dollars"], said["dollars"]) == ("", 0, 0)
-    assert said["contexts"] is None
+def test_the_estimate_of_local_embedding(folder: Path, model: Path, tmp_path: Path) -> None:
+    data = estimate(model, tmp_path)
+    assert (data["folder"], data["files"]) == (str(folder), 4)
+    assert data["formats"] == {"text": 1, "markdown": 1}
+    assert data["unreadable"].keys() == {"sub/empty.txt", "sub/broken.pdf"}
+    assert "empty" in data["unreadable"]["sub/empty.txt"]
+    assert data["characters"] >= len("\n".join(LINES))
+    assert data["tokens"] > 200 * 15
+    assert data["chunks"] >= data["tokens"] / 206
+    assert (data["embedding"]["to"], data["embedding"]["dollars"], data["dollars"]) == ("", 0, 0)
+    assert data["contexts"] is None
 
     (folder / "copy.txt").write_text("\n".join(LINES))
     again = estimate(model, tmp_path)
-    assert again["chunks"] > said["chunks"]
-    assert again["embedding"]["tokens"] == said["embedding"]["tokens"], "a copy is embedded once"
+    assert again["chunks"] > data["chunks"]
+    assert again["embedding"]["tokens"] == data["embedding"]["tokens"], "a copy is embedded once"
 
     words = run(model, tmp_path, str(folder)).stdout
     assert "5 files" in words
@@ -79,22 +79,22 @@ def test_local(folder: Path, model: Path, tmp_path: Path) -> None:
     assert words.endswith("Nothing was sent.\n")
 
 
-def test_providers_and_contexts(folder: Path, model: Path, tmp_path: Path) -> None:
+def test_the_estimate_of_providers_and_contexts(folder: Path, model: Path, tmp_path: Path) -> None:
     keys = {"OPENAI_API_KEY": "sk-test", "ANTHROPIC_API_KEY": "sk-ant-test"}
     on = keys | {"ASKFOLDER_EMBEDDER": "openai", "ASKFOLDER_CONTEXT": "claude", "ASKFOLDER_CHUNK_TOKENS": "100"}
-    said = estimate(model, tmp_path, str(folder), **on)
-    embedding, contexts = said["embedding"], said["contexts"]
+    data = estimate(model, tmp_path, str(folder), **on)
+    embedding, contexts = data["embedding"], data["contexts"]
     assert (embedding["model"], embedding["to"]) == ("text-embedding-3-small", "OpenAI")
-    assert embedding["tokens"]["input"] > said["tokens"], "headers and contexts are embedded too"
+    assert embedding["tokens"]["input"] > data["tokens"], "headers and contexts are embedded too"
     assert embedding["dollars"] == prices.cost("text-embedding-3-small", embedding["tokens"]["input"])
     assert (contexts["model"], contexts["to"]) == ("claude-haiku-5-5", "Anthropic")
     spent = contexts["tokens"]
     assert spent["cache_read"] > spent["cache_write"] > 200 * 15
     assert contexts["dollars"] == prices.cost("claude-haiku-5-5", **spent)
-    assert said["dollars"] == pytest.approx(embedding["dollars"] + contexts["dollars"])
+    assert data["dollars"] == pytest.approx(embedding["dollars"] + contexts["dollars"])
 
     (folder / "copy.txt").write_text("\n".join(LINES))
-    assert estimate(model, tmp_path, str(folder), **on)["dollars"] == said["dollars"], "a copy is paid for once"
+    assert estimate(model, tmp_path, str(folder), **on)["dollars"] == data["dollars"], "a copy is paid for once"
 
     words = run(model, tmp_path, str(folder), **on, ASKFOLDER_CONTEXT_MODEL="my-model").stdout
     assert "all texts go to OpenAI: at most about $0.0" in words
@@ -103,9 +103,9 @@ def test_providers_and_contexts(folder: Path, model: Path, tmp_path: Path) -> No
 
     with OpenAIStandin() as openai, AnthropicStandin() as claude:
         other = on | {"OPENAI_BASE_URL": openai.url, "ANTHROPIC_BASE_URL": claude.url}
-        said = estimate(model, tmp_path, str(folder), **other)
-        assert (said["embedding"]["to"], said["contexts"]["to"]) == (openai.url, claude.url)
-        assert (said["embedding"]["dollars"], said["dollars"]) == (None, None), "another server's price is not known"
+        data = estimate(model, tmp_path, str(folder), **other)
+        assert (data["embedding"]["to"], data["contexts"]["to"]) == (openai.url, claude.url)
+        assert (data["embedding"]["dollars"], data["dollars"]) == (None, None), "another server's price is not known"
         assert (openai.requests, claude.requests) == ([], []), "nothing is sent"
 
 
@@ -116,7 +116,7 @@ def test_providers_and_contexts(folder: Path, model: Path, tmp_path: Path) -> No
         ([], {"ASKFOLDER_CONTEXT": "claude"}, "ASKFOLDER_CONTEXT=claude needs ANTHROPIC_API_KEY"),
     ],
 )
-def test_what_cannot_be_estimated(
+def test_impossible_estimates_are_refused(
     model: Path, tmp_path: Path, arguments: list[str], env: dict[str, str], words: str
 ) -> None:
     done = run(model, tmp_path, *arguments, **env)

@@ -1,4 +1,4 @@
-"""The folder as a source: keys, ignore rules, links, a missing root, files that are being written."""
+"""The folder as a source: keys, ignore rules, links, a missing root, unfinished files."""
 
 import hashlib
 import os
@@ -52,7 +52,7 @@ def as_nobody(folder: Path, code: str) -> str:
 
 
 @pytest.mark.skipif(not LINUX, reason="macOS refuses names that are not UTF-8")
-def test_keys_are_relative_and_lead_back(tmp_path: Path) -> None:
+def test_keys_are_relative_and_can_be_converted_back(tmp_path: Path) -> None:
     names = [b"a b.md", b"new\nline.md", "ünï 🦩.md".encode(), b"caf\xe9.md", b"100%.md", b"%C9.md", b"sub\xff/c.md"]
     for name in names:
         path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
@@ -68,7 +68,7 @@ def test_keys_are_relative_and_lead_back(tmp_path: Path) -> None:
     assert not any(source.rules.ignores(key) for key in found)
 
 
-def test_names_stay_as_the_file_system_has_them(tmp_path: Path) -> None:
+def test_names_are_not_normalised(tmp_path: Path) -> None:
     both = [unicodedata.normalize(form, "ü.md") for form in ("NFC", "NFD")]
     source = fill(tmp_path, *both, "A.md", "a.md")
     assert keys(source) == sorted(os.listdir(tmp_path)), "one or two, as the file system says"
@@ -85,7 +85,7 @@ sub/node_modules/deep/x.md
 """.split()
 
 
-def test_ignored_by_default_and_links(tmp_path: Path) -> None:
+def test_default_ignore_rules_and_links(tmp_path: Path) -> None:
     kept = ["4913.md", "good.md", "part", "sub/good.md", "tmp.md"]
     source = fill(tmp_path / "in", *DEFAULTS, *kept)
     (tmp_path / "outside").mkdir()
@@ -223,7 +223,7 @@ CASES: list[dict[str, str]] = [
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 @pytest.mark.skipif(not LINUX, reason="names that differ in case only")
-def test_rules_are_those_of_git(tmp_path: Path) -> None:
+def test_ignore_rules_behave_like_those_of_git(tmp_path: Path) -> None:
     for setup in ("init -q", "config core.excludesFile /dev/null"):
         subprocess.run(["git", *setup.split()], cwd=tmp_path, check=True)
     source = fill(tmp_path, *(name for name in NAMES if name != "a"), "sp ace.md", "trail ")
@@ -247,7 +247,7 @@ def test_rules_are_those_of_git(tmp_path: Path) -> None:
     assert len(CASES) * len(entries) > 60 * 60
 
 
-def test_rules_override_the_defaults_but_never_uncover_git(tmp_path: Path) -> None:
+def test_rules_override_the_defaults_but_never_include_git_folders(tmp_path: Path) -> None:
     source = fill(tmp_path, ".notes.md", ".other.md", ".git/config.md", "sub/.deep.md", "node_modules/x.md", "a.tmp")
     (tmp_path / RULES).write_text("!.notes.md\n!*.tmp\n!.git\n!.askfolderignore\n!node_modules/\nnode_modules/y.md")
     (tmp_path / "sub" / RULES).write_text("!.*")
@@ -258,14 +258,14 @@ def test_rules_override_the_defaults_but_never_uncover_git(tmp_path: Path) -> No
     assert source.rules.ignores("sub/new.md")
 
 
-def test_rules_hold_for_both_forms_of_an_accent(tmp_path: Path) -> None:
+def test_rules_match_both_unicode_forms_of_an_accent(tmp_path: Path) -> None:
     source = fill(tmp_path, *(unicodedata.normalize(form, "ü/ü.md") for form in ("NFC", "NFD")))
     (tmp_path / RULES).write_text(unicodedata.normalize("NFD", "/ü/ü.md"))
     assert keys(source) == []
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_rules_as_windows_writes_them(tmp_path: Path, encoding: str) -> None:
+def test_rules_in_the_format_of_windows(tmp_path: Path, encoding: str) -> None:
     source = fill(tmp_path, "private/a.md", "b.md")
     (tmp_path / RULES).write_bytes("private/\r\n".encode(encoding))
     assert keys(source) == ["b.md"]
@@ -308,7 +308,7 @@ def test_a_folder_with_unreadable_rules_is_not_read(tmp_path: Path) -> None:
 def test_unreadable_folders_are_reported(tmp_path: Path) -> None:
     fill(tmp_path, "closed/a.md", "listed/b.md", "open/c.md", "e.md")
     (tmp_path / "closed").chmod(0)
-    (tmp_path / "listed").chmod(0o744)  # its names can be read, nothing about them
+    (tmp_path / "listed").chmod(0o744)  # the names can be read, but not the file attributes
     code = "seen = source.discover(); print(sorted(f.key for f in seen.files), sorted(seen.closed), seen.folders)"
     assert as_nobody(tmp_path, code) == "['e.md', 'open/c.md'] ['closed', 'listed'] 2\n"
 
@@ -325,14 +325,14 @@ def test_listing(tmp_path: Path) -> None:
     )
 
 
-def test_missing_root_concludes_nothing(tmp_path: Path) -> None:
+def test_a_missing_root_changes_nothing(tmp_path: Path) -> None:
     for root in (tmp_path / "away", fill(tmp_path, "file").path("file")):
         with pytest.raises(PermanentError, match="nothing is changed"):
             FolderSource(root).discover()
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_root_replaced_during_the_listing_concludes_nothing(
+def test_a_root_replaced_during_the_listing_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
 ) -> None:
     source = fill(tmp_path / "in", *(f"{n}/a.md" for n in range(20)))
@@ -342,7 +342,7 @@ def test_root_replaced_during_the_listing_concludes_nothing(
         if next(calls) == 10:
             (tmp_path / "in").rename(tmp_path / "elsewhere")
             if back:
-                (tmp_path / "in").mkdir()  # what an unmounted disk leaves
+                (tmp_path / "in").mkdir()  # an unmounted disk leaves an empty folder
         return scandir(path)  # type: ignore[call-overload]
 
     monkeypatch.setattr(os, "scandir", leave)
@@ -350,7 +350,7 @@ def test_root_replaced_during_the_listing_concludes_nothing(
         source.discover()
 
 
-def test_change_while_reading_is_noticed(tmp_path: Path) -> None:
+def test_a_change_while_reading_is_noticed(tmp_path: Path) -> None:
     source = fill(tmp_path, "a.md")
     path = tmp_path / "a.md"
     with pytest.raises(TransientError, match="changed while"), source.fetch("a.md"):
@@ -369,7 +369,7 @@ def test_root_may_be_a_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (LINUX and ROOT and shutil.which("unshare")), reason="mounting needs root and `unshare`")
-def test_mounts(tmp_path: Path) -> None:
+def test_mounts_are_recognised(tmp_path: Path) -> None:
     code = f"""
 import subprocess; from pathlib import Path; from worker.source.file_system import file_system
 from worker.source.folder import FolderSource
@@ -386,7 +386,7 @@ print([file.key for file in FolderSource(root).discover().files])
     assert done.stdout.split("\n")[:2] == ["True True tmpfs", "['disk/a.md']"], done.stderr
 
 
-def test_remote_file_systems() -> None:
+def test_remote_file_systems_are_recognised() -> None:
     assert all(map(is_remote, ("nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs")))
     assert not any(map(is_remote, ("ext4", "apfs", "fuseblk", "overlay", "")))
     assert file_system(Path("/")) != ""
@@ -403,7 +403,7 @@ file.close(); print("closed", flush=True); sys.stdin.readline()
 
 @pytest.mark.skipif(not LINUX, reason="only Linux has leases")
 @pytest.mark.parametrize(("mode", "expected"), [("ab", True), ("r+b", True), ("rb", False)])
-def test_a_file_that_is_open_for_writing(tmp_path: Path, mode: str, expected: bool) -> None:
+def test_a_file_open_for_writing_is_detected(tmp_path: Path, mode: str, expected: bool) -> None:
     source = fill(tmp_path, "a.md")
     assert being_written(source.path("a.md")) is False
     with subprocess.Popen(
@@ -423,7 +423,7 @@ def test_a_file_that_is_open_for_writing(tmp_path: Path, mode: str, expected: bo
 
 
 @pytest.mark.skipif(not LINUX, reason="only Linux has leases")
-def test_a_slow_copy(tmp_path: Path) -> None:
+def test_a_slow_copy_is_detected(tmp_path: Path) -> None:
     source = fill(tmp_path)
     copy = subprocess.Popen(["sh", "-c", f"(echo one; sleep 0.4; echo two) > '{tmp_path}/a.md'"])
     seen = []
@@ -436,7 +436,7 @@ def test_a_slow_copy(tmp_path: Path) -> None:
     assert being_written(source.path("a.md")) is False
 
 
-def test_unknown_writers(tmp_path: Path) -> None:
+def test_no_writer_is_reported_if_unknown(tmp_path: Path) -> None:
     source = fill(tmp_path, "a.md")
     (tmp_path / "link.md").symlink_to("a.md")
     os.mkfifo(tmp_path / "pipe.md")

@@ -15,11 +15,11 @@ def inputs(*contents: str, heading: str = "Birds") -> list[Input]:
 
 
 def rows(*contents: str) -> list[Row]:
-    """Rows with the ids 10, 11, 12 …"""
+    """Return rows with the ids 10, 11, 12 …"""
     return [Row(10 + n, part, input_hash) for n, (part, input_hash) in enumerate(inputs(*contents))]
 
 
-def test_unchanged() -> None:
+def test_unchanged_rows_need_no_changes() -> None:
     assert compare(rows("gull", "heron"), inputs("gull", "heron"), new_text=False) == Changes()
 
 
@@ -27,7 +27,7 @@ def test_new_text_makes_all_lexical_rows_stale() -> None:
     assert compare(rows("gull", "heron"), inputs("gull", "heron"), new_text=True) == Changes(stale=[10, 11])
 
 
-def test_first_time_everything_is_new() -> None:
+def test_the_first_time_everything_is_new() -> None:
     assert compare([], inputs("gull", "heron"), new_text=True) == Changes(new=inputs("gull", "heron"))
 
 
@@ -47,12 +47,12 @@ def test_same_content_with_another_vector_is_replaced() -> None:
     assert compare(rows("gull"), after, new_text=False) == Changes(new=after, gone=[10])
 
 
-def test_context_alone_is_no_change() -> None:
+def test_a_different_context_alone_is_no_change() -> None:
     after = [(replace(chunk(0, "gull"), context="On the coast."), b"gull")]
     assert compare(rows("gull"), after, new_text=False) == Changes()
 
 
-def test_changed_heading_shifts_and_is_searched_anew() -> None:
+def test_a_changed_heading_shifts_and_renews_the_lexical_row() -> None:
     after = inputs("gull", heading="Seabirds")
     assert compare(rows("gull"), after, new_text=False) == Changes(shifted=[(10, after[0][0])], stale=[10])
 
@@ -66,13 +66,13 @@ def test_duplicated_contents_are_kept_in_their_order() -> None:
     assert compare(before, after, new_text=False) == Changes(new=after[4:])
 
 
-def test_all_gone() -> None:
+def test_removed_chunks_are_deleted() -> None:
     assert compare(rows("gull", "heron"), [], new_text=True) == Changes(gone=[10, 11])
 
 
 def test_damaged_row_is_written_again() -> None:
-    whole, damaged = rows("gull", "heron")
+    complete_row, damaged = rows("gull", "heron")
     after = inputs("gull", "heron")
-    assert compare([whole, replace(damaged, complete=False)], after, new_text=False) == Changes(
+    assert compare([complete_row, replace(damaged, complete=False)], after, new_text=False) == Changes(
         new=after[1:], gone=[11]
     )

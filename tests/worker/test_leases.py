@@ -1,4 +1,4 @@
-"""The lease of a lost process: who hands it back, when, and what the document is blamed for."""
+"""The lease of a lost process: its return, and the failure that is recorded for the document."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ from worker.leases import blame, hand_back_dead, name_of
         (SystemExit(), False, None),
     ],
 )
-def test_blame(error: BaseException, out_of_memory: bool, reason: str | None) -> None:
+def test_the_reason_of_a_lost_process(error: BaseException, out_of_memory: bool, reason: str | None) -> None:
     assert blame(error, out_of_memory) == reason
 
 
@@ -56,7 +56,9 @@ def leased(connection: Connection, worker: str, attempts: int) -> int:
         ("a crash", 3, ("quarantined", 3)),
     ],
 )
-def test_handed_back(connection: Connection, reason: str | None, attempts: int, after: tuple[str, int]) -> None:
+def test_a_lease_is_handed_back(
+    connection: Connection, reason: str | None, attempts: int, after: tuple[str, int]
+) -> None:
     number = leased(connection, "here:1", attempts)
     assert documents.hand_back(connection, ["here:2"], reason) == 0
     assert claims.claim(connection, number, "here:3") is None
@@ -69,7 +71,7 @@ def test_handed_back(connection: Connection, reason: str | None, attempts: int, 
         assert "askfolder retry" in error
 
 
-def test_step_forward_clears_the_attempts(connection: Connection) -> None:
+def test_progress_resets_the_attempts(connection: Connection) -> None:
     leased(connection, "here:1", 3)
     (number,) = connection.execute("SELECT id FROM document").fetchone()  # type: ignore[misc]
     connection.execute("DELETE FROM task")
@@ -83,8 +85,8 @@ def test_step_forward_clears_the_attempts(connection: Connection) -> None:
     assert listing.one(connection, number)["state"] == "queued"  # type: ignore[index]
 
 
-def test_killed_process_gives_back_at_once_and_uncounted(system: System, database_url: str) -> None:
-    """Five times in a row: more than three attempts, and no blame on a document that others take down."""
+def test_a_killed_process_returns_its_lease_without_an_attempt(system: System, database_url: str) -> None:
+    """Five kills exceed the three attempts, but a document is not blamed for the kill of its process."""
     (system.folder / "a.txt").write_text("\n".join(f"Line {n} tells of heron number {n * 7919}." for n in range(300)))
     with OpenAIStandin(delay=1.0) as openai:
         system.env |= {"ASKFOLDER_EMBEDDER": "openai", "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": openai.url}
@@ -107,7 +109,7 @@ def holder(connection: psycopg.Connection[tuple[str]], but: set[str]) -> str | N
     return row[0] if row else None
 
 
-def test_worker_that_is_told_to_end_hands_back(system: System, database_url: str) -> None:
+def test_a_terminating_worker_hands_back_its_leases(system: System, database_url: str) -> None:
     (system.folder / "big.txt").write_text(
         "\n".join(f"Line {n} tells of heron number {n * 7919}." for n in range(9000))
     )
@@ -127,13 +129,13 @@ def test_worker_that_is_told_to_end_hands_back(system: System, database_url: str
         assert connection.execute("SELECT count(*) FROM askfolder.worker").fetchone() == (0,)
 
 
-def test_dead_process_of_a_dead_worker(connection: Connection) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    number = leased(connection, name_of(gone.pid, gone.pid), 1)
+def test_leases_of_a_dead_worker_are_handed_back(connection: Connection) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    number = leased(connection, name_of(ended.pid, ended.pid), 1)
     hand_back_dead(connection)
     assert listing.one(connection, number)["state"] == "queued"  # type: ignore[index]
-    for main, pid in ((gone.pid, os.getpid()), (os.getpid(), os.getpid()), (os.getpid(), gone.pid)):
+    for main, pid in ((ended.pid, os.getpid()), (os.getpid(), os.getpid()), (os.getpid(), ended.pid)):
         connection.execute("DELETE FROM task")
         connection.execute("UPDATE document SET not_before = NULL, state = 'queued'")
         assert claims.claim(connection, number, name_of(pid, main))
@@ -160,7 +162,7 @@ def test_folder_that_a_worker_cannot_read_is_left_to_others(system: System, data
     until(lambda: system.search("stork") and [r for r in system.search("stork") if r["source"] == "b.txt"])
 
 
-def test_redis_that_may_throw_the_queue_away_is_refused(system: System) -> None:
+def test_a_redis_that_may_evict_the_queue_is_refused(system: System) -> None:
     with redis.Redis.from_url(system.env["REDIS_URL"]) as client:
         client.config_set("maxmemory", "1gb")
         client.config_set("maxmemory-policy", "allkeys-lru")
@@ -174,8 +176,8 @@ def test_redis_that_may_throw_the_queue_away_is_refused(system: System) -> None:
     assert "Traceback" not in system.log("worker")
 
 
-def test_longest_turn_ends_and_goes_on_where_it_was(system: System, database_url: str) -> None:
-    """The signal with which Celery ends a task's time, sent by hand in the middle of a document."""
+def test_a_task_over_its_time_limit_continues_later_at_the_same_place(system: System, database_url: str) -> None:
+    """Send the signal of Celery's time limit in the middle of a document."""
     (system.folder / "a.txt").write_text("\n".join(f"Line {n} tells of heron number {n * 7919}." for n in range(3000)))
     with OpenAIStandin(delay=0.8) as openai:
         system.env |= {"ASKFOLDER_EMBEDDER": "openai", "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": openai.url}

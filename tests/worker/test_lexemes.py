@@ -1,4 +1,4 @@
-"""The text search configuration of a document. The counts of lexemes are tested with the search that uses them."""
+"""The text search configuration of a document. tests/api/test_retrieval.py tests the counts of lexemes."""
 
 import pytest
 
@@ -50,7 +50,7 @@ GERMAN = "Der Ausschuss hat am Dienstag beschlossen, dass die Brücke während d
 
 
 def add_document(connection: Connection, configuration: str) -> int:
-    """Insert a document with this text search configuration. Returns its collection."""
+    """Insert a document with this text search configuration. Return its collection."""
     row = connection.execute(
         """
         WITH folder AS (
@@ -71,7 +71,7 @@ def collection_of(connection: Connection) -> int:
     return int(row[0])
 
 
-def test_short_english_notes_are_read_as_english_from_an_empty_collection_on(connection: Connection) -> None:
+def test_short_english_notes_are_english_even_in_an_empty_collection(connection: Connection) -> None:
     assert len(set(NOTES)) == 40
     collection = collection_of(connection)
     for note in NOTES:
@@ -89,12 +89,12 @@ def test_a_short_text_takes_the_language_of_most_documents(connection: Connectio
     assert lexemes.configuration(connection, collection, NOTES[0]) == "english"
 
 
-def test_another_collections_documents_do_not_decide(connection: Connection) -> None:
+def test_documents_of_another_collection_do_not_decide(connection: Connection) -> None:
     add_document(connection, "german")
     assert lexemes.configuration(connection, collection_of(connection) + 1, NOTES[0]) == "english"
 
 
 @pytest.mark.parametrize(("words", "configuration"), [(19, "english"), (20, "german")])
-def test_twenty_words_tell_their_own_language(connection: Connection, words: int, configuration: str) -> None:
+def test_twenty_words_suffice_to_detect_a_language(connection: Connection, words: int, configuration: str) -> None:
     collection = add_document(connection, "english")
     assert lexemes.configuration(connection, collection, " ".join(GERMAN.split()[:words])) == configuration

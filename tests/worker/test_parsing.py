@@ -38,7 +38,7 @@ OFFICE_RELATION = "http://schemas.openxmlformats.org/officeDocument/2006/relatio
 
 @pytest.fixture(scope="module")
 def parser() -> Iterator[Parser]:
-    with Parser(seconds=30) as parser:  # a document that takes longer fails its test
+    with Parser(seconds=30) as parser:  # seconds; a slower document fails its test
         yield parser
 
 
@@ -154,7 +154,7 @@ def test_markdown_is_verbatim_with_its_headings(parser: Parser, tmp_path: Path) 
     assert parse(parser, tmp_path, "b.md", b"Intro\n\n## Two\n\n# One\n").title is None
 
 
-def test_markdown_setext_needs_a_paragraph_of_its_own() -> None:
+def test_markdown_setext_heading_needs_its_own_paragraph() -> None:
     assert [h.title for h in markdown_headings("Title\n=====\n\ntext\nmore\n---\n\n| a |\n---\n")] == ["Title"]
 
 
@@ -179,7 +179,7 @@ def test_text_csv_and_code_are_verbatim(parser: Parser, tmp_path: Path) -> None:
         assert (parsed.text, parsed.format, parsed.kind, parsed.title) == ("# a;b\n<c>\t1\x0c\n", format, kind, None)
 
 
-def test_html_reads_as_a_reader_sees_it(parser: Parser, tmp_path: Path) -> None:
+def test_html_text_is_the_visible_text(parser: Parser, tmp_path: Path) -> None:
     page = """<!DOCTYPE html><html><head><title>Site &amp; more</title><style>p{}</style></head><body>
     <nav><a href=x>Menu</a></nav><h1>Top <a class=headerlink href=#>¶</a></h1>
     <p>A <b>bold</b> *star* 1\\2 <a href=y>link</a>
@@ -198,7 +198,7 @@ def test_html_reads_as_a_reader_sees_it(parser: Parser, tmp_path: Path) -> None:
     assert parse(parser, tmp_path, "b.html", b"<title>Only &lt;this&gt;</title><p>words").title == "Only <this>"
 
 
-def test_html_charset_and_navigation_only() -> None:
+def test_html_charset_is_read_and_navigation_alone_is_no_text() -> None:
     assert (
         html.parse(b'<meta charset="koi8-r"><p>' + "привет".encode("koi8-r"), "a.html", "html", 1000).text == "привет\n"
     )
@@ -294,7 +294,7 @@ def test_pptx_slides_are_pages(parser: Parser, tmp_path: Path) -> None:
     assert (parsed.title, parsed.pages) == ("First", ((0, 1), (9, 2)))
 
 
-def test_xlsx_values_as_shown(parser: Parser, tmp_path: Path) -> None:
+def test_xlsx_values_have_their_displayed_form(parser: Parser, tmp_path: Path) -> None:
     styles = (
         f'<styleSheet {S}><numFmts><numFmt numFmtId="164" formatCode="yyyy\\-mm\\-dd\\ hh:mm"/></numFmts>'
         '<cellXfs><xf numFmtId="0"/><xf numFmtId="14"/><xf numFmtId="164"/><xf numFmtId="10"/></cellXfs></styleSheet>'
@@ -314,7 +314,7 @@ def test_xlsx_values_as_shown(parser: Parser, tmp_path: Path) -> None:
     )
 
 
-def test_sparse_giant_sheet(parser: Parser, tmp_path: Path) -> None:
+def test_a_giant_sparse_sheet_is_read(parser: Parser, tmp_path: Path) -> None:
     rows = "".join(f'<row r="{n}"><c r="A{n}"><v>{n}</v></c></row>' for n in range(1, 3000))
     sheet = (
         rows + '<row r="3000"><c r="XFD3000"><v>5</v></c></row><row r="1048576"><c r="XFD1048576"><v>7</v></c></row>'
@@ -324,22 +324,22 @@ def test_sparse_giant_sheet(parser: Parser, tmp_path: Path) -> None:
     assert len(parsed.text) < 60_000
 
 
-def test_title_never_comes_from_rubbish(parser: Parser, tmp_path: Path) -> None:
+def test_useless_titles_are_ignored(parser: Parser, tmp_path: Path) -> None:
     core = '<cp:coreProperties xmlns:cp="x" xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>{}</dc:title></cp:coreProperties>'
-    for given, title in [
+    for written, title in [
         ("Microsoft Word - x.doc", None),
         ("Untitled 2", None),
         ("old.docx", None),
         ("Fine title", "Fine title"),
     ]:
-        data = docx(word_paragraph("words"), **{"docProps/core.xml": core.format(given)})
+        data = docx(word_paragraph("words"), **{"docProps/core.xml": core.format(written)})
         assert parse(parser, tmp_path, "a.docx", data).title == title
 
 
 # Encodings
 
 
-def test_encodings(parser: Parser, tmp_path: Path) -> None:
+def test_encodings_are_detected(parser: Parser, tmp_path: Path) -> None:
     text = "Zürich – “naïve” Ωmega\nline two\n"
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"):
         assert parse(parser, tmp_path, "a.txt", text.encode(encoding)).text == text
@@ -356,7 +356,7 @@ def test_a_broken_byte_does_not_garble_utf8() -> None:
     assert text == "naïve café über alles, Ωmega, ½ ¾ €\n\ufffd"
 
 
-def test_nul_bytes_and_lone_surrogates(parser: Parser, tmp_path: Path) -> None:
+def test_nul_bytes_and_lone_surrogates_are_replaced(parser: Parser, tmp_path: Path) -> None:
     parsed = parse(
         parser, tmp_path, "a.txt", b"some words\0 and more words, quite a lot of them \xed\xa0\x80" + "é".encode() * 40
     )
@@ -382,7 +382,7 @@ def test_names_that_are_not_utf8(parser: Parser, tmp_path: Path) -> None:
 # Files that cannot be read
 
 
-def test_empty_files(parser: Parser, tmp_path: Path) -> None:
+def test_empty_files_are_refused(parser: Parser, tmp_path: Path) -> None:
     for name in ("notes.txt", "report.docx", "a.pdf", "page.html"):
         assert "is empty (0 bytes)" in refusal(parser, tmp_path, name, b"")
     assert "no text" in refusal(parser, tmp_path, "blank.txt", b" \n\n")
@@ -390,20 +390,20 @@ def test_empty_files(parser: Parser, tmp_path: Path) -> None:
     assert "sheets are empty" in refusal(parser, tmp_path, "empty.xlsx", xlsx(""))
 
 
-def test_pdf_refusals(parser: Parser, tmp_path: Path) -> None:
+def test_unreadable_pdf_files_are_refused(parser: Parser, tmp_path: Path) -> None:
     assert "no text in it (2 pages of pictures)" in refusal(parser, tmp_path, "scan.pdf", pdf("", ""))
     assert "password" in refusal(parser, tmp_path, "locked.pdf", pdf("secret", encrypted=True))
-    whole = pdf("words", "more words")
-    assert "damaged or incomplete" in refusal(parser, tmp_path, "cut.pdf", whole[:60])
+    complete = pdf("words", "more words")
+    assert "damaged or incomplete" in refusal(parser, tmp_path, "cut.pdf", complete[:60])
     assert "is not a valid PDF: it may be damaged or incomplete" in refusal(parser, tmp_path, "no.pdf", b"just words")
 
 
-def test_office_refusals(parser: Parser, tmp_path: Path) -> None:
-    whole = docx(word_paragraph("words"))
+def test_unreadable_office_files_are_refused(parser: Parser, tmp_path: Path) -> None:
+    complete = docx(word_paragraph("words"))
     assert "ZIP archive that does not contain a Word file" in refusal(
         parser, tmp_path, "z.docx", archive({"a.txt": "hello"})
     )
-    assert "damaged or incomplete" in refusal(parser, tmp_path, "cut.docx", whole[:-40])
+    assert "damaged or incomplete" in refusal(parser, tmp_path, "cut.docx", complete[:-40])
     assert "is not a valid Word file" in refusal(parser, tmp_path, "words.docx", b"just words")
     assert "damaged inside" in refusal(parser, tmp_path, "x.docx", archive({"word/document.xml": "<w:document"}))
     ole = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504) + "EncryptedPackage".encode("utf-16-le") + bytes(480)
@@ -426,7 +426,7 @@ def test_bombs_are_refused_at_once(parser: Parser, tmp_path: Path) -> None:
     assert parse(parser, tmp_path, "less.html", b"<html>" + b"<div>" * 2000 + b"words").text == "words\n"
 
 
-def test_formats_to_come(parser: Parser, tmp_path: Path) -> None:
+def test_unsupported_formats_are_refused(parser: Parser, tmp_path: Path) -> None:
     for name, data in [
         ("a.eml", b"From: a@b\nSubject: x\n\nhello"),
         ("a.rtf", b"{\\rtf1 hello}"),
@@ -443,18 +443,18 @@ def test_formats_to_come(parser: Parser, tmp_path: Path) -> None:
         assert "files are not supported yet; " in refusal(parser, tmp_path, name, data)
 
 
-def test_words_that_look_like_magic_bytes_stay_text() -> None:
+def test_text_that_begins_like_magic_bytes_stays_text() -> None:
     for data in (b"BMW builds cars.", b"MZ is a label.", b"GIF89 was a year"):
         assert detect(data, "a.txt") == "text"
 
 
-def test_binary_junk(parser: Parser, tmp_path: Path) -> None:
+def test_binary_junk_is_refused(parser: Parser, tmp_path: Path) -> None:
     junk = bytes(range(256)) * 40
     assert "does not look like text" in refusal(parser, tmp_path, "a.txt", junk)
     assert "does not look like text" in refusal(parser, tmp_path, "data.bin", b"\x01\x02\x03\x04" * 100)
 
 
-def test_limits_on_size(tmp_path: Path) -> None:
+def test_size_limits_are_enforced(tmp_path: Path) -> None:
     with Parser(max_text_chars=1000, max_file_bytes=9000) as parser:
         message = refusal(parser, tmp_path, "big.txt", b"x" * 1001)
         assert "1,001 characters" in message
@@ -464,7 +464,7 @@ def test_limits_on_size(tmp_path: Path) -> None:
         assert "limit of 1,000 characters" in refusal(parser, tmp_path, "long.xlsx", xlsx(rows))
 
 
-# Files made to do harm
+# Hostile files
 
 
 def test_hostile_files_end_with_a_reason(tmp_path: Path) -> None:
@@ -472,7 +472,7 @@ def test_hostile_files_end_with_a_reason(tmp_path: Path) -> None:
     assert len(expected) >= 24
     limit = 1 << 30
     wrong, peak = [], 0
-    with Parser(memory_bytes=limit, seconds=20) as parser:  # on a busy machine; alone the slowest takes 3
+    with Parser(memory_bytes=limit, seconds=20) as parser:  # for a busy machine; 3 s on an idle one
         for name, phrase in expected.items():
             try:
                 message = f"read as {parser.parse(tmp_path / name, name).text[:50]!r}"
@@ -485,7 +485,7 @@ def test_hostile_files_end_with_a_reason(tmp_path: Path) -> None:
             if not plain or phrase not in message.lower() or "crash" in message:
                 wrong.append((message, phrase))
     assert wrong == []
-    assert 0.96 * limit < peak < 1.05 * limit  # some do reach it, and none goes far beyond
+    assert 0.96 * limit < peak < 1.05 * limit  # some files reach the limit, and no file exceeds it by much
 
 
 def test_odd_files_are_read(tmp_path: Path) -> None:
@@ -515,7 +515,7 @@ def test_an_office_file_may_name_its_main_part(parser: Parser, tmp_path: Path) -
 # The limits of the child
 
 OBEY = "#!obey\n"
-# A child with this on its path runs text files that begin with OBEY; the value of `result` becomes the text.
+# With this module on its path, the child runs text files that begin with OBEY and returns the value of `result`.
 OBEYING = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -547,7 +547,7 @@ class Obeying:
         with pytest.raises(UnreadableError) as caught:
             self.run(parser, code)
         (self.folder / "next.txt").write_text("words")
-        assert parser.parse(self.folder / "next.txt", "next.txt").text == "words"  # only that document was lost
+        assert parser.parse(self.folder / "next.txt", "next.txt").text == "words"  # only one document failed
         message = str(caught.value)
         assert message.startswith("code.txt ")
         assert message.endswith(".")
@@ -583,14 +583,14 @@ def tries(act):
         ("import os; os.write(3, b'\\0' * 7 + b'\\2]')", "is invalid"),
     ],
 )
-def test_a_parser_that_crashes_costs_one_document(obeying: Obeying, code: str, how: str) -> None:
+def test_a_crash_of_the_parser_fails_one_document(obeying: Obeying, code: str, how: str) -> None:
     with Parser(seconds=20) as parser:
         message = obeying.refused(parser, code)
     assert "crashed the parser (" in message
     assert how in message
 
 
-def test_a_parser_that_hangs_costs_one_document(obeying: Obeying) -> None:
+def test_a_hang_of_the_parser_fails_one_document(obeying: Obeying) -> None:
     with Parser(seconds=1) as parser:
         for code in ("import time; time.sleep(60)", "while True: pass"):
             assert "longer than 1 s to read; reading was stopped. Split it, or raise ASKFOLDER_PARSE_SECONDS." in (
@@ -598,13 +598,13 @@ def test_a_parser_that_hangs_costs_one_document(obeying: Obeying) -> None:
             )
 
 
-def test_an_alarm_stands_by_for_a_parent_that_is_stopped(obeying: Obeying) -> None:
+def test_an_alarm_ends_the_child_while_the_parent_is_stopped(obeying: Obeying) -> None:
     with Parser(seconds=70) as parser:
         left = obeying.run(parser, "import signal; result = signal.getitimer(signal.ITIMER_REAL)[0]")
     assert 90 < float(left) <= 100
 
 
-def test_a_reply_that_trickles_in_is_a_hang_too(obeying: Obeying) -> None:
+def test_a_very_slow_reply_counts_as_a_hang(obeying: Obeying) -> None:
     trickle = (
         "import os, time\nos.write(3, (9999).to_bytes(8, 'big'))\n"
         "for _ in range(1000):\n    os.write(3, b' ')\n    time.sleep(0.01)"
@@ -614,7 +614,7 @@ def test_a_reply_that_trickles_in_is_a_hang_too(obeying: Obeying) -> None:
 
 
 def test_processor_time_is_limited_by_the_kernel(obeying: Obeying) -> None:
-    """The kernel's limit also works while the parent is stopped, or after its end."""
+    """The kernel's limit also works while the parent is stopped or after it has ended."""
     path = obeying.folder / "burn.txt"
     path.write_text(OBEY + "while True: pass")
     quick = obeying.folder / "quick.txt"
@@ -627,7 +627,7 @@ def test_processor_time_is_limited_by_the_kernel(obeying: Obeying) -> None:
     )
     assert child.stdin is not None
     assert child.stdout is not None
-    for name in (quick, quick, quick, path):  # what was used for earlier documents does not count
+    for name in (quick, quick, quick, path):  # the time of earlier documents does not count
         request = {"path": str(name), "name": name.name, "max_text_chars": 1000, "seconds": 0.9}
         message = json.dumps(request).encode()
         child.stdin.write(len(message).to_bytes(8, "big") + message)
@@ -642,13 +642,13 @@ def test_processor_time_is_limited_by_the_kernel(obeying: Obeying) -> None:
         assert "raise ASKFOLDER_PARSE_SECONDS." in obeying.refused(parser, limit)
 
 
-def test_a_reply_has_a_length_that_is_read(obeying: Obeying) -> None:
+def test_a_reply_has_a_maximum_length(obeying: Obeying) -> None:
     with Parser(max_text_chars=1000) as parser:
         many = "import worker.parsing.text as t; headings = (t.Heading(0, 1, 'x' * 100_000_000),)"
         message = obeying.refused(parser, many)
         assert "answer with 100 MB" in message
         assert "raise ASKFOLDER_MAX_TEXT_MB." in message
-        # Six bytes in JSON for each of them is no reason to refuse a text within the limit.
+        # Each character takes six bytes in JSON, but a text within the limit is still accepted.
         assert obeying.run(parser, "result = '\\x1b' * 1000") == "\x1b" * 1000
 
 
@@ -667,7 +667,7 @@ def test_the_child_opens_no_socket(obeying: Obeying, tmp_path: Path) -> None:
         )
         assert obeying.run(parser, code) == str(("Operation not permitted",) * 3)
         pdf_path = tmp_path / "a.pdf"
-        pdf_path.write_bytes(pdf("words"))  # tokio and PDFium do without them
+        pdf_path.write_bytes(pdf("words"))  # tokio and PDFium need no sockets
         assert parser.parse(pdf_path, "a.pdf").text == "words\n"
 
 
@@ -681,7 +681,7 @@ def test_the_child_writes_nothing_and_opens_few_files(obeying: Obeying, tmp_path
         assert obeying.run(parser, code) == str(("File too large", "Too many open files", (0, 0)))
 
 
-def test_the_kernel_limits_memory_too(obeying: Obeying) -> None:
+def test_the_kernel_also_limits_memory(obeying: Obeying) -> None:
     """Untouched memory is not resident, so the parent does not see it."""
     if sys.platform != "linux":
         pytest.skip("macOS has no limit on addresses")
@@ -692,16 +692,16 @@ def test_the_kernel_limits_memory_too(obeying: Obeying) -> None:
         assert "needs more than 200 MB" in obeying.refused(parser, "import mmap; mmap.mmap(-1, 3 << 30)")
 
 
-def test_processes_of_the_child_end_with_it(obeying: Obeying, tmp_path: Path) -> None:
+def test_processes_of_the_child_end_with_the_child(obeying: Obeying, tmp_path: Path) -> None:
     fork = f"import os, time\npid = os.fork()\nif not pid: time.sleep(60)\nopen({str(tmp_path / 'pid')!r}, 'x')\n"
-    note = fork.replace("open(", "os.symlink(str(pid), ").replace(", 'x')", ")")  # a file could not be written
+    note = fork.replace("open(", "os.symlink(str(pid), ").replace(", 'x')", ")")  # the child cannot write files
     for number, end in enumerate(("time.sleep(60)", "os.closerange(3, 20); os._exit(3)")):
         with Parser(seconds=1) as parser:
             obeying.refused(parser, note.replace("/pid'", f"/pid{number}'") + end)
         assert gone_within(2, int(os.readlink(tmp_path / f"pid{number}")))
 
 
-def test_the_child_inherits_nothing_but_its_pipes(obeying: Obeying) -> None:
+def test_the_child_inherits_only_its_pipes(obeying: Obeying) -> None:
     if sys.platform != "linux":
         pytest.skip("looks into /proc")
     with socket.create_server(("127.0.0.1", 0)) as server, Parser() as parser:
@@ -713,7 +713,7 @@ def test_the_child_inherits_nothing_but_its_pipes(obeying: Obeying) -> None:
         assert obeying.run(parser, code) == "['/dev/null', 'pipe']"
 
 
-def test_vanished_and_irregular_files(parser: Parser, tmp_path: Path) -> None:
+def test_vanished_and_irregular_files_are_errors(parser: Parser, tmp_path: Path) -> None:
     with pytest.raises(TransientError, match=r"gone\.txt"):
         parser.parse(tmp_path / "gone.txt", "gone.txt")
     os.mkfifo(tmp_path / "pipe")
@@ -723,7 +723,7 @@ def test_vanished_and_irregular_files(parser: Parser, tmp_path: Path) -> None:
         parser.parse(tmp_path, "folder")
 
 
-def test_a_file_without_permission(parser: Parser, tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_an_error(parser: Parser, tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_bytes(b"x")
     secret.chmod(0)
@@ -741,14 +741,14 @@ class Vanishing(type(Path())):  # type: ignore[misc]
         return Path(super().absolute())
 
 
-def test_a_file_that_vanishes_between_the_look_and_the_read(tmp_path: Path) -> None:
+def test_a_file_that_vanishes_before_it_is_read_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"words")
     with Parser() as parser, pytest.raises(TransientError, match=r"a\.txt could not be opened or disappeared"):
         parser.parse(Vanishing(path), "a.txt")
 
 
-def test_a_document_that_takes_too_long(tmp_path: Path) -> None:
+def test_the_parsing_time_is_limited(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"words")
     slow = tmp_path / "slow.html"
     slow.write_bytes(b"<p>word</p>" * 400_000)
@@ -760,7 +760,7 @@ def test_a_document_that_takes_too_long(tmp_path: Path) -> None:
         assert parser.parse(tmp_path / "a.txt", "a.txt").text == "words"
 
 
-def test_a_document_that_takes_too_much_memory(tmp_path: Path) -> None:
+def test_the_parsing_memory_is_limited(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"words")
     big = tmp_path / "big.html"
     big.write_bytes(b"<p>word</p>" * 1_000_000)
@@ -772,7 +772,7 @@ def test_a_document_that_takes_too_much_memory(tmp_path: Path) -> None:
         assert parser.parse(tmp_path / "a.txt", "a.txt").text == "words"
 
 
-def test_a_child_that_dies_between_calls(tmp_path: Path) -> None:
+def test_a_child_that_died_between_calls_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"words")
     with Parser() as parser:
         parser.parse(tmp_path / "a.txt", "a.txt")
@@ -784,12 +784,14 @@ def test_a_child_that_dies_between_calls(tmp_path: Path) -> None:
         assert parser.child.pid != first.pid
 
 
-def test_a_child_that_dies_in_a_call(tmp_path: Path) -> None:
+def test_a_child_that_dies_in_a_call_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"words")
     slow = tmp_path / "slow.html"
     slow.write_bytes(b"<p>word</p>" * 120_000)
     with Parser() as parser:
-        assert end_while_reading(parser, slow, signal.SIGKILL).text.startswith("word")  # from outside: read again
+        assert end_while_reading(parser, slow, signal.SIGKILL).text.startswith(
+            "word"
+        )  # killed from outside: read again
         with pytest.raises(UnreadableError, match=r"slow\.html crashed the parser \(SIGSEGV\)"):
             end_while_reading(parser, slow, signal.SIGSEGV)
         assert parser.parse(tmp_path / "a.txt", "a.txt").text == "words"
@@ -805,8 +807,8 @@ def end_while_reading(parser: Parser, path: Path, number: signal.Signals) -> Par
         timer.join()
 
 
-def test_the_child_ends_when_its_parent_is_killed_in_a_document(obeying: Obeying) -> None:
-    """The child does not read its pipe, as in a C library that hangs."""
+def test_the_child_ends_when_its_parent_is_killed_during_parsing(obeying: Obeying) -> None:
+    """The child does not read its pipe, like a C library that hangs."""
     path = obeying.folder / "endless.txt"
     path.write_text(OBEY + "import signal; signal.alarm(0)\nwhile True: pass")
     script = (
@@ -867,7 +869,7 @@ def gone_within(seconds: float, pid: int) -> bool:
     return True
 
 
-def test_a_forked_process_gets_a_child_of_its_own(tmp_path: Path) -> None:
+def test_a_forked_process_gets_its_own_child(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"words")
     with Parser() as parser:
         parser.parse(tmp_path / "a.txt", "a.txt")
@@ -907,7 +909,7 @@ def test_the_parent_loads_no_parsing_library_and_the_child_gets_no_keys(tmp_path
     assert b"secret-key" not in environment
 
 
-def test_real_documents(parser: Parser) -> None:
+def test_real_documents_are_parsed(parser: Parser) -> None:
     if not DOCUMENTS.is_dir():
         pytest.skip(f"{DOCUMENTS} is not here")
     wrong = []
@@ -929,14 +931,14 @@ def test_real_documents(parser: Parser) -> None:
 
 
 def metadata(parser: Parser, folder: Path, front: str, name: str = "a.md") -> dict[str, object]:
-    """Return the metadata of front matter; its words stay in the text."""
+    """Return the metadata of front matter. Check that its words remain in the text."""
     text = f"---\n{front}\n---\n\nThe heron.\n"
     parsed = parse(parser, folder, name, text.encode())
     assert parsed.text == text
     return dict(parsed.metadata)
 
 
-def test_front_matter(parser: Parser, tmp_path: Path) -> None:
+def test_front_matter_becomes_metadata(parser: Parser, tmp_path: Path) -> None:
     front = (
         "Title: On herons\nauthors: [Anna, Béla]\nupdated: 2024-05-02 10:00:00 +0200\n"
         "Date: 2024-05-01\nlang: no\ntags:\n  - x\n  - y\n"
@@ -1001,11 +1003,11 @@ ODD_FRONT = {
 
 
 @pytest.mark.parametrize("front", ODD_FRONT.values(), ids=ODD_FRONT.keys())
-def test_front_matter_that_is_text_only(parser: Parser, tmp_path: Path, front: str) -> None:
+def test_invalid_front_matter_stays_text(parser: Parser, tmp_path: Path, front: str) -> None:
     assert metadata(parser, tmp_path, front) in ({}, {"a": "b"})
 
 
-def test_odd_values(parser: Parser, tmp_path: Path) -> None:
+def test_odd_metadata_values_are_converted_or_dropped(parser: Parser, tmp_path: Path) -> None:
     front = (
         "picture: !!binary R0lGODlhDAAMAIQAAPAA\nset: !!set {x, y}\nday: !!timestamp 2024-05-01\n"
         "nan: .nan\ninf: !!float .inf\nbig: !!int 0xffffffffffffffffffff\n"
@@ -1063,7 +1065,7 @@ def test_dates_of_documents(parser: Parser, tmp_path: Path, written: str, moment
     assert "date" in parsed.metadata, "an unknown form stays as it is"
 
 
-def test_which_date_is_the_documents_own(parser: Parser, tmp_path: Path) -> None:
+def test_the_date_of_a_document_is_chosen_by_priority(parser: Parser, tmp_path: Path) -> None:
     for front, day in (
         ("updated: 2024-05-03\ncreated: 2024-05-02\ndate: 2024-05-01", 1),
         ("updated: 2024-05-03\ncreated: 2024-05-02", 2),

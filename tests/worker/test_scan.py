@@ -35,7 +35,7 @@ def scanner(connection: Connection, inbox: Path, tmp_path: Path) -> Scanner:
 
 
 def write(path: Path, text: str, age: float = 60.0) -> None:
-    """Write a file with an mtime so many seconds ago."""
+    """Write a file with an mtime `age` seconds in the past."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     os.utime(path, (time.time() - age,) * 2)
@@ -79,7 +79,7 @@ def filled(connection: Connection, scanner: Scanner, inbox: Path, count: int) ->
 # --- new and changed files ---
 
 
-def test_new_changed_touched_gone_and_back(scanner: Scanner, connection: Connection, inbox: Path) -> None:
+def test_new_changed_touched_removed_and_restored_files(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     write(inbox / "a.txt", "one")
     scanner.scan()
     assert states(connection) == {"a.txt": "queued"}
@@ -100,7 +100,7 @@ def test_new_changed_touched_gone_and_back(scanner: Scanner, connection: Connect
     assert states(connection) == {"a.txt": "queued"}
 
 
-def test_file_that_is_being_written_waits(scanner: Scanner, connection: Connection, inbox: Path) -> None:
+def test_an_unfinished_file_waits(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     path = inbox / "slow.txt"
     writer = subprocess.Popen(
         [
@@ -113,7 +113,7 @@ def test_file_that_is_being_written_waits(scanner: Scanner, connection: Connecti
     )
     while not path.exists():
         time.sleep(0.01)
-    while writer.poll() is None:  # it pauses for longer than a file usually has to stand still
+    while writer.poll() is None:  # the writer pauses for longer than the usual quiet period of a file
         scanner.scan()
         time.sleep(0.1)
         if writer.poll() is None:
@@ -125,7 +125,7 @@ def test_file_that_is_being_written_waits(scanner: Scanner, connection: Connecti
     assert scanner.unsettled == {}
 
 
-def test_file_that_stays_open_is_queued_in_the_end(
+def test_a_file_that_stays_open_is_finally_queued(
     scanner: Scanner, connection: Connection, inbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scan, "HELD_OPEN_SECONDS", 0.2)
@@ -139,7 +139,7 @@ def test_file_that_stays_open_is_queued_in_the_end(
         assert states(connection) == {"log.txt": "queued"}
 
 
-def test_file_that_disappears_before_it_is_complete_is_forgotten(scanner: Scanner, inbox: Path) -> None:
+def test_an_unfinished_file_that_disappears_is_forgotten(scanner: Scanner, inbox: Path) -> None:
     (inbox / "a.txt").write_text("half")
     scanner.scan()
     assert set(scanner.unsettled) == {"a.txt"}
@@ -148,10 +148,10 @@ def test_file_that_disappears_before_it_is_complete_is_forgotten(scanner: Scanne
     assert scanner.unsettled == {}
 
 
-def test_crowd_lets_a_single_drop_pass(scanner: Scanner, connection: Connection, inbox: Path) -> None:
+def test_a_single_new_file_does_not_wait_for_many_others(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     for n in range(scan.CROWD * 2):
         write(inbox / f"{n}.txt", "x")
-    write(inbox / "among.txt", "a note " * 50, age=10)  # the newest of them
+    write(inbox / "among.txt", "a note " * 50, age=10)  # the newest file
     scanner.scan()
     write(inbox / "after.txt", "a longer note " * 50)
     scanner.scan({"after.txt"})
@@ -191,14 +191,14 @@ def test_rename_ends_the_lease(scanner: Scanner, connection: Connection, inbox: 
     claim = claims.claim(connection, due.id)
     assert claim
     (inbox / "a.txt").unlink()
-    write(inbox / "b.txt", "first", 40)  # its old bytes under another name
+    write(inbox / "b.txt", "first", 40)  # the old bytes under another name
     scanner.scan()
     assert states(connection) == {"b.txt": "ready"}
     with pytest.raises(claims.LostClaim):
         claims.progress(connection, claim, "embedding")
 
 
-def test_folder_moved_in_and_out(scanner: Scanner, connection: Connection, inbox: Path, tmp_path: Path) -> None:
+def test_a_folder_is_moved_in_and_out(scanner: Scanner, connection: Connection, inbox: Path, tmp_path: Path) -> None:
     for n in range(3):
         write(tmp_path / "elsewhere" / f"{n}.txt", f"text {n}")
     (tmp_path / "elsewhere").rename(inbox / "sub")
@@ -210,7 +210,9 @@ def test_folder_moved_in_and_out(scanner: Scanner, connection: Connection, inbox
     assert set(states(connection).values()) == {"deleted"}
 
 
-def test_same_size_and_time_but_other_bytes(scanner: Scanner, connection: Connection, inbox: Path) -> None:
+def test_other_bytes_with_equal_size_and_time_are_noticed(
+    scanner: Scanner, connection: Connection, inbox: Path
+) -> None:
     write(inbox / "a.txt", "one")
     write(inbox / "b.txt", "six")
     scanner.scan()
@@ -229,7 +231,7 @@ def test_same_size_and_time_but_other_bytes(scanner: Scanner, connection: Connec
 # --- removals that need confirmation ---
 
 
-def test_large_share_needs_confirmation(scanner: Scanner, connection: Connection, inbox: Path) -> None:
+def test_removal_of_a_large_share_needs_confirmation(scanner: Scanner, connection: Connection, inbox: Path) -> None:
     filled(connection, scanner, inbox, 50)
     for n in range(30):
         (inbox / f"{n:03}.txt").unlink()
@@ -266,7 +268,7 @@ def test_scans_resume_when_the_files_are_back(
     assert set(states(connection).values()) == {"ready"}
 
 
-def test_another_small_folder_in_its_place_is_noticed(
+def test_a_replacement_by_a_small_folder_is_noticed(
     scanner: Scanner, connection: Connection, inbox: Path, tmp_path: Path
 ) -> None:
     filled(connection, scanner, inbox, 2)
@@ -298,8 +300,10 @@ def test_small_numbers_and_small_shares_are_removed_at_once(
     assert list(states(connection).values()).count("deleted") == 39
 
 
-def test_a_removal_in_progress_is_judged_at_its_end(scanner: Scanner, connection: Connection, inbox: Path) -> None:
-    """During `rm -r` of a large folder each scan sees more removals; none may be applied before they are stable."""
+def test_a_removal_in_progress_is_applied_only_when_stable(
+    scanner: Scanner, connection: Connection, inbox: Path
+) -> None:
+    """During `rm -r` of a large folder each scan sees more removals; only stable removals may be applied."""
     filled(connection, scanner, inbox, 100)
     for n in range(80):
         (inbox / f"{n:03}.txt").unlink()
@@ -312,7 +316,7 @@ def test_a_removal_in_progress_is_judged_at_its_end(scanner: Scanner, connection
     assert "80 of the 100" in str(problem(connection)[0])
 
 
-def test_removals_that_never_become_stable_are_applied_in_the_end(
+def test_removals_that_never_become_stable_are_finally_applied(
     scanner: Scanner, connection: Connection, inbox: Path
 ) -> None:
     filled(connection, scanner, inbox, 60)
@@ -344,25 +348,25 @@ def test_unmounted_folder_changes_nothing(scanner: Scanner, connection: Connecti
     assert set(states(connection).values()) == {"ready"}
 
 
-def test_closed_folder_keeps_its_documents(
+def test_an_unreadable_folder_keeps_its_documents(
     scanner: Scanner, connection: Connection, inbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(inbox / "sub" / "a.txt", "one")
     write(inbox / "b.txt", "two")
     scanner.scan()
     ingest_all(connection, scanner)
-    whole = scanner.source.discover()  # the tests may run as root, to whom nothing is closed
-    seen = replace(whole, files=[file for file in whole.files if file.key == "b.txt"], closed=["sub"])
+    complete = scanner.source.discover()  # the tests may run as root, who can read every folder
+    seen = replace(complete, files=[file for file in complete.files if file.key == "b.txt"], closed=["sub"])
     monkeypatch.setattr(scanner.source, "discover", lambda below: seen)
     settle(scanner)
     assert set(states(connection).values()) == {"ready"}
     assert "sub" in str(problem(connection)[0])
 
 
-# --- one at a time ---
+# --- one producer at a time ---
 
 
-def test_second_producer_stands_by_and_takes_over(database_url: str, connection: Connection) -> None:
+def test_a_second_producer_waits_and_takes_over(database_url: str, connection: Connection) -> None:
     with connect(database_url) as first, connect(database_url) as second:
         assert sources.serve(first, "folder", "/somewhere")
         assert not sources.serve(second, "folder", "/somewhere")

@@ -69,7 +69,7 @@ def watching(root: Path, mode: str = "auto") -> Iterator[Watch]:
 
 
 def seen(watch: Watch, *want: str, seconds: float = 5) -> set[str]:
-    """Return the reported keys once they include all of these."""
+    """Wait until the reported keys include the expected keys, and return all reported keys."""
     keys: set[str] = set()
     deadline = time.monotonic() + seconds
     while not keys >= set(want):
@@ -97,7 +97,7 @@ def kernel_watches() -> int:
     return count
 
 
-def test_reported_keys(root: Path, watch: Watch) -> None:
+def test_changed_keys_are_reported(root: Path, watch: Watch) -> None:
     (root / "sub" / "a.md").write_text("one")
     (root / "sub" / ".hidden.md").write_text("one")
     (root / "caf\u00e9.md").write_text("one")
@@ -141,7 +141,7 @@ def as_vim_does(path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [atomically, as_vim_does])
-def test_editors(root: Path, watch: Watch, save: Callable[[Path], None]) -> None:
+def test_saving_in_editors_is_reported(root: Path, watch: Watch, save: Callable[[Path], None]) -> None:
     (root / "sub" / "a.md").write_text("one")
     seen(watch, "sub/a.md")
     quiet(watch)
@@ -149,7 +149,7 @@ def test_editors(root: Path, watch: Watch, save: Callable[[Path], None]) -> None
     assert seen(watch, "sub/a.md") == {"sub/a.md"}
 
 
-def test_folder_moved_in_and_out(root: Path, tmp_path: Path, watch: Watch) -> None:
+def test_a_folder_is_moved_in_and_out(root: Path, tmp_path: Path, watch: Watch) -> None:
     (tmp_path / "other" / "deep").mkdir(parents=True)
     (tmp_path / "other" / "deep" / "a.md").write_text("x")
     (tmp_path / "other").rename(root / "new")
@@ -171,7 +171,7 @@ def test_folder_moved_in_and_out(root: Path, tmp_path: Path, watch: Watch) -> No
     seen(watch, "back/deep/d.md")
 
 
-def test_rules(root: Path, watch: Watch) -> None:
+def test_changed_ignore_rules_are_applied(root: Path, watch: Watch) -> None:
     (root / RULES).write_text("sub/")
     until(lambda: lost(watch), 3)
     (root / "sub" / "a.md").write_text("x")
@@ -185,7 +185,7 @@ def test_rules(root: Path, watch: Watch) -> None:
     assert "sub/c.md" in seen(watch, "sub/c.md")
 
 
-def test_root_goes_away_and_comes_back(root: Path, tmp_path: Path, watch: Watch) -> None:
+def test_the_root_disappears_and_returns(root: Path, tmp_path: Path, watch: Watch) -> None:
     root.rename(tmp_path / "elsewhere")
     assert watch.changed(0.1) == set()
     root.mkdir()
@@ -202,7 +202,7 @@ def test_root_goes_away_and_comes_back(root: Path, tmp_path: Path, watch: Watch)
     seen(watch, "b.md")
 
 
-def test_root_is_a_link(root: Path, tmp_path: Path) -> None:
+def test_the_root_may_be_a_link(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root)
     (tmp_path / "second").mkdir()
     with watching(tmp_path / "link") as watch:
@@ -226,7 +226,7 @@ def test_a_dead_watcher_is_started_again(root: Path, watch: Watch) -> None:
 
 
 @linux
-def test_no_watch_or_thread_is_left(root: Path) -> None:
+def test_closing_leaves_no_watch_or_thread(root: Path) -> None:
     before = len(os.listdir("/proc/self/fd")), threading.active_count()
     for _ in range(3):
         with watching(root):
@@ -257,25 +257,25 @@ def child(root: Path, *prefix: str, code: str = CHILD) -> Iterator[tuple[subproc
 
 
 @linux
-def test_overflow(root: Path) -> None:
+def test_an_overflow_is_reported_as_lost_events(root: Path) -> None:
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     if limit > 50_000:
         pytest.skip(f"{limit} events would have to be made")
-    with child(root) as (process, told):
-        assert told() == ["started", False, None]
+    with child(root) as (process, next_report):
+        assert next_report() == ["started", False, None]
         process.send_signal(signal.SIGSTOP)
-        for number in range(limit // 2 + 200):  # each is made and closed: two events
+        for number in range(limit // 2 + 200):  # two events for each file: created and closed
             os.close(os.open(root / f"{number}.md", os.O_CREAT))
             os.unlink(root / f"{number}.md")
         (root / "late").mkdir()
         process.send_signal(signal.SIGCONT)
-        until(lambda: told()[1], 10, pause=0)
+        until(lambda: next_report()[1], 10, pause=0)
         (root / "late" / "a.md").write_text("x")
-        until(lambda: "late/a.md" in told()[0], 10, pause=0)  # type: ignore[operator]
+        until(lambda: "late/a.md" in next_report()[0], 10, pause=0)  # type: ignore[operator]
 
 
 def limited(name: str, count: int) -> list[str]:
-    """Return a prefix that limits only the command's own watches or instances."""
+    """Return a command prefix that limits the command's own watches or instances only."""
     prefix = ["unshare", "-Ur", "sh", "-c", f'echo {count} > /proc/sys/user/max_inotify_{name} && exec "$@"', "sh"]
     if not shutil.which("unshare") or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
         pytest.skip("user namespaces are not to be had here")
@@ -283,26 +283,26 @@ def limited(name: str, count: int) -> list[str]:
 
 
 @linux
-def test_the_limit_of_watches(root: Path) -> None:
+def test_the_watch_limit_is_reported(root: Path) -> None:
     for number in range(10):
         (root / str(number)).mkdir()
-    with child(root, *limited("watches", 8)) as (_, told):
-        _, _, problem = told()
+    with child(root, *limited("watches", 8)) as (_, next_report):
+        _, _, problem = next_report()
         assert str(problem).startswith(f"4 of 12 folders in {root} are not watched")
         assert "max_user_watches is 8" in str(problem)
         assert "ASKFOLDER_WATCH=poll" in str(problem)
         (root / "a.md").write_text("x")
-        assert told()[0] == ["a.md"], "the rest is watched"
+        assert next_report()[0] == ["a.md"], "the rest is watched"
         for number in range(10):
             (root / str(number)).rmdir()
-        until(lambda: told()[2] is None)
+        until(lambda: next_report()[2] is None)
 
 
 @linux
 @pytest.mark.parametrize(("name", "limit"), [("watches", "max_user_watches"), ("instances", "max_user_instances")])
-def test_no_watch_at_all(root: Path, name: str, limit: str) -> None:
-    with child(root, *limited(name, 0)) as (_, told):
-        problem = str(told()[2])
+def test_a_limit_of_zero_watches_is_reported(root: Path, name: str, limit: str) -> None:
+    with child(root, *limited(name, 0)) as (_, next_report):
+        problem = str(next_report()[2])
     assert "cannot be watched" in problem
     assert f"{limit} is 0" in problem
     assert "ASKFOLDER_WATCH=poll" in problem
@@ -312,8 +312,8 @@ def test_no_watch_at_all(root: Path, name: str, limit: str) -> None:
 def test_a_raised_limit_is_used(root: Path) -> None:
     code = CHILD.replace("while True:", "Path('/proc/sys/user/max_inotify_watches').write_text('100')\nwhile True:")
     code = code.replace("keys = ", "print(json.dumps(['', watch.lost, watch.problem(2)]), flush=True); keys = ")
-    with child(root, *limited("watches", 1), code=code) as (_, next_told):
-        told = [next_told() for _ in range(3)]
-    assert "1 of 12 folders" in str(told[0][2])
-    assert told[1][2] is None
-    assert told[2][1:] == [True, None]
+    with child(root, *limited("watches", 1), code=code) as (_, next_report):
+        reports = [next_report() for _ in range(3)]
+    assert "1 of 12 folders" in str(reports[0][2])
+    assert reports[1][2] is None
+    assert reports[2][1:] == [True, None]
