@@ -1,4 +1,4 @@
-"""`askfolder eval --answers`: the measures, the report, and a running system whose answers are known."""
+"""`askfolder eval --answers`: the measures, the report, and a running system with known answers."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ HERON = "# The heron\n\nThe heron is called Balduin. It stands in the reeds ever
         ("", "", 1.0),
     ],
 )
-def test_token_f1(answer: str, reference: str, expected: float) -> None:
+def test_token_f1_of_an_answer(answer: str, reference: str, expected: float) -> None:
     assert token_f1(answer, reference) == pytest.approx(expected)
 
 
@@ -64,11 +64,11 @@ def answer(
     }
 
 
-def of(question: Question, given: dict[str, Any], took: float = 10.0) -> Answered:
-    return answered(question, given, took, {}, PRICES)
+def of(question: Question, reply: dict[str, Any], took: float = 10.0) -> Answered:
+    return answered(question, reply, took, {}, PRICES)
 
 
-def test_right_citations() -> None:
+def test_citations_are_compared_with_the_expected_places() -> None:
     cited = (("a.md", 0, 10), ("a.md", 0, 11), ("a.md", 19, 30), ("a.md", 20, 30), ("b.md", 10, 20))
     assert of(SPANNED, answer(*cited)).right == [False, True, True, False, False]
     assert of(PLAIN, answer(*cited)).right == [False, False, False, False, True]
@@ -76,7 +76,7 @@ def test_right_citations() -> None:
     assert answered(PLAIN, answer(("b-7.md", 0, 1)), 1.0, {"b-7.md": "b.md"}, PRICES).right == [True]
 
 
-def test_summary() -> None:
+def test_the_summary_of_answers() -> None:
     run = Answers(
         "l",
         "s",
@@ -126,7 +126,7 @@ def test_summary() -> None:
     assert (own.dollars, own.tokens) == (1.0, Tokens(500_000))
 
 
-def test_figures() -> None:
+def test_figures_are_formatted() -> None:
     assert report.figure("input tokens", 12345.0) == "12,345"
     assert report.figure("grounded answers", -2.0, True) == "-2"
     assert report.figure("dollars", 0.00123) == "0.0012"
@@ -134,7 +134,7 @@ def test_figures() -> None:
     assert report.change("dollars", [None, 0.25]) == "–"
 
 
-def test_report() -> None:
+def test_the_report_of_answers() -> None:
     runs = [
         Answers("top_k=3", "s", [of(SPANNED, answer(("a.md", 12, 15))), of(PLAIN, answer()), of(NOBODY, answer())]),
         Answers("top_k=8", "s", [of(SPANNED, answer(("c.md", 1, 5))), of(PLAIN, answer()), of(NOBODY, answer())]),
@@ -159,7 +159,7 @@ def test_report() -> None:
     assert hostile.attributes <= plain.attributes
 
 
-# --- the real system -------------------------------------------------------------------------------------------------
+# --- the real system --------------------------------------------------------------------------------------------------
 
 
 def run(system: System, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -177,7 +177,7 @@ def run(system: System, *arguments: str, code: int = 0) -> subprocess.CompletedP
     return result
 
 
-def test_running_system(system: System, tmp_path: Path) -> None:
+def test_answers_of_a_running_system_are_measured(system: System, tmp_path: Path) -> None:
     (system.folder / "boathouse.md").write_text(OAR)
     (system.folder / "heron.md").write_text(HERON)
     start = OAR.index("The key")

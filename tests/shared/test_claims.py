@@ -27,7 +27,7 @@ def queued(connection: Connection, source: int, count: int, revision: str = "1-5
 
 
 def in_threads(count: int, url: str, run: Callable[[int, Connection], None]) -> None:
-    """Call `run` in threads, each with a connection of its own. Raise the first error."""
+    """Call `run` in threads, each with its own connection. Raise the first error."""
     errors: list[BaseException] = []
 
     def call(number: int) -> None:

@@ -1,4 +1,4 @@
-"""Migrations: together, ahead, drifted, and in somebody else's database."""
+"""Migrations: concurrent, newer, changed, and in a database with foreign tables."""
 
 import threading
 from pathlib import Path
@@ -18,7 +18,7 @@ def empty_url(database_url: str) -> str:
     return database_url
 
 
-def test_several_at_once_apply_each_file_once(empty_url: str) -> None:
+def test_concurrent_migrations_apply_each_file_once(empty_url: str) -> None:
     applied: list[list[str]] = []
     threads = [threading.Thread(target=lambda: applied.append(db.migrate(empty_url))) for _ in range(6)]
     for thread in threads:
@@ -28,7 +28,7 @@ def test_several_at_once_apply_each_file_once(empty_url: str) -> None:
     assert sorted(map(len, applied)) == [0] * 5 + [len(list(db.MIGRATIONS.glob("*.sql")))]
 
 
-def test_foreign_tables_are_refused_and_stay(empty_url: str) -> None:
+def test_foreign_tables_are_refused_and_kept(empty_url: str) -> None:
     with psycopg.connect(empty_url, autocommit=True) as connection:
         connection.execute("CREATE SCHEMA askfolder; CREATE TABLE askfolder.bills (id int)")
         with pytest.raises(SettingsError, match="bills"):
@@ -37,7 +37,7 @@ def test_foreign_tables_are_refused_and_stay(empty_url: str) -> None:
     assert tables == [("bills",)]
 
 
-def test_our_names_elsewhere_are_left_alone(empty_url: str) -> None:
+def test_tables_of_other_schemas_are_ignored(empty_url: str) -> None:
     with psycopg.connect(empty_url, autocommit=True) as connection:
         connection.execute("CREATE TABLE public.document (mine int)")
         db.migrate(empty_url)
@@ -56,7 +56,7 @@ def test_newer_and_changed_migrations_stop_the_start(database_url: str, tmp_path
         db.migrate(database_url, tmp_path)
 
 
-def test_a_failing_migration_leaves_nothing(database_url: str, tmp_path: Path, connection: Connection) -> None:
+def test_a_failing_migration_changes_nothing(database_url: str, tmp_path: Path, connection: Connection) -> None:
     for path in db.MIGRATIONS.glob("*.sql"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "0999_more.sql").write_text("CREATE TABLE more (id int); SELECT 1/0")
@@ -71,14 +71,14 @@ def test_old_pgvector_is_refused(connection: Connection, database_url: str) -> N
         db.check(connection, database_url)
 
 
-def test_away_and_passwords() -> None:
+def test_connection_errors_contain_no_password() -> None:
     url = "postgresql://me:sesame@127.0.0.1:1/base"
     with pytest.raises(TransientError, match="base on 127") as caught:
         db.connect(url)
     assert "sesame" not in str(caught.value)
 
 
-def test_pool_waits_for_the_migration(empty_url: str) -> None:
+def test_the_pool_waits_for_the_migration(empty_url: str) -> None:
     with db.pool(empty_url, 2) as pool:
         with pytest.raises(Exception, match=r"couldn't get a connection"):
             pool.getconn(timeout=0.3)
@@ -87,7 +87,7 @@ def test_pool_waits_for_the_migration(empty_url: str) -> None:
             assert connection.execute("SELECT '[1,2]'::halfvec").fetchone() is not None
 
 
-def test_documents_of_before_there_was_metadata_get_their_files_dates(empty_url: str, tmp_path: Path) -> None:
+def test_documents_without_metadata_get_the_dates_of_their_files(empty_url: str, tmp_path: Path) -> None:
     for path in db.MIGRATIONS.glob("000[12]_*.sql"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     db.migrate(empty_url, tmp_path)

@@ -1,4 +1,4 @@
-"""The doctor finds and repairs each kind of damage, and finds none in a sound index."""
+"""The doctor finds and repairs each kind of damage, and reports nothing in an undamaged index."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def generation(connection: Connection) -> Generation:
 
 
 def ingest_due(connection: Connection, generation: Generation, folder: Path) -> None:
-    """Ingest what is due as a worker does, with vectors that need no model."""
+    """Ingest the due documents like a worker, with vectors that need no model."""
     import numpy as np
 
     source_id = sources.source(connection, "folder", str(folder))
@@ -77,12 +77,12 @@ DAMAGE = {
 }
 
 
-def test_nothing_is_found_where_nothing_is(connection: Connection, folder: Path) -> None:
+def test_no_damage_is_reported_in_an_undamaged_index(connection: Connection, folder: Path) -> None:
     assert doctor.examine(connection) == []
 
 
 @pytest.mark.parametrize("check", DAMAGE)
-def test_damage_is_found_and_mended(connection: Connection, generation: Generation, folder: Path, check: str) -> None:
+def test_damage_is_found_and_repaired(connection: Connection, generation: Generation, folder: Path, check: str) -> None:
     connection.execute(DAMAGE[check])
     findings = doctor.examine(connection)
     assert check in {finding.check for finding in findings}
@@ -92,7 +92,7 @@ def test_damage_is_found_and_mended(connection: Connection, generation: Generati
     assert doctor.examine(connection) == []
 
 
-def test_vector_that_is_missing_is_made_again(connection: Connection, generation: Generation, folder: Path) -> None:
+def test_a_missing_vector_is_computed_again(connection: Connection, generation: Generation, folder: Path) -> None:
     connection.execute("DELETE FROM vector_1 WHERE chunk_id = (SELECT max(id) FROM chunk WHERE document_id = 2)")
     (finding,) = doctor.examine(connection)
     assert finding.check == "rows"
@@ -103,5 +103,5 @@ def test_vector_that_is_missing_is_made_again(connection: Connection, generation
     assert doctor.examine(connection) == []
 
 
-def test_every_check_is_tried_here() -> None:
+def test_every_check_has_a_test() -> None:
     assert {*doctor.CHECKS, "rows"} == set(DAMAGE)

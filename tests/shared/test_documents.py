@@ -38,7 +38,7 @@ def finish(connection: Connection, claim: Claim, sha256: bytes = b"x") -> None:
         claims.ready(connection, claim)
 
 
-def test_one_worker_has_it(connection: Connection, source: int) -> None:
+def test_only_one_worker_gets_a_document(connection: Connection, source: int) -> None:
     claim = taken(connection, source)
     assert claims.claim(connection, claim.id) is None
     assert claim.attempts == 1
@@ -48,7 +48,7 @@ def test_one_worker_has_it(connection: Connection, source: int) -> None:
     assert claims.text(connection, claim.id) == (1, PARSED)
 
 
-def test_newer_revision_wins_over_the_worker_that_has_the_older(connection: Connection, source: int) -> None:
+def test_a_newer_revision_wins_over_a_worker_with_the_older_one(connection: Connection, source: int) -> None:
     old = taken(connection, source)
     new = taken(connection, source, revision="2-5")
     with pytest.raises(LostClaim):
@@ -64,7 +64,7 @@ def test_newer_revision_wins_over_the_worker_that_has_the_older(connection: Conn
     assert only(connection)["error"] is None
 
 
-def test_deleted_while_it_is_worked_on(connection: Connection, source: int) -> None:
+def test_a_document_is_deleted_during_its_ingestion(connection: Connection, source: int) -> None:
     claim = taken(connection, source)
     documents.delete(connection, [claim.id])
     with pytest.raises(LostClaim):
@@ -72,7 +72,7 @@ def test_deleted_while_it_is_worked_on(connection: Connection, source: int) -> N
     assert listing.listed(connection, 10) == []
 
 
-def test_worker_that_died_three_times_quarantines(connection: Connection, source: int) -> None:
+def test_three_dead_workers_quarantine_a_document(connection: Connection, source: int) -> None:
     claim = taken(connection, source)
     for attempt in (1, 2, 3):
         assert claim.attempts == attempt
@@ -92,7 +92,7 @@ def test_worker_that_died_three_times_quarantines(connection: Connection, source
     assert only(connection)["state"] == "queued"
 
 
-def test_passing_failures_never_use_up_the_attempts(connection: Connection, source: int) -> None:
+def test_temporary_failures_never_use_up_the_attempts(connection: Connection, source: int) -> None:
     claim = taken(connection, source)
     for _ in range(10):
         claims.postpone(connection, claim, "The provider is away.", 30)
@@ -105,7 +105,7 @@ def test_passing_failures_never_use_up_the_attempts(connection: Connection, sour
     assert claim.retries == 10
 
 
-def test_unforeseen_failures_do(connection: Connection, source: int) -> None:
+def test_unexpected_failures_use_up_the_attempts(connection: Connection, source: int) -> None:
     claim = taken(connection, source)
     for _ in range(2):
         claims.record_crash(connection, claim, "An error.")
@@ -116,7 +116,7 @@ def test_unforeseen_failures_do(connection: Connection, source: int) -> None:
     assert only(connection)["state"] == "quarantined"
 
 
-def test_lost_task_is_published_again(connection: Connection, source: int) -> None:
+def test_a_lost_task_is_published_again(connection: Connection, source: int) -> None:
     documents.enqueue(connection, source, [("a.txt", "1-5", 5)])
     (due,) = documents.due(connection, [source], 10)
     documents.published(connection, [due.id])
@@ -129,7 +129,7 @@ def test_lost_task_is_published_again(connection: Connection, source: int) -> No
     assert documents.due(connection, [source], 10) == [due]
 
 
-def test_changed_and_small_documents_first_and_only_of_these_sources(connection: Connection, source: int) -> None:
+def test_changed_and_small_documents_of_these_sources_are_due_first(connection: Connection, source: int) -> None:
     claim = taken(connection, source, "changed.txt")
     finish(connection, claim)
     documents.enqueue(
@@ -140,17 +140,17 @@ def test_changed_and_small_documents_first_and_only_of_these_sources(connection:
     assert [d.key for d in documents.due(connection, [source], 10)] == ["changed.txt", "small.txt", "big.txt"]
 
 
-def test_small_document_is_due_beside_any_number_of_large_ones(connection: Connection, source: int) -> None:
+def test_a_small_document_is_due_despite_many_large_ones(connection: Connection, source: int) -> None:
     keys = [f"large{n}.txt" for n in range(40)]
     for key in keys:
         finish(connection, taken(connection, source, key))
-    documents.enqueue(connection, source, [(key, "2-99999", 99_999) for key in keys])  # changed ones, which come first
+    documents.enqueue(connection, source, [(key, "2-99999", 99_999) for key in keys])  # changed documents come first
     documents.enqueue(connection, source, [("note.txt", "1-5", 5)], bulk=True)
     assert [d.key for d in documents.due(connection, [source], 10)] == ["note.txt"]
     assert len(documents.due(connection, [source], 10, large=True)) == 10
 
 
-def test_permanent_failure_withdraws(connection: Connection, source: int) -> None:
+def test_a_permanent_failure_withdraws_the_document(connection: Connection, source: int) -> None:
     finish(connection, taken(connection, source))
     claim = taken(connection, source, revision="2-5")
     claims.failed(connection, claim, "It is broken.")
@@ -159,7 +159,7 @@ def test_permanent_failure_withdraws(connection: Connection, source: int) -> Non
     assert claims.text(connection, claim.id) is None
 
 
-def test_file_that_comes_back_as_it_was_is_ready_at_once(connection: Connection, source: int) -> None:
+def test_an_unchanged_restored_file_is_ready_at_once(connection: Connection, source: int) -> None:
     claim = taken(connection, source)
     finish(connection, claim)
     documents.delete(connection, [claim.id])
@@ -167,7 +167,7 @@ def test_file_that_comes_back_as_it_was_is_ready_at_once(connection: Connection,
     assert only(connection)["state"] == "ready"
 
 
-def test_purge_waits(connection: Connection, source: int) -> None:
+def test_a_purge_waits_for_its_delay(connection: Connection, source: int) -> None:
     claim = taken(connection, source)
     finish(connection, claim)
     documents.delete(connection, [claim.id])
@@ -177,7 +177,7 @@ def test_purge_waits(connection: Connection, source: int) -> None:
     assert connection.execute("SELECT count(*) FROM document_text").fetchone() == (0,)
 
 
-def test_purge_takes_the_vectors_that_nothing_else_uses(connection: Connection, source: int) -> None:
+def test_a_purge_deletes_unused_vectors(connection: Connection, source: int) -> None:
     generations.want(connection, "local", "model", "", 3, "1/200/28", "1")
     for key in ("a.txt", "b.txt"):
         claim = taken(connection, source, key)
@@ -199,7 +199,7 @@ def test_purge_takes_the_vectors_that_nothing_else_uses(connection: Connection, 
     assert left == {b"shared", b"a.txt"}
 
 
-def test_generation_is_switched_only_when_it_is_whole(connection: Connection, source: int) -> None:
+def test_a_generation_is_switched_only_when_it_is_complete(connection: Connection, source: int) -> None:
     key = ("model", "", 8, "1/200/28", "1")
     assert generations.want(connection, "local", *key) == "live"
     claim = taken(connection, source)

@@ -1,4 +1,4 @@
-"""Embedders: the local model against a reference implementation, and providers that misbehave."""
+"""Embedders: the local model against a reference implementation, and faulty providers."""
 
 import json
 import math
@@ -94,7 +94,7 @@ def token_ids(directory: Path, text: str) -> list[int]:
     return list(tokenizer.encode(text).ids)
 
 
-def test_vectors_are_those_of_the_model(local: LocalEmbedder, expected: Any) -> None:
+def test_vectors_equal_those_of_the_model(local: LocalEmbedder, expected: Any) -> None:
     cosines = (local.embed(SENTENCES) * expected).sum(axis=1)
     assert cosines.mean() > 0.99
     assert cosines.min() > 0.985
@@ -106,7 +106,7 @@ def test_the_float_graph_is_exact(tmp_path: Path, model: Path, expected: Any) ->
     shutil.copy(model / "tokenizer.json", tmp_path)
     exact = LocalEmbedder(tmp_path)
     assert np.abs(exact.embed(SENTENCES) - expected).max() < 1e-5
-    # What Hugging Face's Inference API documents for this model and these sentences.
+    # The values of Hugging Face's Inference API documentation for this model and these sentences.
     texts = ("That is a happy person", "That is a happy dog", "That is a very happy person", "Today is a sunny day")
     first, *others = exact.embed(texts)
     assert [float(first @ other) for other in others] == pytest.approx([0.6945773, 0.9429151, 0.2568761], abs=1e-5)
@@ -114,7 +114,7 @@ def test_the_float_graph_is_exact(tmp_path: Path, model: Path, expected: Any) ->
     assert exact.dimensions == 384
 
 
-def test_meaning_orders_the_vectors(local: LocalEmbedder) -> None:
+def test_similar_meanings_have_similar_vectors(local: LocalEmbedder) -> None:
     vectors = local.embed(SENTENCES)
     assert vectors.dtype == np.float32
     assert vectors.shape == (5, 384)
@@ -124,7 +124,7 @@ def test_meaning_orders_the_vectors(local: LocalEmbedder) -> None:
     assert (vectors @ local.embed_question("How do I install it with pip?")).argmax() == 4
 
 
-def test_order_and_neighbours_in_a_batch_do_not_matter(local: LocalEmbedder) -> None:
+def test_a_vector_does_not_depend_on_its_batch(local: LocalEmbedder) -> None:
     texts = [*SENTENCES, "short", " ".join(["long"] * 200), *SENTENCES[::-1]]
     together = local.embed(texts)
     alone = np.concatenate([local.embed([text]) for text in texts])
@@ -132,17 +132,17 @@ def test_order_and_neighbours_in_a_batch_do_not_matter(local: LocalEmbedder) -> 
     assert local.embed([]).shape == (0, 384)
 
 
-def test_nothing_of_a_long_text_is_cut_off(local: LocalEmbedder) -> None:
+def test_a_long_text_is_embedded_completely(local: LocalEmbedder) -> None:
     start = "The cat sits on the warm windowsill. " * 60
     end = "Quarterly revenue rose by twelve percent. " * 60
     assert local.count([start + end])[0] > 3 * local.max_tokens
-    whole, first, last = local.embed([start + end, start, end])
-    assert whole @ last > 0.5
-    assert whole @ first > 0.5
+    complete, first, last = local.embed([start + end, start, end])
+    assert complete @ last > 0.5
+    assert complete @ first > 0.5
     assert local.embed_question(start + end) @ last > 0.5
 
 
-def test_counts_are_the_tokenizers(local: LocalEmbedder) -> None:
+def test_counts_equal_those_of_the_tokenizer(local: LocalEmbedder) -> None:
     assert local.count(["", "cat", "unbelievable cats", "cat " * 1000]) == [
         0,
         1,
@@ -153,7 +153,7 @@ def test_counts_are_the_tokenizers(local: LocalEmbedder) -> None:
     assert local.model == "all-MiniLM-L6-v2-int8"
 
 
-def test_lone_surrogates_and_other_oddities_embed(local: LocalEmbedder) -> None:
+def test_lone_surrogates_and_other_odd_texts_are_embedded(local: LocalEmbedder) -> None:
     assert np.isfinite(local.embed(["\ud800 broken", "\x00", "😀" * 50, "漢字", "\u202e"])).all()
     with pytest.raises(ValueError, match="blank"):
         local.embed(["fine", " \n"])
@@ -177,13 +177,13 @@ def test_a_loaded_model_survives_a_fork(model: Path) -> None:
     assert exitcode == 0
     total, owners = queue.get()
     assert total == pytest.approx(expected)
-    assert owners == [os.getpid(), child.pid]  # the parent's threads are not in the child: it must load its own
+    assert owners == [os.getpid(), child.pid]  # a fork has no threads of its parent: the child must load its own model
 
 
 # --- preparing it
 
 
-def test_prepare_returns_at_once_when_whole_and_repairs_when_not(model: Path, tmp_path: Path) -> None:
+def test_prepare_accepts_a_complete_model_and_repairs_a_damaged_one(model: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(model, tmp_path / "with a space" / "model"))
     builds: list[Path] = []
     assert minilm.prepare(copy, builds.append) == copy
@@ -195,7 +195,7 @@ def test_prepare_returns_at_once_when_whole_and_repairs_when_not(model: Path, tm
     assert builds == [copy, copy]
 
 
-def test_processes_that_prepare_together_build_once(tmp_path: Path, model: Path) -> None:
+def test_concurrent_preparation_builds_the_model_once(tmp_path: Path, model: Path) -> None:
     builds: list[Path] = []
 
     def build(directory: Path) -> None:
@@ -212,7 +212,7 @@ def test_processes_that_prepare_together_build_once(tmp_path: Path, model: Path)
     assert minilm.is_whole(tmp_path / "new")
 
 
-def test_prepare_says_what_is_wrong(tmp_path: Path, monkeypatch: Any) -> None:
+def test_prepare_reports_the_cause_of_a_failure(tmp_path: Path, monkeypatch: Any) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(minilm, "WEIGHTS_SHA256", "0" * 64)
         with pytest.raises(SettingsError, match=r"model\.safetensors is not the genuine file"):
@@ -231,7 +231,7 @@ def test_prepare_says_what_is_wrong(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 def own_model(tmp_path: Path, files: dict[str, Any], output: str = "last_hidden_state") -> Path:
-    """A model of four dimensions whose last hidden state at a token of id i is (i, 1, position, 0)."""
+    """Create a model with four dimensions; its last hidden state at a token of id i is (i, 1, position, 0)."""
     from onnx import TensorProto, helper
 
     nodes = [
@@ -276,7 +276,7 @@ def unit(*values: float) -> Any:
     return np.array(values) / np.linalg.norm(values)
 
 
-def test_mean_pooling_ignores_the_padding(tmp_path: Path) -> None:
+def test_mean_pooling_ignores_padding(tmp_path: Path) -> None:
     embedder = LocalEmbedder(own_model(tmp_path, {}))
     ids = token_ids(tmp_path, "cat")
     vectors = embedder.embed(["cat", "cat " * 30])
@@ -285,7 +285,7 @@ def test_mean_pooling_ignores_the_padding(tmp_path: Path) -> None:
     assert embedder.max_tokens == 510
 
 
-def test_cls_pooling_length_and_prompts_come_from_the_files(tmp_path: Path) -> None:
+def test_cls_pooling_length_and_prompts_are_read_from_the_files(tmp_path: Path) -> None:
     files = {
         "1_Pooling/config.json": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
         "sentence_bert_config.json": {"max_seq_length": 34},
@@ -303,13 +303,13 @@ def test_cls_pooling_length_and_prompts_come_from_the_files(tmp_path: Path) -> N
         assert vector == pytest.approx(unit(sum(ids) / len(ids), 1, (len(ids) - 1) / 2, 0), abs=1e-6)
 
 
-def test_a_sentence_embedding_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_sentence_embedding_output_is_used_unchanged(tmp_path: Path) -> None:
     embedder = LocalEmbedder(own_model(tmp_path, {}, "sentence_embedding"))
     ids = token_ids(tmp_path, "cat")
     assert embedder.embed(["cat"])[0] == pytest.approx(unit(max(ids), 1, 2, 0), abs=1e-6)
 
 
-def test_a_directory_that_is_no_model_is_refused(tmp_path: Path, model: Path) -> None:
+def test_a_directory_without_a_model_is_refused(tmp_path: Path, model: Path) -> None:
     with pytest.raises(SettingsError, match=r"has no model\.onnx"):
         embedder_of(settings(tmp_path, embedding_model=str(tmp_path / "missing")))
     shutil.copy(model / "model.onnx", tmp_path)
@@ -334,7 +334,7 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path: Path, model: Path) ->
 
 
 class Scripted(Embedder):
-    """Embeds a text that is a number as (number, 1, 0); "x" fails."""
+    """An embedder that embeds a number as (number, 1, 0) and fails for "x"."""
 
     name = "scripted"
     model = "scripted"
@@ -356,7 +356,7 @@ class Scripted(Embedder):
         return np.array([[float(text), 1, 0] for text in texts], np.float32)
 
 
-def test_batches_keep_the_limits_and_lose_nothing() -> None:
+def test_batches_respect_the_limits_and_are_complete() -> None:
     embedder = Scripted()
     counts = [60, 1, 50, 50, 2, 100, 3, 4, 30, 0, 500]
     found = list(batches(embedder, counts))
@@ -368,7 +368,7 @@ def test_batches_keep_the_limits_and_lose_nothing() -> None:
     assert list(batches(embedder, [])) == []
 
 
-def test_every_batch_is_handed_over_before_the_next_is_paid_for() -> None:
+def test_every_batch_is_returned_before_the_next_request() -> None:
     embedder = Scripted()
     got: dict[int, float] = {}
 
@@ -384,14 +384,14 @@ def test_every_batch_is_handed_over_before_the_next_is_paid_for() -> None:
 def test_a_failing_batch_stops_the_rest() -> None:
     embedder = Scripted()
     got: list[int] = []
-    texts = [*map(str, range(6)), "x", *map(str, range(7, 60))]  # the third batch of twenty fails
+    texts = [*map(str, range(6)), "x", *map(str, range(7, 60))]  # the third of twenty batches fails
     with pytest.raises(TransientError, match="as told"):
         embed_all(embedder, texts, lambda indexes, _: got.extend(indexes))
     assert len(embedder.calls) == 3
     assert got == list(range(6))
 
 
-def test_an_error_of_the_caller_stops_at_once() -> None:
+def test_an_error_of_the_caller_stops_the_embedding() -> None:
     embedder = Scripted()
     with pytest.raises(ZeroDivisionError):
         embed_all(embedder, [str(number) for number in range(60)], lambda *_: 1 // 0)  # type: ignore[arg-type]
@@ -422,7 +422,7 @@ def provider(request: Any) -> Iterator[tuple[EmbeddingStandin, Callable[..., Rem
 Provider = tuple[EmbeddingStandin, Callable[..., RemoteEmbedder]]
 
 
-def test_vectors_arrive_as_the_provider_made_them(provider: Provider) -> None:
+def test_vectors_are_returned_as_the_provider_sent_them(provider: Provider) -> None:
     standin, make = provider
     embedder = make()
     vectors = embedder.embed(SENTENCES)
@@ -437,7 +437,7 @@ def test_vectors_arrive_as_the_provider_made_them(provider: Provider) -> None:
     assert standin.requests[0]["path"] == "/v1/embeddings"
 
 
-def test_requests_say_what_the_provider_needs() -> None:
+def test_requests_have_the_format_of_the_provider() -> None:
     with OpenAIStandin() as openai, VoyageStandin() as voyage:
         first = OpenAIEmbedder(openai.endpoint(KEY))
         second = VoyageEmbedder(voyage.endpoint(KEY))
@@ -476,7 +476,7 @@ def test_a_thousand_chunks_take_at_most_twelve_requests(provider: Provider) -> N
 @pytest.mark.parametrize(
     "fault", ["too_few", "too_many", "nan", "zero", "dimension", "not_numbers", "malformed", "cut"]
 )
-def test_a_bad_answer_is_asked_for_again_and_never_returned(provider: Provider, fault: str) -> None:
+def test_an_invalid_answer_is_requested_again_and_never_returned(provider: Provider, fault: str) -> None:
     standin, make = provider
     standin.misbehave(fault, times=2)
     embedder = make(sleep=lambda _: None)
@@ -491,7 +491,7 @@ def test_a_bad_answer_is_asked_for_again_and_never_returned(provider: Provider, 
     assert len(standin.requests) == 3 + 1 + remote.RETRIES
 
 
-def test_answers_in_another_order_are_put_right(provider: Provider) -> None:
+def test_vectors_in_another_order_are_sorted(provider: Provider) -> None:
     standin, make = provider
     standin.misbehave("shuffled")
     embedder = make(sleep=lambda seconds: pytest.fail(f"slept {seconds} s"))
@@ -501,7 +501,7 @@ def test_answers_in_another_order_are_put_right(provider: Provider) -> None:
 
 
 @pytest.mark.parametrize("status", ["429", "500", "529"])
-def test_a_busy_provider_is_asked_again_with_growing_pauses(provider: Provider, status: str) -> None:
+def test_requests_to_a_busy_provider_are_retried_with_growing_pauses(provider: Provider, status: str) -> None:
     standin, make = provider
     naps: list[float] = []
     standin.misbehave(status, times=None)
@@ -523,7 +523,7 @@ def test_retry_after_is_honoured(provider: Provider) -> None:
     assert len(standin.requests) == 2
 
 
-def test_a_retry_after_beyond_our_patience_is_passed_on(provider: Provider) -> None:
+def test_a_long_retry_after_is_passed_to_the_caller(provider: Provider) -> None:
     standin, make = provider
     standin.misbehave("429", times=None, retry_after=300)
     embedder = make(sleep=lambda seconds: pytest.fail(f"slept {seconds} s"))
@@ -538,7 +538,7 @@ def test_a_retry_after_beyond_our_patience_is_passed_on(provider: Provider) -> N
     assert len(standin.requests) == 2
 
 
-def test_no_credit_is_said_and_not_retried() -> None:
+def test_missing_credit_is_reported_and_not_retried() -> None:
     with OpenAIStandin() as standin:
         embedder = OpenAIEmbedder(standin.endpoint(KEY), sleep=lambda seconds: pytest.fail(f"slept {seconds} s"))
         standin.misbehave("429", times=None, code="insufficient_quota", message="You exceeded your current quota.")
@@ -557,7 +557,7 @@ def test_no_credit_is_said_and_not_retried() -> None:
         ("400", f"The input is bad, {KEY}.", PermanentError, "The input is bad, …."),
     ],
 )
-def test_a_refusal_is_final_and_says_what_to_check(
+def test_a_refusal_is_permanent_and_names_the_setting(
     provider: Provider, status: str, message: str, error: type[AskfolderError], says: str
 ) -> None:
     standin, make = provider
@@ -569,11 +569,11 @@ def test_a_refusal_is_final_and_says_what_to_check(
     assert len(standin.requests) == 1
 
 
-def test_a_silent_or_absent_provider_is_a_passing_error(provider: Provider) -> None:
+def test_a_silent_or_unreachable_provider_is_a_temporary_error(provider: Provider) -> None:
     standin, make = provider
     naps: list[float] = []
     standin.misbehave("hang", seconds=3)
-    assert make(timeout=0.2, sleep=naps.append).embed(SENTENCES).shape[0] == 5  # timeouts have a floor of one second
+    assert make(timeout=0.2, sleep=naps.append).embed(SENTENCES).shape[0] == 5  # the minimum of a timeout is one second
     assert len(standin.requests) >= 2
     naps.clear()
     unreachable = make(endpoint=Endpoint("Voyage", KEY, "http://127.0.0.1:9/v1", "VOYAGE_API_KEY"), sleep=naps.append)
@@ -606,7 +606,7 @@ def test_loopback_calls_ignore_proxies(provider: Provider, monkeypatch: Any) -> 
     assert not is_loopback("https://api.openai.com/v1")
 
 
-def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(tmp_path: Path) -> None:
     key = SecretStr(KEY)
     with pytest.raises(SettingsError, match="needs OPENAI_API_KEY"):
         embedder_of(settings(tmp_path, embedder="openai"))
@@ -639,7 +639,7 @@ def settings(data: Path, **values: Any) -> Settings:
     return Settings(_env_file=None, data=data, **values)  # type: ignore[call-arg]
 
 
-def test_a_generation_has_its_own_embedder_whatever_the_settings_say(tmp_path: Path) -> None:
+def test_a_generation_keeps_its_embedder_when_the_settings_change(tmp_path: Path) -> None:
     older = settings(tmp_path, embedder="openai", openai_api_key=SecretStr(KEY), voyage_api_key=SecretStr(KEY))
     wanted = embedder_of(older)
     assert (wanted.name, wanted.model, wanted.dimensions) == ("openai", "text-embedding-3-small", 1536)
@@ -649,8 +649,8 @@ def test_a_generation_has_its_own_embedder_whatever_the_settings_say(tmp_path: P
     stored.close()
 
 
-def test_estimates_do_not_fall_below_a_third_of_the_bytes() -> None:
-    # cl100k's true counts, taken once with bpe-openai 0.1.4.
+def test_estimated_tokens_are_at_least_a_third_of_the_bytes() -> None:
+    # The true counts of cl100k, computed once with bpe-openai 0.1.4.
     known = {
         "The quick brown fox jumps over the lazy dog.": 10,
         "Die Donaudampfschifffahrtsgesellschaft hat ihren Sitz in Wien und fährt täglich.": 26,
@@ -666,13 +666,13 @@ def test_estimates_do_not_fall_below_a_third_of_the_bytes() -> None:
 
 
 def assert_no_key(error: BaseException | None) -> None:
-    """Neither the message nor any error behind it that a log would print holds the key."""
+    """Check that neither the message nor any chained error in a log contains the key."""
     while error is not None:
         assert KEY not in str(error)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def test_importing_does_not_load_what_only_some_need() -> None:
+def test_an_import_does_not_load_optional_libraries() -> None:
     program = (
         "import sys, shared.providers.local; assert not {'onnx', 'onnxruntime', 'openai', 'torch'} & set(sys.modules)"
     )
@@ -686,7 +686,7 @@ def test_importing_does_not_load_what_only_some_need() -> None:
         "from shared.providers.minilm import prepare; prepare(Path(sys.argv[2]))",
     ],
 )
-def test_onnx_runtime_reports_nothing_to_its_maker(code: str, model: Path, tmp_path: Path) -> None:
+def test_onnx_runtime_sends_no_telemetry(code: str, model: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     env = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)}

@@ -23,7 +23,7 @@ from shared.providers.choice import LOCAL_MODEL
 from shared.settings import ROOT
 from tests.conftest import KEY, System, until
 
-# --- measures --------------------------------------------------------------------------------------------------------
+# --- measures ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,14 @@ from tests.conftest import KEY, System, until
         ("", {"a": 1}, [0, 0, 0, 0, 0]),
     ],
 )
-def test_measures(ranking: str, relevant: dict[str, int], expected: list[float]) -> None:
-    """The values of ir-measures 0.4.3 (R@5, R@10, R@20, nDCG@10, RR@10 by pytrec_eval)."""
+def test_measures_equal_those_of_ir_measures(ranking: str, relevant: dict[str, int], expected: list[float]) -> None:
+    """Compare with the values of ir-measures 0.4.3 (R@5, R@10, R@20, nDCG@10, RR@10 by pytrec_eval)."""
     found = measures.measures(ranking.split(), relevant)
     assert list(found) == ["recall@5", "recall@10", "recall@20", "nDCG@10", "MRR@10"]
     assert list(found.values()) == pytest.approx(expected, abs=1e-9)
 
 
-def test_spans(tmp_path: Path) -> None:
+def test_measures_of_questions_with_exact_places(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text('{"question": "a", "spans": {"a.md": [[10, 20], [15, 30]], "b.md": [[0, 20]]}}')
     (question,) = question_sets.read_questions(path)
@@ -57,7 +57,7 @@ def test_spans(tmp_path: Path) -> None:
     assert significance.compare(*runs).losses == 1
 
 
-def test_difference_of_nothing_and_of_everything() -> None:
+def test_the_difference_of_equal_and_of_consistently_better_runs() -> None:
     same = significance.difference([0.5] * 40, [0.5] * 40)
     assert (same.p, same.mean, same.low, same.high, same.ties) == (1.0, 0, 0, 0, 40)
     better = significance.difference([0.2] * 40, [0.3] * 40)
@@ -67,8 +67,8 @@ def test_difference_of_nothing_and_of_everything() -> None:
     assert significance.difference([0.3] * 40, [0.2] * 40).mean == pytest.approx(-0.1)
 
 
-def test_difference_against_every_swap() -> None:
-    """With eight pairs all 256 swaps can be counted."""
+def test_the_p_value_equals_that_of_all_swaps() -> None:
+    """With eight pairs, all 256 swaps can be enumerated."""
     a = [0.1, 0.4, 0.3, 0.9, 0.5, 0.2, 0.7, 0.6]
     b = [0.3, 0.5, 0.2, 0.95, 0.9, 0.25, 0.6, 0.9]
     moved = np.subtract(b, a)
@@ -80,16 +80,16 @@ def test_difference_against_every_swap() -> None:
     assert significance.difference(a, b) == found, "the seed is fixed"
 
 
-def test_chance_is_called_significant_as_often_as_it_should_be() -> None:
+def test_random_differences_are_rarely_significant() -> None:
     generator = np.random.default_rng(7)
     hits = sum(significance.difference(*generator.random((2, 30))).p < 0.05 for _ in range(100))
     assert 0 <= hits <= 12
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def test_questions(tmp_path: Path) -> None:
+def test_question_sets_are_read(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text(
         '\ufeff{"question": " When? ", "relevant": ["a.md", "b/ö.md"]}\n\n'
@@ -125,7 +125,7 @@ def test_questions(tmp_path: Path) -> None:
         ('{"question": "a", "relevant": ["a"], "answerable": "no"}', '"answerable" must be'),
     ],
 )
-def test_wrong_questions(tmp_path: Path, text: str, words: str) -> None:
+def test_invalid_questions_are_refused(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text(text)
     with pytest.raises(PermanentError, match=re.escape(words)):
@@ -148,7 +148,7 @@ def beir(folder: Path, qrels: str = "query-id\tcorpus-id\tscore\nq1\tHe/ron ~\t2
     return folder
 
 
-def test_beir(tmp_path: Path) -> None:
+def test_a_folder_in_the_beir_layout_is_read(tmp_path: Path) -> None:
     folder = beir(tmp_path / "set")
     assert question_sets.read_beir(folder) == [Question("q1", "What is the heron called?", {"He/ron ~": 2})]
     target = tmp_path / "documents"
@@ -172,12 +172,12 @@ def test_beir(tmp_path: Path) -> None:
         ("a\tb\tc\nq7\td2\t1\n", "is among those"),
     ],
 )
-def test_wrong_qrels(tmp_path: Path, qrels: str, words: str) -> None:
+def test_invalid_qrels_are_refused(tmp_path: Path, qrels: str, words: str) -> None:
     with pytest.raises(PermanentError, match=words):
         question_sets.read_beir(beir(tmp_path / "set", qrels))
 
 
-def test_broken_archives(tmp_path: Path) -> None:
+def test_broken_archives_are_refused(tmp_path: Path) -> None:
     folder = beir(tmp_path / "set")
     corpus = folder / "corpus.jsonl.gz"
     for content in (corpus.read_bytes()[:-12], b"not gzip"):
@@ -189,7 +189,7 @@ def test_broken_archives(tmp_path: Path) -> None:
         list(question_sets.read_corpus(folder))
 
 
-def test_file_names() -> None:
+def test_file_names_are_safe_and_unique() -> None:
     names = [
         "a",
         "A",
@@ -212,7 +212,7 @@ def test_file_names() -> None:
     assert all(re.fullmatch("[a-z0-9][a-z0-9_-]{0,99}", file) for file in files), files
 
 
-def test_documents_gathered(tmp_path: Path) -> None:
+def test_documents_are_gathered_in_one_folder(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/a.md").write_text("a")
     (tmp_path / "readme.md").write_text("r")
@@ -228,7 +228,7 @@ def test_documents_gathered(tmp_path: Path) -> None:
         temporary.gather([tmp_path / "nowhere"], target)
 
 
-def test_kept_folder_of_other_documents(tmp_path: Path) -> None:
+def test_a_kept_folder_of_other_documents_is_refused(tmp_path: Path) -> None:
     for _ in range(2):
         with temporary.workplace(tmp_path / "kept", "these"):
             pass
@@ -238,10 +238,10 @@ def test_kept_folder_of_other_documents(tmp_path: Path) -> None:
         pass
 
 
-# --- what is typed ---------------------------------------------------------------------------------------------------
+# --- arguments --------------------------------------------------------------------------------------------------------
 
 
-def test_choices() -> None:
+def test_a_choice_is_changed_by_arguments() -> None:
     first = experiment.Choice({"mode": "hybrid", "top_k": 100})
     other = first.changed("mode=dense top_k=20 filters.source='a b/' OPENAI_API_KEY=sk-1 ASKFOLDER_EMBEDDER=openai")
     assert other.body(query="q", top_k=1) == {"query": "q", "mode": "dense", "top_k": 1, "filters": {"source": "a b/"}}
@@ -269,7 +269,7 @@ def test_choices() -> None:
         (["{questions}"], 4, "make up"),
     ],
 )
-def test_refusals_are_sentences(
+def test_invalid_arguments_are_refused_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, words: str
 ) -> None:
     questions = tmp_path / "questions.jsonl"
@@ -292,7 +292,7 @@ def experiment_settings(folder: Path) -> Any:
     return read({"ASKFOLDER_URL": "http://127.0.0.1:1", "ASKFOLDER_KEY": "k", "ASKFOLDER_DATA": str(folder)})
 
 
-# --- the report ------------------------------------------------------------------------------------------------------
+# --- the report -------------------------------------------------------------------------------------------------------
 
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;\0\x1b[31m\u202e\ud800"
 
@@ -320,7 +320,7 @@ def run_of(*rankings: str, text: str = "some text", label: str = "mode=hybrid") 
     return Run(label, "3 documents, local m (4)", results)
 
 
-def test_report_holds_what_was_found() -> None:
+def test_the_report_contains_the_results() -> None:
     runs = [run_of("x a", "b c"), run_of("a x", "b c", label="mode=dense")]
     difference = significance.compare(runs[0], runs[1])
     text = report.page("questions.jsonl", runs, difference, ["2 documents could not be read."])
@@ -335,7 +335,7 @@ def test_report_holds_what_was_found() -> None:
     assert report.page("q", runs[:1], None, []).count('class="passage relevant"') == 1
 
 
-def test_report_escapes_everything() -> None:
+def test_the_report_escapes_html() -> None:
     plain = Tags(report.page("t", [run_of("a b"), run_of("b")], significance.difference([0], [1]), ["note"]))
     runs = [run_of("a <b>", text=HOSTILE, label=HOSTILE), run_of("<script>", text=HOSTILE, label=HOSTILE)]
     text = report.page(HOSTILE, runs, significance.difference([0], [1]), [HOSTILE])
@@ -349,7 +349,7 @@ def test_report_escapes_everything() -> None:
     assert "://" not in text, "nothing from elsewhere"
 
 
-def test_odd_figures() -> None:
+def test_figures_are_formatted() -> None:
     assert [report.figure("recall@5", v) for v in (0, 0.5, 1, 0.0004)] == [".000", ".500", "1.000", ".000"]
     assert [report.figure("", v, True) for v in (0.25, -0.25, -0.0001)] == ["+.250", "-.250", ".000"]
     assert report.figure("latency p50 ms", 12.6) == "13"
@@ -358,7 +358,7 @@ def test_odd_figures() -> None:
         assert "Nothing was found" in report.page("t", runs, None, [])
 
 
-# --- the real system -------------------------------------------------------------------------------------------------
+# --- the real system --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -379,8 +379,8 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
     )
 
 
-def test_our_own_documents(environment: dict[str, str], tmp_path: Path) -> None:
-    """The floor of retrieval: a change that makes it worse on our own documents stops here."""
+def test_retrieval_on_our_own_documents(environment: dict[str, str], tmp_path: Path) -> None:
+    """Check the minimum quality of retrieval on our own documents."""
     page = tmp_path / "report.html"
     result = run(
         environment,
@@ -406,7 +406,7 @@ def test_our_own_documents(environment: dict[str, str], tmp_path: Path) -> None:
     assert list(tmp_path.glob("askfolder-eval-*")) == [], "the temporary system is removed"
 
 
-def test_kept_is_used_again(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_kept_folder_is_used_again(environment: dict[str, str], tmp_path: Path) -> None:
     folder, kept = beir(tmp_path / "set"), tmp_path / "kept"
     for n in range(2):
         result = run(environment, str(folder), "--keep", str(kept))
@@ -418,7 +418,7 @@ def test_kept_is_used_again(environment: dict[str, str], tmp_path: Path) -> None
         assert len(taken) == 3, f"run {n} indexes what is new only: {taken}"
 
 
-def test_running_system(system: System, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_running_system_is_evaluated(system: System, environment: dict[str, str], tmp_path: Path) -> None:
     (system.folder / "storch.md").write_text("# Stork\n\nThe stork is called Adele.")
     system.start("web", "worker", "producer")
     system.settled(1)
@@ -439,7 +439,7 @@ def test_running_system(system: System, environment: dict[str, str], tmp_path: P
     assert "Traceback" not in right.stderr + unknown.stderr + wrong.stderr
 
 
-def test_ended_on_the_way(environment: dict[str, str], tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_leaves_nothing_behind(environment: dict[str, str], tmp_path: Path) -> None:
     import psutil
 
     folder = beir(tmp_path / "set")

@@ -1,4 +1,4 @@
-"""The language of a text, as the text search configuration that its document gets."""
+"""The detected language of a text, as the text search configuration of its document."""
 
 from pathlib import Path
 
@@ -33,11 +33,11 @@ def test_a_document_gets_the_configuration_of_its_language(
         "คณะกรรมการตัดสินใจปิดสะพาน",
     ],
 )
-def test_what_tells_no_language_gets_the_default(text: str) -> None:
+def test_a_text_without_a_clear_language_gets_the_default(text: str) -> None:
     assert languages.configuration(text) == "english"
 
 
-def test_a_long_document_is_judged_by_samples_of_all_of_it() -> None:
+def test_samples_from_a_complete_long_document_decide_its_language() -> None:
     assert languages.configuration(PARAGRAPHS["english"] * 20 + PARAGRAPHS["german"] * 50_000) == "german"
 
 

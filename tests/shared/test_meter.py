@@ -1,4 +1,4 @@
-"""What calls cost is counted, kept within the caps of a day by many processes together, and shown."""
+"""The cost of calls is counted, limited by daily caps across processes, and shown."""
 
 import datetime
 import json
@@ -59,7 +59,7 @@ def embedding_budget(connection: Connection) -> dict[str, float | None]:
     return usage.today(connection, {"embedding": 1.0})["embedding"]
 
 
-# --- reserved, settled ------------------------------------------------------------------------------------------------
+# --- reservations and bills -------------------------------------------------------------------------------------------
 
 
 def test_sums_by_day_model_and_purpose(pool: ConnectionPool[Connection], connection: Connection) -> None:
@@ -74,7 +74,7 @@ def test_sums_by_day_model_and_purpose(pool: ConnectionPool[Connection], connect
         with meter.call(purpose, model, tokens, 9) as call:  # type: ignore[arg-type]
             call.billed(tokens)
     with meter.call("answers", "claude-sonnet-5-5", Tokens(9), 9):
-        pass  # refused: nothing was billed
+        pass  # refused: not billed
     assert rows(connection) == [
         ("answers", "claude-sonnet-5-5", 1, 1000, 200, 400, 3000, Decimal("0.0056")),
         ("documents", "nomic-embed-text", 1, 7, 0, 0, 0, None),
@@ -92,7 +92,7 @@ def test_sums_by_day_model_and_purpose(pool: ConnectionPool[Connection], connect
     assert last["dollars"] == pytest.approx(6e-7)
 
 
-def test_a_cap_holds_back_what_may_exceed_it(pool: ConnectionPool[Connection], connection: Connection) -> None:
+def test_a_call_that_may_exceed_the_cap_is_refused(pool: ConnectionPool[Connection], connection: Connection) -> None:
     meter = Meter(pool, {"embedding": 0.10})
     most = Tokens(1_000_000)  # of voyage-4: $0.06
     with meter.call("documents", "voyage-4", most, 9) as call:
@@ -116,7 +116,7 @@ def test_a_cap_holds_back_what_may_exceed_it(pool: ConnectionPool[Connection], c
         pytest.fail("beyond the cap")
     assert caught.value.retry_after is not None
     assert 0 < caught.value.retry_after <= usage.LONGEST_WAIT
-    with meter.call("documents", "voyage-4", Tokens(800_000), 9) as call:  # what fits still goes
+    with meter.call("documents", "voyage-4", Tokens(800_000), 9) as call:  # a call within the cap is allowed
         call.billed(Tokens(800_000))
     with (
         pytest.raises(BudgetError, match=r"One call may cost up to \$0\.1200, more than"),
@@ -124,20 +124,22 @@ def test_a_cap_holds_back_what_may_exceed_it(pool: ConnectionPool[Connection], c
     ):
         pytest.fail("beyond the cap")
     with meter.call("answers", "claude-opus-5-5", most, 9), meter.call("documents", "my-model", most, 9):
-        pass  # another budget, and no known price
+        pass  # another budget, and a model without a known price
     with Meter(pool, {"embedding": 0.20}).call("documents", "voyage-4", most, 9):
-        pass  # raised
+        pass  # a raised cap
     connection.execute("UPDATE budget SET day = day - 1")
     with meter.call("documents", "voyage-4", most, 9):
         pass  # another day
 
 
-def test_a_cap_of_nothing_sends_nothing(pool: ConnectionPool[Connection]) -> None:
+def test_a_cap_of_zero_refuses_every_call(pool: ConnectionPool[Connection]) -> None:
     with pytest.raises(BudgetError), Meter(pool, {"answers": 0.0}).call("answers", "claude-haiku-5-5", Tokens(1), 9):
         pytest.fail("beyond the cap")
 
 
-def test_what_a_dead_process_reserved_comes_back(pool: ConnectionPool[Connection], connection: Connection) -> None:
+def test_the_reservation_of_a_dead_process_is_released(
+    pool: ConnectionPool[Connection], connection: Connection
+) -> None:
     meter, most = Meter(pool, {"embedding": 0.10}), Tokens(1_000_000)
     meter.reserve("documents", "voyage-4", most, seconds=9)
     with pytest.raises(BudgetError), meter.call("documents", "voyage-4", most, 9):
@@ -147,18 +149,18 @@ def test_what_a_dead_process_reserved_comes_back(pool: ConnectionPool[Connection
     with meter.call("documents", "voyage-4", most, 9) as call:
         connection.execute("UPDATE reservation SET expires_at = now() - interval '1 second'")
         usage.expire(connection)
-        call.billed(most)  # late, but paid for
+        call.billed(most)  # late, but billed
     assert embedding_budget(connection) == {"spent": 0.06, "reserved": 0.0, "cap": 1.0}
     assert connection.execute("SELECT reserved FROM budget").fetchall() == [(0,)]
 
 
-def test_what_could_not_be_written_is_written_later(
+def test_usage_that_could_not_be_written_is_written_later(
     pool: ConnectionPool[Connection], connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meter = Meter(pool)
     connection.execute("ALTER TABLE usage RENAME TO away")
     with meter.call("documents", "voyage-4", Tokens(1), 9) as call:
-        call.billed(Tokens(1))  # a defect costs nobody the answer …
+        call.billed(Tokens(1))  # a failed write does not fail the answer …
     connection.execute("ALTER TABLE away RENAME TO usage")
     real = usage.settle
 
@@ -167,7 +169,7 @@ def test_what_could_not_be_written_is_written_later(
 
     monkeypatch.setattr(usage, "settle", lost)
     with meter.call("documents", "voyage-4", Tokens(2), 9) as call:
-        call.billed(Tokens(2))  # … nor does a database that is away
+        call.billed(Tokens(2))  # … and neither does an unavailable database
     assert not meter.write()
     monkeypatch.setattr(usage, "settle", real)
     with meter.call("documents", "voyage-4", Tokens(3), 9) as call:
@@ -181,7 +183,7 @@ def test_a_call_ends_before_its_usage_is_written(
     meter = Meter(pool, behind=True)
     with psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE askfolder.usage")
-        with hang_guard(60):  # the lock is released after the calls only
+        with hang_guard(60):  # the lock is released only after the calls
             for _ in range(20):
                 with meter.call("questions", "voyage-4", Tokens(5), 9) as call:
                     call.billed(Tokens(5))
@@ -190,24 +192,24 @@ def test_a_call_ends_before_its_usage_is_written(
     until(lambda: [row[2:4] for row in rows(connection)] == [(20, 100)], 5)
 
 
-# --- what providers report
+# --- reports of providers
 
 
-def test_embedding_counts_what_was_paid_for(pool: ConnectionPool[Connection], connection: Connection) -> None:
+def test_every_billed_embedding_is_counted(pool: ConnectionPool[Connection], connection: Connection) -> None:
     with OpenAIStandin() as openai, VoyageStandin() as voyage:
         first = OpenAIEmbedder(openai.endpoint(KEY), meter=Meter(pool), sleep=lambda _: None)
         second = VoyageEmbedder(voyage.endpoint(KEY), meter=Meter(pool), sleep=lambda _: None)
         for standin in (openai, voyage):
             standin.misbehave("429")
             standin.misbehave("500")
-            standin.misbehave("zero")  # an answer without use is paid for all the same
+            standin.misbehave("zero")  # an invalid answer is billed too
         first.embed(["one two three"])
         second.embed(["one two three"])
         second.embed_question("one two")
         voyage.misbehave("400")
         with pytest.raises(PermanentError):
             second.embed(["one two three"])
-        voyage.misbehave("cut")  # nobody knows: it counts by the estimate, five tokens
+        voyage.misbehave("cut")  # the usage is unknown, so the estimate counts: five tokens
         second.embed(["one two three"])
         nowhere = VoyageEmbedder(
             Endpoint("Voyage", KEY, "http://127.0.0.1:9/v1", ""), meter=Meter(pool), sleep=lambda _: None
@@ -223,7 +225,7 @@ def test_embedding_counts_what_was_paid_for(pool: ConnectionPool[Connection], co
     ]
 
 
-def test_a_server_that_tells_no_tokens_is_estimated() -> None:
+def test_tokens_are_estimated_if_a_server_reports_none() -> None:
     assert remote.total_tokens(response({"data": []}), 7) == 7
     assert remote.total_tokens(response({"usage": {"total_tokens": None}}), 7) == 7
     assert remote.total_tokens(response({"usage": {"total_tokens": 3}}), 7) == 3
@@ -241,7 +243,7 @@ def anthropic() -> Iterator[AnthropicStandin]:
 
 
 def complete(claude: Claude, seconds: float = 5) -> Tokens:
-    """The tokens that one question takes."""
+    """Ask one question and return its tokens."""
     return claude.complete("answers", MODEL, "Be brief.", QUESTION, 100, seconds).tokens
 
 
@@ -263,10 +265,10 @@ def test_each_attempt_of_claude_is_billed(
     assert took.input > 0
     assert took.output > 0
     assert billed() == (1, took)
-    anthropic.misbehave("529", times=2)  # not paid for
+    anthropic.misbehave("529", times=2)  # not billed
     complete(claude)
     assert billed() == (1, took)
-    anthropic.misbehave("cut_stream")  # what it wrote until then is, and is estimated
+    anthropic.misbehave("cut_stream")  # the text before the error is billed by an estimate
     twice = complete(claude)
     assert billed() == (2, twice)
     assert twice.input == 2 * took.input
@@ -279,7 +281,7 @@ def test_each_attempt_of_claude_is_billed(
     assert billed() == (1, Tokens(most.input)), "the server may have read it"
 
 
-def test_a_stream_that_is_left_is_billed(
+def test_an_abandoned_stream_is_billed(
     pool: ConnectionPool[Connection], connection: Connection, anthropic: AnthropicStandin
 ) -> None:
     claude = Claude(KEY, anthropic.url, Meter(pool))
@@ -293,8 +295,8 @@ def test_a_stream_that_is_left_is_billed(
     assert claude.meter.spent("answers").input == tokens
 
 
-def test_what_a_request_reserves() -> None:
-    """Texts are estimated from above. Marked texts count as written to the cache. With tools the whole body counts."""
+def test_the_reservation_of_a_request() -> None:
+    """Estimates are upper bounds. Marked texts count as written to the cache. With tools the complete body counts."""
     texts = ["one two", "three", "Where is it?"]
     system = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
     result = {"type": "search_result", "source": "a.md", "title": "A", "content": [{"type": "text", "text": texts[0]}]}
@@ -315,7 +317,7 @@ def test_a_repetition_is_reserved_anew(
     anthropic: AnthropicStandin,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A cut answer spends what is left: its repetition is not sent."""
+    """A truncated answer spends the rest of the budget, so its repetition is not sent."""
     monkeypatch.setattr(provider, "PAUSE", 0.01)
     anthropic.usage_times = 100
     anthropic.misbehave("cut_stream")
@@ -329,7 +331,7 @@ def test_a_repetition_is_reserved_anew(
     assert rows(connection)[0][2] == 1
 
 
-def test_reranking_counts_and_is_held_back(
+def test_reranking_is_counted_and_capped(
     pool: ConnectionPool[Connection], connection: Connection, anthropic: AnthropicStandin
 ) -> None:
     anthropic.reply = lambda _: [text_block("[2, 1]")]
@@ -352,7 +354,7 @@ def test_reranking_counts_and_is_held_back(
     assert found[0][4] > 0
 
 
-def test_contexts_count_and_are_held_back(pool: ConnectionPool[Connection], connection: Connection) -> None:
+def test_contexts_are_counted_and_capped(pool: ConnectionPool[Connection], connection: Connection) -> None:
     parsed, chunks = document(AT_ONCE * 2 + 1)
     with AnthropicStandin(reply=write_contexts) as claude:
         writer = ContextWriter(Claude(KEY, claude.url, Meter(pool, {"embedding": 1.0})), MODEL)
@@ -366,7 +368,7 @@ def test_contexts_count_and_are_held_back(pool: ConnectionPool[Connection], conn
         assert row[2] == len(claude.requests)
 
 
-def test_a_reranker_without_money_is_not_called_sick(pool: ConnectionPool[Connection]) -> None:
+def test_an_exhausted_budget_is_no_failure_of_the_reranker(pool: ConnectionPool[Connection]) -> None:
     broke = Reranking(ClaudeReranker(Claude(KEY, "", Meter(pool, {"answers": 0.0})), MODEL, 3), "Claude")
     passage = Passage(1, 1, "oar.md", "Oar", "It is Anna's.", 0.5, None, (), 0, 13)
     for _ in range(FAILURES + 1):
@@ -375,7 +377,7 @@ def test_a_reranker_without_money_is_not_called_sick(pool: ConnectionPool[Connec
         assert "ASKFOLDER_BUDGET_ANSWERS" in warnings[0]
 
 
-# --- under load
+# --- load
 
 
 def run_processes(database_url: str, url: str) -> list[tuple[int, int]]:
@@ -405,10 +407,10 @@ def test_many_processes_never_exceed_a_cap(database_url: str, connection: Connec
     assert sum(embedded for embedded, _ in found) == len(served) == rows(connection)[0][2]
 
 
-def test_what_takes_more_than_was_thought_exceeds_by_the_calls_in_flight(
+def test_underestimated_calls_exceed_the_cap_only_by_the_calls_in_flight(
     database_url: str, connection: Connection
 ) -> None:
-    """The estimate cannot be below the truth by more than this stand-in pretends: ten times."""
+    """The stand-in reports ten times the usage; real estimates are never that far too low."""
     with VoyageStandin(delay=0.01) as standin:
         standin.usage_times = 10
         run_processes(database_url, standin.url)
@@ -421,7 +423,7 @@ def test_what_takes_more_than_was_thought_exceeds_by_the_calls_in_flight(
 # --- prices
 
 
-def test_prices_of_ones_own(pool: ConnectionPool[Connection], connection: Connection) -> None:
+def test_own_prices_are_used(pool: ConnectionPool[Connection], connection: Connection) -> None:
     assert prices.read(" my-model=0.5, org/other:7b = 1/5 ,") == {"my-model": Price(0.5), "org/other:7b": Price(1, 5)}
     for wrong in ("my-model", "my-model=", "=1", "m=1/2/3", "m=-1", "m=nan", "m=inf"):
         with pytest.raises(SettingsError, match=r"ASKFOLDER_PRICES: .* is not a price; write"):

@@ -62,7 +62,7 @@ def make(redis_url: str) -> Iterator[Make]:
 
 
 def known(pace: Pace) -> dict[str, int]:
-    """The record in Redis, in ms; empty: no pause is recorded."""
+    """Return the record in Redis, in ms. It is empty if no pause is recorded."""
     assert pace.redis is not None
     record: Any = pace.redis.hgetall(pace.key)
     return {name.decode(): int(value) for name, value in record.items()}
@@ -73,7 +73,7 @@ def change(pace: Pace, **values: float) -> None:
     pace.redis.hset(pace.key, mapping={name: int(value) for name, value in values.items()})
 
 
-def test_an_idle_provider_is_asked_at_once(redis_url: str) -> None:
+def test_without_a_pause_requests_start_at_once(redis_url: str) -> None:
     one = Pace(redis_url, "Voyage", URL, "voyage-4", sleep=lambda seconds: pytest.fail(f"slept {seconds} s"))
     for _ in range(100):
         assert one.wait(0) is False
@@ -82,16 +82,16 @@ def test_an_idle_provider_is_asked_at_once(redis_url: str) -> None:
     one.close()
 
 
-def test_a_pause_is_everybodys(make: Make) -> None:
-    told, other = make(), make()
+def test_a_pause_applies_to_all_processes(make: Make) -> None:
+    slowed, other = make(), make()
     started = time.monotonic()
-    told.slow(2)
+    slowed.slow(2)
     with pytest.raises(TransientError, match=r"Voyage asked to slow down; requests pause for [12] s\.") as caught:
         other.wait(0.1)
     assert 0.1 < (caught.value.retry_after or 0) <= 2
     assert other.wait(20) is True
     assert time.monotonic() - started >= 1.99
-    third = Pace("", "Voyage", URL, "voyage-4")  # nothing shared, nothing known
+    third = Pace("", "Voyage", URL, "voyage-4")  # without Redis no pause is known
     assert third.wait(0) is False
 
 
@@ -103,7 +103,7 @@ def test_another_model_or_address_has_its_own_pause(redis_url: str, make: Make) 
         one.close()
 
 
-def test_after_a_pause_requests_come_one_after_another_and_soon_as_before(make: Make) -> None:
+def test_after_a_pause_requests_are_spaced_and_resume_gradually(make: Make) -> None:
     all_, started = [make() for _ in range(8)], time.monotonic()
     all_[0].slow(0.3)
     times: list[float] = []
@@ -123,7 +123,7 @@ def test_after_a_pause_requests_come_one_after_another_and_soon_as_before(make: 
     assert all_[0].wait(0) is False
 
 
-def test_without_success_the_distance_stays(make: Make) -> None:
+def test_without_a_success_the_spacing_remains(make: Make) -> None:
     one, other = make(), make()
     started = time.monotonic()
     one.slow(0.1)
@@ -136,7 +136,7 @@ def test_without_success_the_distance_stays(make: Make) -> None:
         other.wait(5)
 
 
-def test_many_that_are_told_at_once_count_as_one(make: Make) -> None:
+def test_simultaneous_requests_to_slow_down_count_once(make: Make) -> None:
     one = make()
     for _ in range(8):
         one.slow(30)
@@ -152,7 +152,7 @@ def test_many_that_are_told_at_once_count_as_one(make: Make) -> None:
     assert known(one)["gap"] == pace.LONGEST_MS
 
 
-def test_a_request_of_before_the_pause_changes_nothing(make: Make) -> None:
+def test_a_success_from_before_the_pause_changes_nothing(make: Make) -> None:
     one = make()
     one.slow(30)
     one.went_well()
@@ -161,7 +161,7 @@ def test_a_request_of_before_the_pause_changes_nothing(make: Make) -> None:
     assert known(one)["gap"] == pace.FIRST_MS
 
 
-def test_without_redis_each_is_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_redis_each_process_keeps_its_own_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "AWAY_SECONDS", 3600.0)
     with hanging_up() as (port, connections):
         one = Pace(f"redis://127.0.0.1:{port}/0", "Voyage", URL, "voyage-4")
@@ -177,7 +177,7 @@ def test_without_redis_each_is_for_itself(monkeypatch: pytest.MonkeyPatch) -> No
 
 @contextlib.contextmanager
 def hanging_up() -> Iterator[tuple[int, list[socket.socket]]]:
-    """A server that closes each connection at once: its port, and the connections so far."""
+    """Run a server that closes each connection at once. Yield its port and the connections so far."""
     connections: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -194,7 +194,7 @@ def hanging_up() -> Iterator[tuple[int, list[socket.socket]]]:
         thread.join()
 
 
-def test_no_request_arrives_while_the_provider_wants_none(redis_url: str) -> None:
+def test_no_request_arrives_during_a_pause(redis_url: str) -> None:
     with VoyageStandin(delay=0.02) as standin:
         embedders = [VoyageEmbedder(standin.endpoint("key"), meter=Meter(redis_url=redis_url)) for _ in range(4)]
         barrier = threading.Barrier(4)
@@ -226,7 +226,7 @@ def anthropic() -> Iterator[AnthropicStandin]:
 
 
 def elsewhere(redis_url: str, standin: Standin, model: str = MODEL, who: str = "Claude") -> Pace:
-    """What another process keeps of the same model at the same address."""
+    """Return the pace of another process for the same model and address."""
     return Pace(redis_url, who, standin.url, model)
 
 
@@ -235,7 +235,7 @@ def connect(standin: AnthropicStandin, redis_url: str) -> Claude:
 
 
 def complete(standin: AnthropicStandin, redis_url: str, purpose: Purpose = "answers", model: str = MODEL) -> None:
-    """One question. Purposes differ in the number of attempts (rewriting: one) and urgency (context: not urgent)."""
+    """Ask one question. The purpose sets the attempts (rewriting: one) and the urgency (context: not urgent)."""
     connect(standin, redis_url).complete(purpose, model, "", "Who?", 9, 20)
 
 
@@ -260,7 +260,7 @@ print("answered", flush=True)
 
 
 @pytest.mark.parametrize("fault", ["429", "529"])
-def test_what_one_process_is_told_all_keep(redis_url: str, anthropic: AnthropicStandin, fault: str) -> None:
+def test_all_processes_keep_the_pause_of_one(redis_url: str, anthropic: AnthropicStandin, fault: str) -> None:
     other = subprocess.Popen(
         [sys.executable, "-c", ASK, anthropic.url, redis_url, MODEL],
         cwd=ROOT,
@@ -275,11 +275,11 @@ def test_what_one_process_is_told_all_keep(redis_url: str, anthropic: AnthropicS
         with pytest.raises(TransientError):
             complete(anthropic, redis_url, "rewriting")
         assert other.communicate("\n", 40)[0] == "answered\n"
-    told, answered = (request["time"] for request in anthropic.requests)
-    assert answered - told >= 1.4, "it came before the pause was over"
+    refused, answered = (request["time"] for request in anthropic.requests)
+    assert answered - refused >= 1.4, "it came before the pause was over"
 
 
-def test_overloaded_in_the_middle_of_an_answer_counts_too(redis_url: str, anthropic: AnthropicStandin) -> None:
+def test_an_overload_in_the_middle_of_an_answer_causes_a_pause(redis_url: str, anthropic: AnthropicStandin) -> None:
     anthropic.misbehave("error_event")
     with pytest.raises(TransientError, match="overloaded"):
         list(stream(anthropic, redis_url, purpose="rewriting"))
@@ -290,7 +290,7 @@ def test_overloaded_in_the_middle_of_an_answer_counts_too(redis_url: str, anthro
     assert elsewhere(redis_url, anthropic, "another").wait(0) is False, "one that fails may be asked"
 
 
-def test_who_waits_hears_that_it_goes_on_and_may_leave(redis_url: str, anthropic: AnthropicStandin) -> None:
+def test_a_waiting_stream_reports_the_wait_and_can_be_closed(redis_url: str, anthropic: AnthropicStandin) -> None:
     elsewhere(redis_url, anthropic).slow(2)
     found = stream(anthropic, redis_url)
     waited = list(itertools.takewhile(lambda item: isinstance(item, Waiting), found))
@@ -302,12 +302,12 @@ def test_who_waits_hears_that_it_goes_on_and_may_leave(redis_url: str, anthropic
     found = stream(anthropic, redis_url, 1200)
     assert [next(found), next(found)] == [Waiting(), Waiting()]
     found.close()
-    with pytest.raises(TransientError, match="requests pause"):  # the pause still lasts
+    with pytest.raises(TransientError, match="requests pause"):  # the pause is still in effect
         elsewhere(redis_url, anthropic).wait(0)
     assert len(anthropic.requests) == 1
 
 
-def test_an_answer_keeps_the_pause_and_not_the_distance_that_contexts_keep(
+def test_answers_keep_the_pause_but_not_the_spacing_of_contexts(
     redis_url: str, anthropic: AnthropicStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = elsewhere(redis_url, anthropic)
@@ -331,7 +331,7 @@ def test_an_answer_keeps_the_pause_and_not_the_distance_that_contexts_keep(
     assert list(writer.write("a.txt", parsed, chunks))
 
 
-def test_what_has_little_time_gives_up_at_once(redis_url: str, anthropic: AnthropicStandin) -> None:
+def test_a_request_with_little_time_fails_at_once(redis_url: str, anthropic: AnthropicStandin) -> None:
     elsewhere(redis_url, anthropic).slow(400)
     meter, claude = Meter(redis_url=redis_url), connect(anthropic, redis_url)
     with VoyageStandin() as voyage:
@@ -352,7 +352,7 @@ def test_what_has_little_time_gives_up_at_once(redis_url: str, anthropic: Anthro
         assert not anthropic.requests
 
 
-def test_voyages_reranker_tells_the_others(redis_url: str) -> None:
+def test_the_voyage_reranker_shares_its_pause(redis_url: str) -> None:
     with VoyageStandin() as voyage:
         reranker = VoyageReranker(voyage.endpoint(KEY), "rerank-2.5", 30, Meter(redis_url=redis_url))
         other = elsewhere(redis_url, voyage, "rerank-2.5", "Voyage")
@@ -371,7 +371,7 @@ def test_voyages_reranker_tells_the_others(redis_url: str) -> None:
         reranker.close()
 
 
-def test_without_redis_claude_is_waited_for_all_the_same(anthropic: AnthropicStandin) -> None:
+def test_without_redis_calls_of_claude_still_wait(anthropic: AnthropicStandin) -> None:
     anthropic.misbehave("429", retry_after=0.6)
     complete(anthropic, f"redis://127.0.0.1:{free_port()}/0")
     first, second = (request["time"] for request in anthropic.requests)
@@ -379,7 +379,7 @@ def test_without_redis_claude_is_waited_for_all_the_same(anthropic: AnthropicSta
 
 
 @pytest.mark.parametrize("after", ["inf", "nan", "-5", "soon", "1e300"])
-def test_a_wish_that_makes_no_sense(redis_url: str, anthropic: AnthropicStandin, after: str) -> None:
+def test_an_invalid_retry_after_is_ignored(redis_url: str, anthropic: AnthropicStandin, after: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             Standin,
@@ -395,22 +395,22 @@ def test_a_wish_that_makes_no_sense(redis_url: str, anthropic: AnthropicStandin,
     assert pause <= pace.LONGEST_PAUSE
 
 
-def test_an_answer_that_cannot_come_in_time_says_when_it_may(system: System, anthropic: AnthropicStandin) -> None:
+def test_an_answer_beyond_the_deadline_reports_the_remaining_pause(system: System, anthropic: AnthropicStandin) -> None:
     (system.folder / "heron.md").write_text("# The heron\n\nThe heron is called Balduin.\n")
     system.start("web", "worker", "producer", ANTHROPIC_API_KEY=KEY, ANTHROPIC_BASE_URL=anthropic.url)
     system.settled(1)
     anthropic.misbehave("429", retry_after=500)
     url, body = f"http://127.0.0.1:{system.port}/ask", {"question": "What is the heron called?"}
-    said = []
+    details = []
     with httpx2.Client(trust_env=False, timeout=60, headers={"Authorization": f"Bearer {KEY}"}) as client:
         for _ in range(2):
             response = client.post(url, json=body)
             assert response.status_code == 503
             assert 400 < int(response.headers["retry-after"]) <= 500
-            said.append(response.json()["detail"])
+            details.append(response.json()["detail"])
         events = client.post(url, json=body, headers={"Accept": "text/event-stream"}).text
-    assert "rate limit is reached" in said[0]
-    assert re.match(r"Claude asked to slow down; requests pause for \d{3} s\.", said[1])
+    assert "rate limit is reached" in details[0]
+    assert re.match(r"Claude asked to slow down; requests pause for \d{3} s\.", details[1])
     assert events.index("event: passages") < events.index("event: error")
     assert '"status": 503' in events
     assert len(anthropic.requests) == 1, "it is left alone"

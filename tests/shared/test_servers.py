@@ -1,4 +1,4 @@
-"""The embedded servers: as root not as root, no folder's permissions changed, nothing left."""
+"""The embedded servers: no root privileges, unchanged folder permissions, no files left behind."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import psycopg
 from shared.system.servers import Servers
 
 
-def test_long_path_with_spaces_below_a_closed_folder(tmp_path: Path) -> None:
+def test_servers_in_a_long_path_with_spaces_below_an_unreadable_folder(tmp_path: Path) -> None:
     closed = tmp_path / "closed to others"
     closed.mkdir(mode=0o700)
     data = closed / ("x" * 120) / "a b" / ".askfolder"
@@ -42,7 +42,7 @@ def test_long_path_with_spaces_below_a_closed_folder(tmp_path: Path) -> None:
         servers.stop()
 
 
-def test_where_running_ones_are(servers: Servers, tmp_path: Path) -> None:
+def test_running_servers_are_found(servers: Servers, tmp_path: Path) -> None:
     found = Servers.running(servers.data)
     assert found is not None
     assert (found.database_url, found.redis_url) == (servers.database_url, servers.redis_url)

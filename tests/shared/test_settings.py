@@ -1,4 +1,4 @@
-"""Settings: unknown and wrong ones stop the start with a sentence; secrets stay secret."""
+"""Settings: unknown and wrong settings stop the start with an error; secrets stay secret."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,9 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     settings.load.cache_clear()
 
 
-def test_env_file_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_are_read_from_the_env_file_and_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / ".env").write_text("ASKFOLDER_PORT=9000\nASKFOLDER_FLOWER_PORT=9001\nOTHER=1\n")
     monkeypatch.setenv("ASKFOLDER_PORT", "9100")
     loaded = settings.load()
@@ -52,13 +54,13 @@ def test_env_file_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ("ASKFOLDER_PRICES", "my-model", "ASKFOLDER_PRICES: value error, 'my-model' is not a price; write model=IN"),
     ],
 )
-def test_wrong_ones_are_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
+def test_wrong_settings_are_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=words):
         settings.load()
 
 
-def test_unknown_in_the_env_file_too(tmp_path: Path) -> None:
+def test_unknown_settings_in_the_env_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("ASKFOLDER_COLOUR=red\n")
     with pytest.raises(SettingsError, match="ASKFOLDER_COLOUR"):
         settings.load()

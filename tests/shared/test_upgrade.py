@@ -1,4 +1,4 @@
-"""A database of the version before leases had a table of their own, with documents in every state, is migrated."""
+"""Migration of a database from before the table of leases, with documents in every state."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,7 +11,7 @@ from shared.db import Connection
 from shared.ledger import claims, doctor, documents, generations, listing, sources
 
 LAST = 7  # the last migration of the old version
-# As the old version left them: each writes the columns that its statements wrote.
+# The rows of the old version: each statement writes the same columns as the old version did.
 ROWS = {
     "waiting.txt": "state = 'queued', queued_at = now()",
     "published.txt": "state = 'queued', queued_at = now(), published_at = now()",
@@ -50,7 +50,7 @@ AFTER = {
 
 
 def make_live(connection: Connection, number: int) -> None:
-    """A text with one chunk, its vector and its lexical row, as they were stored."""
+    """Store a text with one chunk, its vector and its lexical row in the old format."""
     for statement in (
         "UPDATE document SET live_revision = '1-9', live_sha256 = '\\x01', text_version = 1, chunks = 1,"
         " format = 'text',"
@@ -90,7 +90,7 @@ def old_url(database_url: str, tmp_path: Path) -> str:
     return database_url
 
 
-def test_database_of_the_version_before(old_url: str) -> None:
+def test_a_database_of_the_previous_version_is_migrated(old_url: str) -> None:
     assert db.migrate(old_url)[0] == "0008_task.sql"
     with db.connect(old_url) as connection:
         rows = connection.execute("SELECT key, state, attempts FROM document").fetchall()
@@ -117,7 +117,7 @@ def test_database_of_the_version_before(old_url: str) -> None:
         assert doctor.examine(connection) == []
 
 
-def test_worker_of_the_version_before_fails_and_changes_nothing(old_url: str) -> None:
+def test_a_worker_of_the_previous_version_fails_and_changes_nothing(old_url: str) -> None:
     with db.connect(old_url) as worker:
         (lease,) = worker.execute("SELECT lease FROM document WHERE key = 'embedding.txt'").fetchone() or (None,)
         db.migrate(old_url)

@@ -1,4 +1,4 @@
-"""The lexemes by which documents and questions are matched, as PostgreSQL makes them."""
+"""The lexemes of documents and questions, created by PostgreSQL."""
 
 import random
 from collections.abc import Iterator
@@ -58,13 +58,13 @@ def test_a_term_is_found_literally(text: str, term: str) -> None:
         "don't",
     ],
 )
-def test_what_postgresql_keeps_whole_is_no_exact_term(text: str) -> None:
+def test_a_term_that_postgresql_does_not_split_is_no_exact_term(text: str) -> None:
     assert words.exact(text) == []
 
 
 @pytest.fixture(scope="module", params=["C", "C.UTF-8"])
 def locale(servers: Servers, request: pytest.FixtureRequest) -> Iterator[Connection]:
-    """A database of another locale: users bring theirs, and PostgreSQL's parser depends on it."""
+    """Create a database of another locale, because PostgreSQL's parser depends on the locale of the user's database."""
     url = servers.database_url.replace("/askfolder?", "/postgres?")
     name = "words_" + request.param.replace(".", "_").replace("-", "_").lower()
     with psycopg.connect(url, autocommit=True) as admin:
@@ -114,12 +114,12 @@ def test_the_lexemes_are_the_same_in_every_locale(locale: Connection, text: str,
     assert set(lexemes(locale, text)) == expected
 
 
-def test_parts_and_whole_find_each_other(connection: Connection) -> None:
-    whole, parts = (
+def test_a_compound_identifier_matches_its_parts(connection: Connection) -> None:
+    compound, parts = (
         lexemes(connection, "getUserById", "english"),
         lexemes(connection, "get the user by its id", "english"),
     )
-    assert {"get", "user", "id"} <= set(whole) & set(parts)
+    assert {"get", "user", "id"} <= set(compound) & set(parts)
 
 
 @pytest.mark.parametrize(
@@ -127,20 +127,20 @@ def test_parts_and_whole_find_each_other(connection: Connection) -> None:
     ["a", "_", "a_", "aB", "-", "a-", "0 ", "/a", "::", "漢", "a\u0301", "\ufdfa", "http://", "+", "A", "0", "0e1"],
 )
 def test_hostile_text_gives_few_and_short_words(unit: str) -> None:
-    """Only the beginning of a text is read: a pattern that reads all of it in quadratic time would need hours."""
+    """Only the beginning of a text is read; a pattern with quadratic running time would take hours for all of it."""
     text = unit * (20_000_000 // len(unit))
     assert len(words.searchable(text)) <= 4 * words.LONGEST_TEXT
     assert all(len(term) <= words.LONGEST_TERM + 1 for term in words.exact(text))
     assert max(map(len, words.question(text))) <= words.QUESTION_WORDS
 
 
-def test_whatever_a_text_holds_fits_into_a_tsvector(connection: Connection) -> None:
+def test_every_text_fits_into_a_tsvector(connection: Connection) -> None:
     rare = "".join(random.Random(1).choices([chr(n) for n in range(0x20000, 0x2A6D0)], k=200_000))
     for text in (rare, "/".join(f"é{n}.x" for n in range(30_000)), " ".join(f"{n}.{n}" for n in range(30_000))):
         assert lexemes(connection, text)
 
 
-def test_a_question_leaves_out_the_commonest_words_of_its_language_only() -> None:
+def test_a_question_omits_the_most_common_words_of_its_language() -> None:
     assert words.question("Which of the teams won the Super Bowl?")[0] == ["teams", "won", "super", "bowl"]
     assert words.question("Wer hat die Verteidigung der Panthers geführt?")[0] == [
         "verteidigung",
@@ -148,11 +148,11 @@ def test_a_question_leaves_out_the_commonest_words_of_its_language_only() -> Non
         "geführt",
     ]
     assert words.question("¿Y en verano?")[0] == ["verano"], "too short to tell the language"
-    assert words.question("Who is who?")[0] == ["who", "is"]  # nothing else is left of it
+    assert words.question("Who is who?")[0] == ["who", "is"]  # the question contains only common words
     assert words.question("What does ERR_CONN_RESET mean?") == (["err", "conn", "reset", "mean"], ["=err_conn_reset"])
 
 
-def test_a_pasted_document_leaves_the_question_before_or_after_it() -> None:
+def test_the_question_before_or_after_a_pasted_document_is_kept() -> None:
     pasted = " ".join(f"word{n}" for n in range(5000))
     for text in (f"Where is needle? {pasted}", f"{pasted} Where is needle?"):
         found, _ = words.question(text)
