@@ -126,7 +126,7 @@ def found(
     return [p.content for p in retrieve(connection, generation, query, vector)]
 
 
-# --- weights of lexemes -----------------------------------------------------------------------------------------------
+# --- weights of lexemes ----------------------------------------------------------------------------------------------
 
 
 def test_rare_lexemes_select_rows_alone_and_common_lexemes_in_pairs() -> None:
@@ -160,7 +160,7 @@ def test_uncounted_common_lexemes_have_a_small_weight() -> None:
     assert idf[1] < 1 < idf[2]
 
 
-# --- rankings ---------------------------------------------------------------------------------------------------------
+# --- rankings --------------------------------------------------------------------------------------------------------
 
 
 def zipf_texts(count: int, seed: int = 1) -> list[str]:
@@ -279,7 +279,7 @@ def test_an_uninformative_ranking_does_no_harm(connection: Connection, generatio
     assert len(found(connection, generation, "zzzyyy", mode="hybrid")) == 10, "no word is known: meaning alone decides"
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
+# --- words -----------------------------------------------------------------------------------------------------------
 
 
 def test_each_language_has_a_stemmer_and_common_words(connection: Connection, generation: Generation) -> None:
@@ -406,7 +406,7 @@ def test_a_new_title_updates_every_index_of_the_document(connection: Connection,
             assert len(found(connection, each, title)) == count, each.state
 
 
-# --- odd cases --------------------------------------------------------------------------------------------------------
+# --- odd cases -------------------------------------------------------------------------------------------------------
 
 ODD = [
     "the",
@@ -467,7 +467,7 @@ def test_many_deleted_documents_do_not_hide_the_others(copy: Connection, herons:
         assert not {p.content for p in passages} & {texts[n] for n in near}
 
 
-# --- plans ------------------------------------------------------------------------------------------------------------
+# --- plans -----------------------------------------------------------------------------------------------------------
 
 
 def plan(connection: Connection, generation: Generation, question: str, filters: Filters) -> str:

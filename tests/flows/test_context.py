@@ -1,4 +1,4 @@
-"""Contexts with a real worker: searchable, paid for once, gone when they are turned off, and a provider that fails."""
+"""Contexts with a real worker: they are searchable, billed once, removed when turned off; a failing provider."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def standin() -> Iterator[AnthropicStandin]:
 
 @pytest.fixture
 def claude(standin: AnthropicStandin) -> AnthropicStandin:
-    """The provider without earlier requests and faults."""
+    """Return the provider without earlier requests and faults."""
     standin.behave()
     standin.reply, standin.stop_reason, standin.delay = write_contexts, "end_turn", 0.0
     standin.requests.clear()
@@ -40,7 +40,7 @@ def env(standin: AnthropicStandin) -> dict[str, str]:
 def running(
     servers: Servers, model: Path, tmp_path_factory: pytest.TempPathFactory, standin: AnthropicStandin
 ) -> Iterator[System]:
-    """A system with contexts, for the tests that do not turn them on or off."""
+    """Run a system with contexts, for the tests that do not turn them on or off."""
     with running_system(servers, model, tmp_path_factory.mktemp("contexts"), **ON, **env(standin)) as system:
         yield system
 
@@ -51,12 +51,12 @@ def share(running: System) -> Share:
 
 
 def asked(claude: AnthropicStandin) -> Counter[str]:
-    """Return the number of requests for a context by the chunk's content."""
+    """Return content of a chunk → number of requests for its context."""
     return Counter(row["chunk"] for r in claude.requests for row in numbered_chunks(r["body"]).values())
 
 
 def live(system: System) -> tuple[str, int, int]:
-    """Return the live generation's template, the number of the system's chunks in it, and of those with a context."""
+    """Return the live generation's template, its number of chunks of this system, and how many have a context."""
     prefix = system.prefix if isinstance(system, Share) else ""
     with psycopg.connect(system.env["DATABASE_URL"]) as connection:
         row = connection.execute(
@@ -79,7 +79,7 @@ def contexts(system: System) -> list[tuple[str, str]]:
         ).fetchall()
 
 
-def test_on_edit_off_and_on_again(system: System, claude: AnthropicStandin) -> None:
+def test_contexts_are_turned_on_and_off_and_on_again(system: System, claude: AnthropicStandin) -> None:
     system.env |= env(claude)
     lines = [words(n) for n in range(120)]
     (system.folder / "almanac.txt").write_text("\n".join(lines))
@@ -92,7 +92,7 @@ def test_on_edit_off_and_on_again(system: System, claude: AnthropicStandin) -> N
 
     def restart(**settings: str) -> None:
         system.stop("producer", "worker")
-        if settings["ASKFOLDER_CONTEXT"] == "off":  # before the index with contexts was left
+        if settings["ASKFOLDER_CONTEXT"] == "off":  # before the index with contexts is abandoned
             (system.folder / "new.md").write_text("# Ducks\n\nThey nest on the roof of the tower.\n")
         system.start("worker", "producer", **settings)
 
@@ -104,7 +104,7 @@ def test_on_edit_off_and_on_again(system: System, claude: AnthropicStandin) -> N
     assert len(asked(claude)) == chunks
     assert len(claude.requests) <= -(-chunks // 10) + 1
 
-    # Found by a word that stands in the context only; what is shown is the document's own text.
+    # A word that is only in the context finds the chunk; the shown text is the document's own.
     (content, context), *_ = contexts(system)
     word = context_word(content)
     assert word in context
@@ -115,14 +115,14 @@ def test_on_edit_off_and_on_again(system: System, claude: AnthropicStandin) -> N
     stored = (system.folder / found[0]["source"]).read_text()
     assert content in stored
 
-    # An edit of one line pays for the chunks that it changes.
+    # An edit of one line causes costs for the changed chunks only.
     before = sum(asked(claude).values())
     lines[60] = words(60, seed=9)
     (system.folder / "almanac.txt").write_text("\n".join(lines))
     until(lambda: system.search(lines[60], mode="lexical")[:1] and lines[60] in system.search(lines[60])[0]["content"])
     system.settled(2)
     assert 1 <= sum(asked(claude).values()) - before <= 3
-    # A copy, and another name, pay nothing.
+    # A copy and a rename cost nothing.
     before = len(claude.requests)
     (system.folder / "copy.txt").write_text("\n".join(lines))
     (system.folder / "note.md").rename(system.folder / "heron.md")
@@ -130,7 +130,7 @@ def test_on_edit_off_and_on_again(system: System, claude: AnthropicStandin) -> N
     system.settled(3)
     assert len(claude.requests) == before
 
-    # Off: nothing is asked any more, for new documents neither, while the index with contexts still answers.
+    # Off: no context is requested, even for new documents, while the index with contexts still answers.
     restart(ASKFOLDER_CONTEXT="off")
     until(lambda: live(system)[0] == without[0], 60)
     system.settled(4)
@@ -144,7 +144,7 @@ def test_on_edit_off_and_on_again(system: System, claude: AnthropicStandin) -> N
     assert live(system)[1] == live(system)[2]
 
 
-def test_a_worker_that_dies_pays_nothing_twice(share: Share, claude: AnthropicStandin) -> None:
+def test_a_dead_worker_causes_no_cost_twice(share: Share, claude: AnthropicStandin) -> None:
     claude.delay = 0.4
     (share.folder / "almanac.txt").write_text("\n".join(words(n) for n in range(300)))
     until(lambda: len(claude.requests) >= 3)
@@ -160,7 +160,7 @@ def test_a_worker_that_dies_pays_nothing_twice(share: Share, claude: AnthropicSt
     assert len(twice) <= 10, "one request at most was under way"
 
 
-def test_a_provider_that_fails_is_waited_for(share: Share, claude: AnthropicStandin) -> None:
+def test_documents_wait_for_a_failing_provider(share: Share, claude: AnthropicStandin) -> None:
     claude.misbehave("429", times=None, retry_after=1)
     (share.folder / "a.md").write_text("# Heron\n\nIt eats about five hundred grams of fish a day.\n")
     waiting = until(lambda: [d for d in share.documents().values() if "rate limit" in (d["error"] or "")])[0]
@@ -170,7 +170,7 @@ def test_a_provider_that_fails_is_waited_for(share: Share, claude: AnthropicStan
     assert share.settled(1)["a.md"]["state"] == "ready"
     assert live(share)[2] == 1
 
-    # Refused and garbled: ready, without contexts.
+    # After a refusal or garbage the document is ready without contexts.
     for reason, reply in (("refusal", "no"), ("end_turn", "I would rather not.")):
         claude.stop_reason = reason
         claude.reply = lambda request, reply=reply: [text_block(reply)]  # type: ignore[misc]

@@ -43,22 +43,22 @@ def command(system: System, *arguments: str) -> str:
     return run.stdout
 
 
-def test_beyond_the_cap_answers_are_quoted(system: System, anthropic: AnthropicStandin, database_url: str) -> None:
+def test_answers_beyond_the_cap_are_quoted(system: System, anthropic: AnthropicStandin, database_url: str) -> None:
     cap = 0.01
-    anthropic.usage_times = 20  # as much as passages of a real folder take
+    anthropic.usage_times = 20  # about the tokens of passages from a real folder
     (system.folder / "boathouse.md").write_text(OAR)
     system.start("worker", "producer")
     system.start("web", ASKFOLDER_BUDGET_ANSWERS=str(cap))
     system.settled(1)
     with psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE askfolder.usage")
-        answer = system.call("POST", "/ask", {"question": QUESTION})  # comes before what it took is written down
+        answer = system.call("POST", "/ask", {"question": QUESTION})  # returns before its usage is written
         assert answer["answerer"] == "claude"
 
     def ask(_: int) -> Any:
         return system.call("POST", "/ask", {"question": QUESTION})
 
-    with ThreadPoolExecutor(8) as threads:  # at once, more than the cap allows
+    with ThreadPoolExecutor(8) as threads:  # more simultaneous questions than the cap allows
         answers = [answer, *threads.map(ask, range(40))]
     while "00:00 UTC" not in str(answers[-1]["warnings"]):
         answers.append(ask(0))
@@ -98,7 +98,7 @@ def test_beyond_the_cap_answers_are_quoted(system: System, anthropic: AnthropicS
     assert system.call("GET", "/usage", status=422, days=0)["title"] == "Invalid request"
 
 
-def test_beyond_the_cap_documents_wait_and_a_raised_one_lets_them_go_on(system: System) -> None:
+def test_documents_beyond_the_cap_wait_until_it_is_raised(system: System) -> None:
     with VoyageStandin() as voyage:
         voyage.usage_times = 50
         system.env |= {"ASKFOLDER_EMBEDDER": "voyage", "VOYAGE_API_KEY": SECRET, "VOYAGE_BASE_URL": voyage.url}
@@ -106,11 +106,11 @@ def test_beyond_the_cap_documents_wait_and_a_raised_one_lets_them_go_on(system: 
         for number in range(12):
             (system.folder / f"boathouse-{number}.md").write_text(OAR + f"Number {number} is painted. " * 20)
 
-        def held() -> Any:
+        def waiting_rows() -> Any:
             rows = system.documents()
             return rows if len(rows) == 12 and all(d["state"] == "ready" or d["error"] for d in rows.values()) else None
 
-        rows = until(held, 60)
+        rows = until(waiting_rows, 60)
         waiting = [d for d in rows.values() if d["state"] == "queued"]
         assert waiting
         assert len(waiting) < 12

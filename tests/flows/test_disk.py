@@ -1,4 +1,4 @@
-"""A full disk below PostgreSQL: questions are answered, documents wait, and all goes on when there is room again."""
+"""A full disk below PostgreSQL: questions are answered, documents wait, and ingestion resumes with free space."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 150 MB."""
+    """Mount a file system of 150 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150m", "none", str(folder)], capture_output=True).returncode:
@@ -41,7 +41,7 @@ def fill(path: Path) -> None:
             file.write(bytes(1 << 16))
 
 
-def test_full_disk_is_waited_for(small: Path, model: Path, tmp_path: Path) -> None:
+def test_documents_wait_while_the_disk_is_full(small: Path, model: Path, tmp_path: Path) -> None:
     servers = Servers(small / "data")
     servers.start()
     try:

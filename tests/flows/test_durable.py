@@ -1,6 +1,6 @@
-"""Durability as people see it: a second producer, servers that go away and come back, the guard over HTTP, the load.
+"""Durability for users: a second producer, servers that stop and return, the delete guard over HTTP, the load.
 
-One system runs for all tests, each in a subfolder; a test restarts the processes that it is about.
+All tests share one running system, each with its own subfolder; a test restarts the processes under test.
 """
 
 import signal
@@ -49,7 +49,7 @@ def start_producer(system: System, name: str = "producer", **env: str) -> None:
     until(lambda: "producer.serves" in system.log(name)[before:])
 
 
-def test_second_producer_stands_by_and_takes_over(system: Share) -> None:
+def test_a_second_producer_waits_and_takes_over(system: Share) -> None:
     until(lambda: "producer.serves" in system.log("producer"))
     system.start("producer:2")
     until(lambda: "producer.stands_by" in system.log("producer:2"))
@@ -62,17 +62,17 @@ def test_second_producer_stands_by_and_takes_over(system: Share) -> None:
     assert "producer.serves" in system.log("producer:2")
 
 
-def test_a_scan_that_is_asked_for_without_a_producer_is_refused(system: Share) -> None:
+def test_a_scan_request_without_a_producer_is_refused(system: Share) -> None:
     system.stop("producer")
     answer = until(lambda: (a := system.call("POST", "/reconcile", {}, quiet=True)).get("title") == "No producer" and a)
     assert "no producer" in str(answer).lower()
 
 
-def test_guard_over_http(system: Share) -> None:
+def test_the_delete_guard_over_http(system: Share) -> None:
     for n in range(30):
         (system.folder / f"{n}.txt").write_text(f"Heron number {n} stands still.")
     system.settled(30)
-    count = sum(system.call("GET", "/documents")["counts"].values())  # with those of other tests
+    count = sum(system.call("GET", "/documents")["counts"].values())  # including the documents of other tests
     for n in range(25):
         (system.folder / f"{n}.txt").unlink()
     problem = until(lambda: system.call("GET", "/documents")["problems"])
@@ -87,7 +87,7 @@ def test_guard_over_http(system: Share) -> None:
     assert len(system.search("heron", top_k=100)) == 5
 
 
-def test_deleted_documents_leave_answers_while_redis_is_away(system: Share) -> None:
+def test_deleted_documents_are_not_cited_while_redis_is_unavailable(system: Share) -> None:
     (system.folder / "a.txt").write_text("The heron stands still.")
     until(lambda: system.search("heron"))
     system.stop("producer", "worker")
@@ -102,9 +102,9 @@ def test_deleted_documents_leave_answers_while_redis_is_away(system: Share) -> N
     until(lambda: system.search("stork"))
 
 
-def test_how_far_and_how_fast(system: Share, openai: OpenAIStandin) -> None:
+def test_progress_and_speed_are_reported(system: Share, openai: OpenAIStandin) -> None:
     openai.delay = 0.3
-    system.stop("worker")  # so that all of them wait for a moment
+    system.stop("worker")  # so that all documents wait for a moment
     for n in range(25):
         (system.folder / f"{n}.txt").write_text(f"Heron number {n} stands quite still.")
     until(lambda: len(system.documents()) == 25)
@@ -123,10 +123,8 @@ def test_how_far_and_how_fast(system: Share, openai: OpenAIStandin) -> None:
     assert load["per_minute"] > 0
 
 
-def test_database_that_goes_away_in_the_middle_costs_no_attempt(
-    system: Share, servers: Servers, openai: OpenAIStandin
-) -> None:
-    """Connections are cut repeatedly while documents are embedded: all become ready, none is set aside."""
+def test_lost_database_connections_use_up_no_attempt(system: Share, servers: Servers, openai: OpenAIStandin) -> None:
+    """Connections are cut repeatedly while documents are embedded: all become ready and none is quarantined."""
     openai.delay = 0.1
     for n in range(8):
         (system.folder / f"{n}.txt").write_text("\n".join(f"Heron {n} {k} stands still." for k in range(800)))
@@ -158,8 +156,8 @@ producer.main()
 """
 
 
-def test_emptied_queue_is_noticed_at_once(system: Share) -> None:
-    """The producer sees the empty queue; it would wait for an hour before it calls a task lost for its age alone."""
+def test_an_emptied_queue_is_noticed_at_once(system: Share) -> None:
+    """The producer notices the empty queue; by the age of a task alone it would wait for an hour."""
     system.stop("worker", "producer")
     system.run("producer", [sys.executable, "-c", PATIENT_PRODUCER])
     (system.folder / "a.txt").write_text("The heron stands on one leg.")
@@ -171,7 +169,7 @@ def test_emptied_queue_is_noticed_at_once(system: Share) -> None:
     until(lambda: system.search("heron"))
 
 
-def test_frozen_database_is_told_from_one_that_answers(system: Share, servers: Servers) -> None:
+def test_a_frozen_database_is_reported_as_not_ready(system: Share, servers: Servers) -> None:
     until(lambda: system.call("GET", "/readyz", quiet=True)["missing"] == {})
     postgres = psutil.Process(servers.processes["postgres"].pid)
     family = [postgres, *postgres.children(recursive=True)]

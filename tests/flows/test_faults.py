@@ -17,12 +17,12 @@ SIZES = Sizes(small=(3, 20), middle_every=8, middle=(150, 300), large_every=0)
 
 SHARES = {
     kind: share for kind, share in kills.SHARES.items() if kind != "queue"
-}  # test_redis… has that, and waits for it
+}  # test_redis_dies_in_all_ways covers the queue
 
 
 @pytest.fixture(scope="module")
 def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Servers that may be killed."""
+    """Start servers that may be killed."""
     with started_servers(tmp_path_factory.mktemp("faults")) as servers:
         yield servers
 
@@ -38,11 +38,11 @@ def holds(result: Result) -> None:
     assert result.ok, "; ".join(broken + result.remarks)
 
 
-def test_source_away(faulty: Faulty) -> None:
+def test_an_unavailable_source(faulty: Faulty) -> None:
     holds(away.source_away(faulty, documents=40, still=0.5))
 
 
-def test_stopped_producer(faulty: Faulty) -> None:
+def test_files_created_while_the_producer_is_stopped(faulty: Faulty) -> None:
     holds(floods.stopped_producer(faulty, files=300, notes=2, found=30))
 
 
@@ -50,7 +50,7 @@ def test_hostile_files(faulty: Faulty) -> None:
     holds(floods.hostile(faulty, good=10, most_hostile=24))
 
 
-def test_embedder_fails(faulty: Faulty) -> None:
+def test_a_failing_embedder(faulty: Faulty) -> None:
     holds(embedder.embedder(faulty, times=1, documents=1, long_seconds=2, long=("429",)))
 
 
@@ -62,23 +62,25 @@ def test_postgres_stops_at_once(faulty: Faulty) -> None:
     holds(outages.postgres(faulty, stops=2, documents=12, sizes=SIZES, down=(0.3, 0.6), up=(0.5, 1)))
 
 
-def test_writers(faulty: Faulty) -> None:
+def test_concurrent_writers(faulty: Faulty) -> None:
     holds(writers.writers(faulty, writers=8, documents=5, seconds=5, slow=(0.0, 3.0)))
 
 
-KILLED_SIZES = Sizes(small=(3, 20), middle_every=3, middle=(600, 1200), large_every=0)  # chunking takes a while
+KILLED_SIZES = Sizes(
+    small=(3, 20), middle_every=3, middle=(600, 1200), large_every=0
+)  # large documents take time to chunk
 
 
-def test_kills(faulty: Faulty) -> None:
+def test_killed_processes(faulty: Faulty) -> None:
     holds(kills.kills(faulty, kills=12, documents=30, sizes=KILLED_SIZES, pause=0.3, shares=SHARES))
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_ledger_in_any_order(connection: Connection, seed: int) -> None:
+def test_the_ledger_with_steps_in_any_order(connection: Connection, seed: int) -> None:
     Walk(connection, seed).run()
 
 
-def test_ledger_without_its_fence_is_damaged(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ledger_without_its_fence_is_damaged(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "lock", lambda *_: None)
     with pytest.raises(AssertionError, match="came after"):
         walk_all(connection, 60)

@@ -1,4 +1,4 @@
-"""Metadata and dates follow the files, with a real producer, worker and API; filters over HTTP and by command line."""
+"""Metadata and dates follow the files, with a real producer, worker and API; filters over HTTP and in the CLI."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def cli(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_filters_from_file_to_answer(system: System) -> None:
+def test_metadata_of_files_can_be_filtered_in_answers(system: System) -> None:
     with OpenAIStandin() as openai:
         system.env |= {"ASKFOLDER_EMBEDDER": "openai", "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": openai.url}
         (system.folder / "notes").mkdir()
@@ -114,7 +114,7 @@ def check_command_line(system: System) -> None:
 
 
 def check_changes(system: System) -> None:
-    """The file's date follows the file, the document's own date stays; new properties are stored with the same text."""
+    """Check that a file's date follows the file, a document's own date stays, and new properties are stored."""
     later = LONG_AGO + 86_400
     for name in ("notes/a.md", "notes/b.txt"):
         os.utime(system.folder / name, (later, later))
@@ -133,7 +133,7 @@ def check_changes(system: System) -> None:
 
 
 def check_rehash(system: System) -> None:
-    """`reconcile --rehash` reads a document again that was read without metadata, once; so does a touch of the file."""
+    """Check that `reconcile --rehash` or a touch rereads a document without metadata, but only once."""
     with psycopg.connect(system.env["DATABASE_URL"], autocommit=True) as connection:
         connection.execute(
             "UPDATE askfolder.document SET metadata = '{}', metadata_read = false, dated = revision_time(live_revision)"
@@ -157,7 +157,7 @@ def check_rehash(system: System) -> None:
 
 @pytest.fixture(scope="module")
 def asked(servers: Servers, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """An API over an empty folder, for all wrong questions."""
+    """Run an API over an empty folder, for all wrong questions."""
     with running_system(servers, model, tmp_path_factory.mktemp("filters")) as system:
         system.start("web")
         yield system
@@ -177,7 +177,7 @@ def asked(servers: Servers, model: Path, tmp_path_factory: pytest.TempPathFactor
         ({"collection": "mine"}, "There is no collection 'mine'; use one of: default."),
     ],
 )
-def test_wrong_filters_get_a_sentence(asked: System, body: dict[str, Any], words: str) -> None:
+def test_wrong_filters_are_refused_with_a_sentence(asked: System, body: dict[str, Any], words: str) -> None:
     for path, question in (("/search", "query"), ("/ask", "question")):
         answer = asked.call("POST", path, {question: "heron", **body}, status=422)
         assert words in answer["detail"]

@@ -1,4 +1,4 @@
-"""A change of the embedder: the old index answers until the new one is complete, and the way back costs nothing."""
+"""A change of the embedder: the old index answers until the new one is complete; changing back costs nothing."""
 
 import os
 import threading
@@ -14,7 +14,7 @@ DOCUMENTS = int(os.environ.get("SWITCH_DOCUMENTS", "20"))  # about 14 chunks eac
 LINES = 40
 
 
-def test_switch_while_searching_and_back(system: System, database_url: str) -> None:
+def test_the_embedder_is_switched_and_switched_back_during_searches(system: System, database_url: str) -> None:
     with OpenAIStandin() as standin:
         system.env |= {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": standin.url}
         for n in range(DOCUMENTS):
@@ -83,8 +83,8 @@ def test_switch_while_searching_and_back(system: System, database_url: str) -> N
         assert system.search("heron")[0]["source"] == "new.txt"
 
 
-def test_another_chunk_size_is_built_beside(system: System, database_url: str) -> None:
-    """Each index keeps its chunk size, which may exceed the number of tokens that the built-in model reads at once."""
+def test_another_chunk_size_is_built_beside_the_live_index(system: System, database_url: str) -> None:
+    """Each index keeps its chunk size, which may exceed the maximum input of the built-in model."""
     (system.folder / "long.txt").write_text(" ".join(f"Sentence {n} says something of the heron." for n in range(200)))
     system.start("web", "worker", "producer")
     system.settled(1)

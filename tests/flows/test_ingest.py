@@ -1,6 +1,6 @@
-"""Files dropped, edited, renamed, copied and deleted, with a real producer, worker and API; the number of paid texts.
+"""Files are created, edited, renamed, copied and deleted, with a real producer, worker and API; paid texts are counted.
 
-One system runs for all tests. Each has a subfolder, and lines of its own (`seed`), because a known line costs nothing.
+All tests share one running system. Each test has a subfolder and its own lines (`seed`), because known lines are free.
 """
 
 import io
@@ -32,7 +32,7 @@ def openai() -> Iterator[OpenAIStandin]:
 def running(
     servers: Servers, model: Path, tmp_path_factory: pytest.TempPathFactory, openai: OpenAIStandin
 ) -> Iterator[System]:
-    """A system whose embedder is the stand-in, so that every embedded text can be counted."""
+    """Run a system with the stand-in as embedder, to count every embedded text."""
     env = {"ASKFOLDER_EMBEDDER": "openai", "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": openai.url}
     folder = tmp_path_factory.mktemp("ingest")
     with running_system(servers, model, folder, ASKFOLDER_CONCURRENCY="3", **env) as system:
@@ -46,7 +46,7 @@ def system(running: System) -> Share:
 
 @pytest.fixture
 def paid(openai: OpenAIStandin) -> Iterator[OpenAIStandin]:
-    """The embedder without its earlier requests and faults."""
+    """Return the embedder without earlier requests and faults."""
     openai.requests.clear()
     yield openai
     openai.behave()
@@ -58,7 +58,7 @@ def texts(standin: OpenAIStandin) -> int:
 
 
 def words(number: int, seed: int = 0) -> str:
-    """Return a sentence that no other number and seed give."""
+    """Return a sentence that is unique for this number and seed."""
     state, result = (number * 7919 + seed * 104729 + 17) % 1_000_003, []
     for _ in range(12):
         state = (state * 48271 + 11) % 2_147_483_647
@@ -66,7 +66,7 @@ def words(number: int, seed: int = 0) -> str:
     return f"Line {number} says " + " ".join(result) + "."
 
 
-def test_drop_edit_rename_delete(system: Share) -> None:
+def test_a_file_is_created_edited_renamed_and_deleted(system: Share) -> None:
     (system.folder / "sub").mkdir()
     note = system.folder / "sub" / "note.md"
     note.write_text("# Heron\n\nThe heron eats about five hundred grams of fish a day.\n")
@@ -110,7 +110,7 @@ def markdown(lines: list[str]) -> list[str]:
     return marked
 
 
-def test_edits_embed_three_chunks_at_most(system: Share, paid: OpenAIStandin) -> None:
+def test_an_edit_embeds_at_most_three_chunks(system: Share, paid: OpenAIStandin) -> None:
     """Insert, change and delete a line at the start, in the middle and at the end of three kinds of documents."""
     plain = {
         "md": markdown([f"almanac {words(n)}" for n in range(1400)]),
@@ -177,7 +177,7 @@ def test_copies_renames_moves_and_restarts_embed_nothing(system: Share, paid: Op
     assert texts(paid) == count
 
 
-def test_changed_title_embeds_two_chunks_at_most(system: Share, paid: OpenAIStandin) -> None:
+def test_a_changed_title_embeds_at_most_two_chunks(system: Share, paid: OpenAIStandin) -> None:
     body = "\n\n".join(words(n, seed=11) for n in range(300))
     (system.folder / "a.md").write_text(f"# First title\n\n{body}\n")
     system.settled(1)
@@ -188,7 +188,7 @@ def test_changed_title_embeds_two_chunks_at_most(system: Share, paid: OpenAIStan
     assert system.search("second title", mode="lexical")[0]["title"] == "Second title"
 
 
-def test_thousand_chunks_take_few_requests(system: Share, paid: OpenAIStandin) -> None:
+def test_a_thousand_chunks_take_few_requests(system: Share, paid: OpenAIStandin) -> None:
     (system.folder / "big.txt").write_text("\n".join(words(n, seed=12) for n in range(9000)))
     chunks = system.settled(1, 90)["big.txt"]["chunks"]
     assert chunks >= 600
@@ -199,7 +199,7 @@ def test_thousand_chunks_take_few_requests(system: Share, paid: OpenAIStandin) -
     assert len(paid.requests) == before + 1, "the same question is embedded once"
 
 
-def test_killed_worker_pays_little_twice(system: Share, paid: OpenAIStandin) -> None:
+def test_a_killed_worker_pays_for_few_texts_twice(system: Share, paid: OpenAIStandin) -> None:
     paid.delay = 0.4
     (system.folder / "big.txt").write_text("\n".join(words(n, seed=13) for n in range(4000)))
 
@@ -223,13 +223,13 @@ def test_killed_worker_pays_little_twice(system: Share, paid: OpenAIStandin) -> 
     )
     assert task == ("ingesting", None, True), "nothing half-written is visible"
     assert system.search("Line 77") == []
-    system.start("worker")  # it sees that the lease's process ended, and does not wait for the end of the lease
+    system.start("worker")  # the new worker sees that the process ended, and does not wait for the end of its lease
     document = system.settled(1)["big.txt"]
     assert document["state"] == "ready", document
     chunks = document["chunks"]
     largest = max(len(request["body"]["input"]) for request in paid.requests)
     assert chunks > 400
-    assert texts(paid) <= chunks + largest + 1  # one question was asked
+    assert texts(paid) <= chunks + largest + 1  # one request was for the question
     counts = row(
         """
         SELECT count(*), count(v.chunk_id), count(l.chunk_id)
@@ -241,7 +241,7 @@ def test_killed_worker_pays_little_twice(system: Share, paid: OpenAIStandin) -> 
     assert counts == (chunks, chunks, chunks)
 
 
-def test_small_file_does_not_wait_for_large_ones(system: Share, paid: OpenAIStandin) -> None:
+def test_a_small_file_does_not_wait_for_large_files(system: Share, paid: OpenAIStandin) -> None:
     paid.delay = 3.0
     for n in range(3):
         (system.folder / f"large{n}.txt").write_text("\n".join(words(i, seed=n + 20) for i in range(2000)))
@@ -253,7 +253,7 @@ def test_small_file_does_not_wait_for_large_ones(system: Share, paid: OpenAIStan
     system.settled(4)
 
 
-def test_failed_update_withdraws_and_says_why(system: Share) -> None:
+def test_a_failed_update_withdraws_the_document_and_reports_the_reason(system: Share) -> None:
     path = system.folder / "a.md"
     path.write_text("The heron stands still.")
     until(lambda: system.search("heron"))
@@ -265,7 +265,7 @@ def test_failed_update_withdraws_and_says_why(system: Share) -> None:
     until(lambda: system.search("heron"))
 
 
-def test_provider_away_keeps_the_old_version(system: Share, paid: OpenAIStandin) -> None:
+def test_an_unavailable_provider_keeps_the_old_version(system: Share, paid: OpenAIStandin) -> None:
     path = system.folder / "a.md"
     path.write_text("The heron stands still.")
     until(lambda: system.search("heron"))
@@ -281,7 +281,7 @@ def test_provider_away_keeps_the_old_version(system: Share, paid: OpenAIStandin)
     until(lambda: "flies away" in system.search("heron", mode="lexical")[0]["content"])
 
 
-def test_odd_names(system: Share) -> None:
+def test_files_with_odd_names_are_ingested(system: Share) -> None:
     names = [
         b"with space.md",
         b"quo\"te's.md",

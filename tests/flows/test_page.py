@@ -1,4 +1,4 @@
-"""The ask page in a real browser: questions, follow-ups, search in steps, and documents that attack the page."""
+"""The ask page in a real browser: questions, follow-ups, search in steps, and hostile documents."""
 
 import json
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def system(
     servers: Servers, model: Path, tmp_path_factory: pytest.TempPathFactory, standin: AnthropicStandin
 ) -> Iterator[System]:
     with answering(servers, model, tmp_path_factory.mktemp("page"), standin, **{"ferry.md": HOSTILE}) as system:
-        system.call("POST", "/ask", {"question": "Where is the key?"})  # from now on it is known that this server cites
+        system.call("POST", "/ask", {"question": "Where is the key?"})  # after this request the server is known to cite
         yield system
 
 
@@ -58,7 +58,7 @@ def page(system: System, tmp_path: Path) -> Iterator[Browser]:
 
 
 def reply(request: dict[str, Any]) -> list[Block]:
-    """Quote the sentence with the most words of the question. Search first if allowed; rewrite follow-ups."""
+    """Quote the sentence that shares the most words with the question. Search first if allowed; rewrite follow-ups."""
     if "stand alone" in str(request["system"]):
         return [text_block("What does a lost oar of the boathouse cost?")]
     if request.get("tools") and len(request["messages"]) == 1:
@@ -78,7 +78,7 @@ def ask(page: Browser, question: str) -> None:
     page.until("document.getElementById('cancel').hidden")
 
 
-def test_an_answer_with_its_sources(page: Browser) -> None:
+def test_an_answer_is_shown_with_its_sources(page: Browser) -> None:
     ask(page, "When does the boathouse open in winter?")
     assert "8:00" in page.text("#answer")
     assert "[1]" in page.text("#answer")
@@ -88,7 +88,7 @@ def test_an_answer_with_its_sources(page: Browser) -> None:
     page.until("document.querySelector('.rating button').ariaPressed === 'true'")
 
 
-def test_a_conversation(page: Browser) -> None:
+def test_a_conversation_is_shown(page: Browser) -> None:
     ask(page, "When does the boathouse open in winter?")
     assert page.run("document.getElementById('question').value") == ""
     ask(page, "And a lost one?")
@@ -102,14 +102,14 @@ def test_a_conversation(page: Browser) -> None:
     assert page.run("document.getElementById('understood').hidden"), "nothing of before is sent along"
 
 
-def test_searching_in_steps(page: Browser) -> None:
+def test_searches_in_steps_are_shown(page: Browser) -> None:
     page.run("document.getElementById('deep').click()")
     ask(page, "What is the focal length of the telescope?")
     assert page.text("#steps").startswith("Searched for “focal length of the main mirror”: ")
     assert "1200" in page.text("#answer")
 
 
-def test_documents_make_the_page_do_nothing(page: Browser) -> None:
+def test_hostile_documents_have_no_effect_on_the_page(page: Browser) -> None:
     ask(page, "What do tickets for the ferry cost in euros?")
     assert "12 euros" in page.text("#answer")
     page.run("document.querySelectorAll('details').forEach((one) => { one.open = true })")

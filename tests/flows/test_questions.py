@@ -1,4 +1,4 @@
-"""Questions over the welcome document and ten files: the answer cites the right file in its words, or is refused."""
+"""Questions over the welcome document and ten files: answers quote the right file or are refused."""
 
 import shutil
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ REFUSED = [
 
 @pytest.fixture(scope="module")
 def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """One system for all questions of this module."""
+    """Run one system for all questions of this module."""
     servers, model = request.getfixturevalue("servers"), request.getfixturevalue("model")
     with new_database(servers) as url:
         system = new_system(servers, url, model, tmp_path_factory.mktemp("questions"))
@@ -68,7 +68,7 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def check_citations(system: System, answer: dict[str, object]) -> None:
-    """Every citation's words stand in the stored text at the given range, and in the file as it is."""
+    """Check that the stored text at each citation's range equals its quote, and that the file contains the quote."""
     for citation in answer["citations"]:  # type: ignore[attr-defined]
         with psycopg.connect(system.env["DATABASE_URL"]) as connection:
             row = connection.execute(
@@ -81,7 +81,7 @@ def check_citations(system: System, answer: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(("question", "source", "words"), ANSWERED)
-def test_answered(answers: System, question: str, source: str, words: str) -> None:
+def test_known_questions_are_answered(answers: System, question: str, source: str, words: str) -> None:
     answer = answers.call("POST", "/ask", {"question": question})
     assert answer["verdict"] == "quoted", answer
     assert answer["answerer"] == "extractive"
@@ -94,13 +94,13 @@ def test_answered(answers: System, question: str, source: str, words: str) -> No
 
 
 @pytest.mark.parametrize("question", REFUSED)
-def test_refused(answers: System, question: str) -> None:
+def test_unanswerable_questions_are_refused(answers: System, question: str) -> None:
     answer = answers.call("POST", "/ask", {"question": question})
     assert (answer["answer"], answer["citations"], answer["verdict"]) == (NO_ANSWER, [], "no_answer"), answer
 
 
-def test_places(answers: System) -> None:
-    """Citations name the page, the slide, the sheet or the heading."""
+def test_citations_name_their_place(answers: System) -> None:
+    """A place is a page, slide, sheet or heading."""
     ferry = answers.call("POST", "/ask", {"question": "Where are the life jackets stored?"})["citations"][0]
     assert ferry["page"] == 2
     honey = answers.call("POST", "/ask", {"question": "How much honey did the beehives give in 2024?"})["citations"][0]
@@ -113,7 +113,7 @@ def test_places(answers: System) -> None:
 
 
 def test_claude_over_http(answers: System) -> None:
-    """The same system with a key: the stand-in answers from the passages and its citations come back checked."""
+    """With a key, the stand-in answers from the passages of the same system, and its citations are verified."""
     with AnthropicStandin() as standin:
         answers.stop("web")
         answers.start("web", ANTHROPIC_API_KEY="sk-ant-test", ANTHROPIC_BASE_URL=standin.url)

@@ -1,4 +1,4 @@
-"""Streamed answers over HTTP from a real server: events and their order, clients that leave, servers that break."""
+"""Streamed answers over HTTP from a real server: order of events, disconnected clients, failing servers."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def standin() -> Iterator[AnthropicStandin]:
 
 @contextlib.contextmanager
 def answering(servers: Servers, model: Path, work: Path, standin: AnthropicStandin, **more: str) -> Iterator[System]:
-    """An API over two documents, and `more`: file → text; the stand-in answers."""
+    """Run an API over two documents and `more` (file → text), with answers by the stand-in."""
     with new_database(servers) as url:
         system = new_system(servers, url, model, work)
         for name in ("boathouse.md", "telescope.rst"):
@@ -66,7 +66,7 @@ def system(
 
 @contextlib.contextmanager
 def restarted(system: System, **env: str) -> Iterator[None]:
-    """The API as it is after a start, with other settings."""
+    """Restart the API with other settings inside the block."""
     system.stop("web")
     system.start("web", **env)
     try:
@@ -86,7 +86,7 @@ def fresh(standin: AnthropicStandin) -> None:
 
 
 def three(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Two sentences that stand, and between them one with a forged quote."""
+    """Return two supported sentences, with a sentence between them whose quote is forged."""
     blocks = [(n, i) for n, one in enumerate(search_results(request)) for i in range(len(one["content"]))]
     texts = {place: search_results(request)[place[0]]["content"][place[1]]["text"] for place in blocks}
     good = [place for place in blocks if len(texts[place]) > 40 and not texts[place].startswith("#")][:2]
@@ -110,7 +110,7 @@ def opened(system: System, **body: Any) -> Iterator[httpx2.Response]:
 
 
 def read(response: httpx2.Response) -> Iterator[tuple[str, Any, float]]:
-    """Events with the time of their arrival; heartbeats have the name ""."""
+    """Yield (name, data, time of arrival) of each event; heartbeats have the name ""."""
     buffer = ""
     for text in response.iter_text():
         buffer += text
@@ -127,7 +127,7 @@ def streamed(system: System, **body: Any) -> Events:
         return [(name, data) for name, data, _ in read(response) if name]
 
 
-def test_passages_then_sentences_then_the_answer(system: System, standin: AnthropicStandin) -> None:
+def test_passages_arrive_before_sentences_and_the_answer(system: System, standin: AnthropicStandin) -> None:
     events = streamed(system)
     assert [name for name, _ in events] == ["passages", "citation", "delta", "citation", "delta", "done"]
     assert events[0][1]["passages"]
@@ -142,14 +142,14 @@ def test_passages_then_sentences_then_the_answer(system: System, standin: Anthro
     assert "harbour" not in json.dumps(events[1:])
     assert done["usage"]["output_tokens"] > 0
     assert done["timings"].keys() >= {"retrieve_ms", "answer_ms", "verify_ms"}
-    whole = system.call("POST", "/ask", {"question": QUESTION})
-    assert {key: whole[key] for key in ("answer", "sentences", "citations", "verdict", "dropped", "removed")} == {
+    complete = system.call("POST", "/ask", {"question": QUESTION})
+    assert {key: complete[key] for key in ("answer", "sentences", "citations", "verdict", "dropped", "removed")} == {
         key: done[key] for key in ("answer", "sentences", "citations", "verdict", "dropped", "removed")
     }
 
 
 def searches(query: str) -> Any:
-    """Searches once, and then answers with the first sentence that has a word of the query."""
+    """Return a model that searches once, then answers with the first sentence that contains the query's last word."""
 
     def reply(request: dict[str, Any]) -> list[dict[str, Any]]:
         if len(request["messages"]) == 1:
@@ -163,8 +163,8 @@ def searches(query: str) -> Any:
     return reply
 
 
-def test_the_model_searches_by_itself(system: System, standin: AnthropicStandin) -> None:
-    streamed(system)  # from now on it is known that this server cites
+def test_a_model_can_search_before_its_answer(system: System, standin: AnthropicStandin) -> None:
+    streamed(system)  # after this request the server is known to cite
     standin.reply = searches("focal length of the mirror")
     events = streamed(system, mode="deep", top_k=1)
     assert [name for name, _ in events] == ["passages", "step", "citation", "delta", "done"]
@@ -175,15 +175,15 @@ def test_the_model_searches_by_itself(system: System, standin: AnthropicStandin)
     assert done["citations"][0]["source"] == "telescope.rst"
     assert done["steps"] == [{"number": 1, "query": "focal length of the mirror", "found": 1}]
     assert done["verdict"] == "grounded"
-    whole = system.call("POST", "/ask", {"question": QUESTION, "mode": "deep", "top_k": 1})
-    assert [passage["source"] for passage in whole["passages"]] == ["boathouse.md", "telescope.rst"]
+    complete = system.call("POST", "/ask", {"question": QUESTION, "mode": "deep", "top_k": 1})
+    assert [passage["source"] for passage in complete["passages"]] == ["boathouse.md", "telescope.rst"]
     standin.requests.clear()
     streamed(system)
     assert "tools" not in standin.requests[0]["body"], "otherwise it may not"
 
 
-def test_what_the_model_searches_is_filtered_as_the_question_is(system: System, standin: AnthropicStandin) -> None:
-    streamed(system)  # from now on it is known that this server cites
+def test_searches_of_the_model_keep_the_filters_of_the_question(system: System, standin: AnthropicStandin) -> None:
+    streamed(system)  # after this request the server is known to cite
     standin.reply = searches("focal length of the mirror")
     events = streamed(system, mode="deep", filters={"source": "boathouse.md"})
     assert events[1][0] == "step"
@@ -192,7 +192,7 @@ def test_what_the_model_searches_is_filtered_as_the_question_is(system: System, 
     assert events[-1][1]["verdict"] == "no_answer"
 
 
-def test_without_a_model_nothing_searches_by_itself(system: System) -> None:
+def test_mode_deep_without_a_model_is_refused(system: System) -> None:
     with restarted(system, ASKFOLDER_ANSWERER="extractive"), httpx2.Client(trust_env=False) as client:
         response = client.post(
             f"http://127.0.0.1:{system.port}/ask",
@@ -202,8 +202,8 @@ def test_without_a_model_nothing_searches_by_itself(system: System) -> None:
         assert (response.status_code, response.json()["title"]) == (409, "No model")
 
 
-def test_a_cap_that_is_reached_between_two_searches(system: System, standin: AnthropicStandin) -> None:
-    streamed(system)  # from now on it is known that this server cites
+def test_a_cap_reached_between_two_searches(system: System, standin: AnthropicStandin) -> None:
+    streamed(system)  # after this request the server is known to cite
     standin.reply = searches("focal length of the mirror")
     standin.usage_times = 1000
     with restarted(system, ASKFOLDER_BUDGET_ANSWERS="0.3"):
@@ -219,7 +219,7 @@ def test_a_cap_that_is_reached_between_two_searches(system: System, standin: Ant
 HISTORY = [{"question": "When does the boathouse open in summer?", "answer": "It opens at 6:30. [1]"}]
 
 
-def test_a_follow_up_is_made_to_stand_alone_once(system: System, standin: AnthropicStandin) -> None:
+def test_a_follow_up_is_rewritten_once(system: System, standin: AnthropicStandin) -> None:
     def reply(request: dict[str, Any]) -> list[dict[str, Any]]:
         return (
             [text_block("When does the boathouse open in winter?")]
@@ -256,22 +256,22 @@ def test_a_follow_up_when_the_small_model_fails(system: System, standin: Anthrop
     assert events[-1][0] == "done"
 
 
-def test_without_strictness_what_has_no_support_says_so(system: System) -> None:
+def test_without_strictness_unsupported_sentences_are_marked(system: System) -> None:
     events = streamed(system, strict=False)
     assert [data["status"] for name, data in events if name == "delta"] == ["supported", "unsupported", "supported"]
     assert events[-1][1]["verdict"] == "partial"
     assert [c["quote"] for c in events[-1][1]["citations"] if "harbour" in c["quote"]] == []
 
 
-def test_a_sentence_comes_before_the_next_one_is_written(system: System, standin: AnthropicStandin) -> None:
+def test_a_sentence_arrives_before_the_next_one_is_written(system: System, standin: AnthropicStandin) -> None:
     standin.pace = 0.03
     with opened(system) as response:
-        arrived = {name: at for name, _, at in reversed(list(read(response)))}  # the first of each
+        arrived = {name: at for name, _, at in reversed(list(read(response)))}  # the first event of each name
     assert arrived["delta"] < arrived["done"] - 0.2
     assert arrived["passages"] < arrived["delta"] - 0.05
 
 
-def test_no_answer(system: System, standin: AnthropicStandin) -> None:
+def test_a_missing_answer_is_streamed_as_a_refusal(system: System, standin: AnthropicStandin) -> None:
     standin.reply = lambda request: [text_block(NO_ANSWER)]
     events = streamed(system)
     assert [name for name, _ in events] == ["passages", "done"]
@@ -279,8 +279,8 @@ def test_no_answer(system: System, standin: AnthropicStandin) -> None:
 
 
 @pytest.mark.parametrize("fault", ["error_event", "cut_stream", "broken_stream", "malformed_event"])
-def test_what_breaks_after_a_sentence_is_an_error(system: System, standin: AnthropicStandin, fault: str) -> None:
-    standin.spoil_after = 40  # pieces: the first sentence is out
+def test_a_failure_after_a_sentence_is_an_error(system: System, standin: AnthropicStandin, fault: str) -> None:
+    standin.spoil_after = 40  # pieces: after the first sentence
     standin.reply = lambda request: [*three(request), text_block("word " * 200)]
     standin.misbehave(fault)
     events = streamed(system)
@@ -291,11 +291,11 @@ def test_what_breaks_after_a_sentence_is_an_error(system: System, standin: Anthr
     assert "done" not in names
     assert events[-1][1]["status"] == 503
     assert "Ask again" in events[-1][1]["detail"]
-    assert len(standin.requests) == 1  # what was shown is not said again in other words
+    assert len(standin.requests) == 1  # no retry after a sentence was shown
 
 
 @pytest.mark.parametrize("fault", ["error_event", "cut_stream", "broken_stream", "malformed_event", "500", "529"])
-def test_what_breaks_before_is_tried_again(system: System, standin: AnthropicStandin, fault: str) -> None:
+def test_a_failure_before_the_first_sentence_is_retried(system: System, standin: AnthropicStandin, fault: str) -> None:
     standin.misbehave(fault)
     assert streamed(system)[-1][0] == "done"
     assert len(standin.requests) == 2
@@ -311,7 +311,7 @@ def test_a_refusal_after_a_sentence_is_an_error(system: System, standin: Anthrop
 def test_the_deadline_is_absolute(system: System, standin: AnthropicStandin) -> None:
     with restarted(system, ASKFOLDER_ASK_SECONDS="2"):
         with opened(system) as response:
-            list(read(response))  # the first answer loads the SDK, which takes a while
+            list(read(response))  # the first answer is slower, because it loads the SDK
         standin.requests.clear()
         standin.left.clear()
         standin.misbehave("stall")
@@ -325,7 +325,7 @@ def test_the_deadline_is_absolute(system: System, standin: AnthropicStandin) -> 
     assert re.search(r"within (2|1\.\d) s", events[-1][1]["detail"]), "the time of the search is counted"
 
 
-def test_heartbeats(system: System, standin: AnthropicStandin) -> None:
+def test_heartbeats_are_sent_while_the_model_is_silent(system: System, standin: AnthropicStandin) -> None:
     standin.misbehave("hang", seconds=1.5)
     with opened(system) as response:
         events = list(read(response))
@@ -334,8 +334,10 @@ def test_heartbeats(system: System, standin: AnthropicStandin) -> None:
 
 
 @pytest.mark.parametrize("fault", ["stall", ""])
-def test_who_leaves_stops_the_call(system: System, standin: AnthropicStandin, fault: str) -> None:
-    standin.reply = lambda request: [*three(request), text_block("word " * 20_000)]  # takes more than six minutes
+def test_a_disconnected_client_ends_the_call_of_the_model(
+    system: System, standin: AnthropicStandin, fault: str
+) -> None:
+    standin.reply = lambda request: [*three(request), text_block("word " * 20_000)]  # more than six minutes of output
     standin.pace = 0.0 if fault else 0.02
     if fault:
         standin.misbehave(fault)
@@ -346,7 +348,7 @@ def test_who_leaves_stops_the_call(system: System, standin: AnthropicStandin, fa
     assert standin.left.wait(30), "the model's call goes on"
 
 
-def test_what_cannot_be_asked_is_said_with_its_status(system: System) -> None:
+def test_an_invalid_question_gets_an_error_status(system: System) -> None:
     with opened(system, top_k=0) as response:
         assert response.status_code == 422
         assert response.headers["content-type"] == "application/problem+json"
@@ -354,8 +356,8 @@ def test_what_cannot_be_asked_is_said_with_its_status(system: System) -> None:
         assert response.status_code == 422
 
 
-def test_marks_where_a_server_does_not_cite(system: System, standin: AnthropicStandin) -> None:
-    """A server that knows nothing of citations is asked again for marks; true quotes are cited, forged ones are not."""
+def test_marks_are_used_if_a_server_does_not_cite(system: System, standin: AnthropicStandin) -> None:
+    """A server without citations gets a second request for marks; true quotes are cited, forged ones are not."""
 
     def reply(request: dict[str, Any]) -> list[dict[str, Any]]:
         if search_results(request):
@@ -370,18 +372,18 @@ def test_marks_where_a_server_does_not_cite(system: System, standin: AnthropicSt
 
     standin.reply, standin.plain = reply, True
     asked = "What does a lost oar cost?"
-    with restarted(system):  # it knows by now that this server cites
+    with restarted(system):  # the server is known to cite by now
         done = streamed(system, question=asked, top_k=1)[-1][1]
         assert len(standin.requests) == 2
         streamed(system, question=asked, top_k=1)
-        assert len(standin.requests) == 3  # it is known
+        assert len(standin.requests) == 3  # the server is known not to cite
     assert done["answer"].startswith("A lost oar costs 45 euros. [1]"), done
     assert len(done["sentences"]) == 1
     assert (done["dropped"], done["removed"]) == (3, 3)
     assert [c["quote"] for c in done["citations"]] == ["A lost oar costs 45 euros"]
 
 
-def test_the_command_line_reads_the_same(system: System, standin: AnthropicStandin) -> None:
+def test_the_command_line_reads_the_same_stream(system: System, standin: AnthropicStandin) -> None:
     with Client(f"http://127.0.0.1:{system.port}", KEY, 20) as client:
         events = list(client.events("/ask", {"question": QUESTION}))
         assert [name for name, _ in events] == ["passages", "citation", "delta", "citation", "delta", "done"]
@@ -391,14 +393,14 @@ def test_the_command_line_reads_the_same(system: System, standin: AnthropicStand
 
 
 @pytest.mark.parametrize(
-    ("sent", "said"),
+    ("sent", "message"),
     [
         (b'event: passages\ndata: {}\n\nevent: delta\ndata: {"text": "Half an ans', "ended too early"),
         (b'event: passages\ndata: {}\n\nevent: delta\ndata: {"text": "Half an answer."}\n\n', "ended too early"),
         (b": \n\n", "ended too early"),
     ],
 )
-def test_an_answer_that_ends_without_done_is_none(sent: bytes, said: str) -> None:
+def test_a_stream_that_ends_without_done_is_an_error(sent: bytes, message: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -407,21 +409,21 @@ def test_an_answer_that_ends_without_done_is_none(sent: bytes, said: str) -> Non
                 connection.recv(65536)
                 connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + sent)
                 connection.shutdown(socket.SHUT_WR)
-                while connection.recv(65536):  # what is left unread would reset the connection
+                while connection.recv(65536):  # unread data would reset the connection
                     pass
 
         thread = threading.Thread(target=serve)
         thread.start()
         with (
             Client(f"http://127.0.0.1:{server.getsockname()[1]}", KEY, 5) as client,
-            pytest.raises(AskfolderError, match=said),
+            pytest.raises(AskfolderError, match=message),
         ):
             list(client.events("/ask", {"question": QUESTION}))
         thread.join()
 
 
 def typed(system: System, terminal: bool, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, output, error output of the command line; `terminal`: its output is one."""
+    """Return exit code, output and error output of a command. `terminal`: its output is a terminal."""
     env = system.env | {"ASKFOLDER_URL": f"http://127.0.0.1:{system.port}", "ASKFOLDER_KEY": KEY}
     mine, theirs = pty.openpty() if terminal else (0, subprocess.PIPE)
     process = subprocess.Popen(
@@ -432,7 +434,7 @@ def typed(system: System, terminal: bool, *arguments: str) -> tuple[int, str, st
         return process.returncode, out.decode(), err.decode()
     os.close(theirs)
     shown = b""
-    with contextlib.suppress(OSError):  # the end of a terminal
+    with contextlib.suppress(OSError):  # raised at the end of a terminal's output
         while data := os.read(mine, 4096):
             shown += data
     os.close(mine)
@@ -455,7 +457,7 @@ def test_ask_on_the_command_line(system: System, standin: AnthropicStandin, term
     assert out.endswith(" …\n") if terminal else out == ""
 
 
-def test_a_hundred_at_once(system: System, standin: AnthropicStandin) -> None:
+def test_a_hundred_simultaneous_streams(system: System, standin: AnthropicStandin) -> None:
     standin.pace = 0.01
     ends: list[str] = []
 

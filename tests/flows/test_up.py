@@ -1,4 +1,4 @@
-"""`askfolder up` as a person types it: its screen, its refusals, its end."""
+"""`askfolder up` on the command line: its screen, its refusals, its end."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ from tests.conftest import free_port, until
 
 
 class Up:
-    """A run of `askfolder up` with a data folder of its own (a path with a space, longer than a socket's may be)."""
+    """A run of `askfolder up` with its own data folder, whose path has a space and is too long for a socket."""
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.data = folder / ("a long name " * 9) / ".askfolder"
@@ -42,7 +42,7 @@ class Up:
             "ASKFOLDER_PORT": str(self.port),
             "ASKFOLDER_FLOWER_PORT": str(self.flower_port),
             "HTTP_PROXY": "http://127.0.0.1:1",
-            "http_proxy": "http://127.0.0.1:1",  # a proxy that is not there
+            "http_proxy": "http://127.0.0.1:1",  # a proxy that does not exist
             **more,
         }
 
@@ -52,7 +52,7 @@ class Up:
         )
 
     def start(self, root: Path = ROOT) -> str:
-        """Start `askfolder up` of a checkout and return its screen."""
+        """Start `askfolder up` from a checkout and return its screen."""
         with self.out.open("w") as out:
             self.processes.append(
                 subprocess.Popen(
@@ -89,7 +89,7 @@ def up(tmp_path: Path, model: Path) -> Iterator[Up]:
     run.end()
 
 
-def test_up_whole(up: Up) -> None:
+def test_up_from_start_to_end(up: Up) -> None:
     (up.inbox / "heron.md").write_text("# Heron\n\nThe grey heron of the boathouse is called Balduin.\n")
     before = {path.name: path.stat().st_mtime_ns for path in up.inbox.rglob("*")}
     screen = up.start()
@@ -124,7 +124,7 @@ def test_up_whole(up: Up) -> None:
         assert browser.get(f"{flower_url}/api/tasks").status_code == 401
         (up.inbox / "second.md").write_text("Flower is surely listening by now.")
 
-        def named() -> list[dict[str, str]]:  # those that came before Flower listened have no name there
+        def named() -> list[dict[str, str]]:  # earlier tasks have no name in Flower
             tasks = browser.get(f"{flower_url}/api/tasks", auth=("askfolder", password[1])).json()
             return [task for task in tasks.values() if task["name"] and "second.md" in (task["args"] or "")]
 
@@ -137,7 +137,7 @@ def test_up_whole(up: Up) -> None:
 
     family = up.family()
     flower = next(process for process in family if "flower" in process.cmdline())
-    flower.suspend()  # it never ends by itself, so it must be killed
+    flower.suspend()  # the process never ends by itself, so it must be killed
     up.stop()
     assert [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
     (up.inbox / "second.md").unlink()
@@ -153,7 +153,7 @@ def test_up_whole(up: Up) -> None:
     assert (up.data / "key").stat().st_mode & 0o777 == 0o600
 
 
-def test_server_that_dies_is_started_again(up: Up) -> None:
+def test_a_dead_server_is_restarted(up: Up) -> None:
     (up.inbox / "heron.md").write_text("The grey heron of the boathouse is called Balduin.\n")
     up.start()
     until(lambda: "Balduin" in up.command("search", "heron").stdout, 30, pause=0.3)
@@ -164,7 +164,7 @@ def test_server_that_dies_is_started_again(up: Up) -> None:
     until(lambda: "Adele" in up.command("search", "stork").stdout, 60, pause=0.3)
 
 
-def test_killed_up_leaves_servers_that_the_next_one_ends(up: Up) -> None:
+def test_servers_left_by_a_killed_run_are_ended_by_the_next_run(up: Up) -> None:
     up.start()
     family = up.family()
     for process in family:
@@ -174,7 +174,7 @@ def test_killed_up_leaves_servers_that_the_next_one_ends(up: Up) -> None:
     assert "Data sent to other services" in up.start()
 
 
-def test_refusals_are_sentences(up: Up, tmp_path: Path) -> None:
+def test_up_refuses_with_a_sentence(up: Up, tmp_path: Path) -> None:
     import socket
 
     with socket.socket() as taken:

@@ -1,4 +1,4 @@
-"""This version opens the data of an earlier one: documents answer, none is embedded again, `doctor` finds no fault."""
+"""This version opens the data of an earlier one: answers work, nothing is embedded again, `doctor` finds no fault."""
 
 import io
 import json
@@ -14,12 +14,12 @@ from shared.settings import ROOT
 from tests.conftest import until
 from tests.flows.test_up import Up
 
-BEFORE = "cf6ebe8"  # the version before the modules moved into rooms
+BEFORE = "cf6ebe8"  # the version before the modules moved into packages
 
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout of the earlier version, with the packages of this one."""
+    """Create a checkout of the earlier version, with the dependencies of this version."""
     packed = subprocess.run(["git", "archive", BEFORE], cwd=ROOT, capture_output=True, check=False)
     if packed.returncode:
         pytest.skip(f"the history of this checkout does not hold {BEFORE}")
@@ -37,7 +37,7 @@ def up(tmp_path: Path, model: Path) -> Iterator[Up]:
     run.end()
 
 
-def test_an_earlier_installation_opens(up: Up, earlier: Path) -> None:
+def test_the_data_of_an_earlier_version_is_opened(up: Up, earlier: Path) -> None:
     (up.inbox / "heron.md").write_text("# Heron\n\nThe grey heron of the boathouse is called Balduin.\n")
     (up.inbox / "empty.md").write_text("")
     (up.inbox / "notes").mkdir()

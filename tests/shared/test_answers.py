@@ -159,7 +159,7 @@ def test_the_report_of_answers() -> None:
     assert hostile.attributes <= plain.attributes
 
 
-# --- the real system --------------------------------------------------------------------------------------------------
+# --- the real system -------------------------------------------------------------------------------------------------
 
 
 def run(system: System, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ from shared.providers.choice import LOCAL_MODEL
 from shared.settings import ROOT
 from tests.conftest import KEY, System, until
 
-# --- measures ---------------------------------------------------------------------------------------------------------
+# --- measures --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_random_differences_are_rarely_significant() -> None:
     assert 0 <= hits <= 12
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def test_question_sets_are_read(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_kept_folder_of_other_documents_is_refused(tmp_path: Path) -> None:
         pass
 
 
-# --- arguments --------------------------------------------------------------------------------------------------------
+# --- arguments -------------------------------------------------------------------------------------------------------
 
 
 def test_a_choice_is_changed_by_arguments() -> None:
@@ -292,7 +292,7 @@ def experiment_settings(folder: Path) -> Any:
     return read({"ASKFOLDER_URL": "http://127.0.0.1:1", "ASKFOLDER_KEY": "k", "ASKFOLDER_DATA": str(folder)})
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- the report ------------------------------------------------------------------------------------------------------
 
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;\0\x1b[31m\u202e\ud800"
 
@@ -358,7 +358,7 @@ def test_figures_are_formatted() -> None:
         assert "Nothing was found" in report.page("t", runs, None, [])
 
 
-# --- the real system --------------------------------------------------------------------------------------------------
+# --- the real system -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

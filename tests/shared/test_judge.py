@@ -193,7 +193,7 @@ def test_the_cost_is_counted_in_the_running_system(servers: Servers, capsys: pyt
     assert "out of reach" in capsys.readouterr().err
 
 
-# --- the real system --------------------------------------------------------------------------------------------------
+# --- the real system -------------------------------------------------------------------------------------------------
 
 
 def run(
@@ -217,8 +217,8 @@ def run(
 def answer_and_grade(request: dict[str, Any]) -> list[dict[str, Any]]:
     if request["system"] != judging.SYSTEM:
         return quote_best(request)
-    given = json.loads(question_of(request))
-    return [text_block("Correct." if any(one in given["answer"] for one in given["references"]) else "wrong")]
+    sent = json.loads(question_of(request))
+    return [text_block("Correct." if any(one in sent["answer"] for one in sent["references"]) else "wrong")]
 
 
 def test_answers_of_a_running_system_are_judged(system: System, tmp_path: Path, standin: AnthropicStandin) -> None:

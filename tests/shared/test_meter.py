@@ -59,7 +59,7 @@ def embedding_budget(connection: Connection) -> dict[str, float | None]:
     return usage.today(connection, {"embedding": 1.0})["embedding"]
 
 
-# --- reservations and bills -------------------------------------------------------------------------------------------
+# --- reservations and bills ------------------------------------------------------------------------------------------
 
 
 def test_sums_by_day_model_and_purpose(pool: ConnectionPool[Connection], connection: Connection) -> None:
