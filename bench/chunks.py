@@ -1,6 +1,6 @@
-"""Real and generated chunks to measure with, stored through the product's own functions.
+"""Real and generated chunks for measurements, stored by the product's own functions.
 
-If there are too few real chunks, generated ones are added: half of one chunk's words, half of another's. The first
+If there are too few real chunks, generated chunks are added, each of half the words of two real chunks. The first
 EMBEDDED chunks get vectors of the model; each further one gets a vector between two of those, with noise.
 """
 
@@ -26,7 +26,7 @@ from worker.indexing import index
 from worker.indexing.chunking import chunk
 from worker.parsing.child import parse_file
 
-EMBEDDED = 2_000  # chunks with a vector of the model; this takes 50 s
+EMBEDDED = 2_000  # chunks with a vector of the model; their embedding takes 50 s
 QUESTIONS = 100
 IN_A_DOCUMENT = 20  # chunks
 NOISE = 0.35  # length of the noise on a generated vector, whose length is 1
@@ -35,7 +35,7 @@ TYPES = {".md", ".txt", ".rst", ".html", ".py", ".js", ".css", ".toml", ".csv"}
 
 @dataclass
 class Material:
-    """`vectors`, `question_vectors`: float32, shape (number, dimensions). `real`: number of contents from files."""
+    """Chunks and questions. `vectors`, `question_vectors`: float32, (number, dimensions). `real`: texts from files."""
 
     contents: list[str]
     vectors: np.ndarray
@@ -98,9 +98,9 @@ def key_of(number: int) -> str:
 def store(
     connection: Connection, generation: Generation, material: Material, start: int, end: int, turn: int = 0
 ) -> None:
-    """Store chunks of documents as a worker does: vectors first, then a transaction for each document.
+    """Store chunks of documents like a worker: vectors first, then one transaction for each document.
 
-    Another `turn` counts as another text, so that every row of the document is written again.
+    A different `turn` counts as a different text, so every row of the document is written again.
     """
     hashes = [sha256(f"{turn}:{n}".encode()).digest() for n in range(start, end)]
     copy = "COPY vector_cache (collection_id, model, dimensions, input_hash, embedding) FROM STDIN (FORMAT BINARY)"
@@ -126,7 +126,7 @@ def store(
 
 @contextlib.contextmanager
 def without_graph(connection: Connection, generation: Generation) -> Iterator[None]:
-    """Drop the vector index during a bulk load and build it afterwards."""
+    """Drop the vector index during a bulk load, and build it afterwards."""
     row = connection.execute(
         "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = %s AND indexdef LIKE '%%USING hnsw%%'",
         [f"vector_{generation.id}"],

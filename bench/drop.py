@@ -1,4 +1,4 @@
-"""Drop small files one by one into a quiet system, and measure the seconds until /search finds each.
+"""Drop small files one by one into an idle system, and measure the seconds until /search finds each file.
 
 usage: python -m bench.drop [COUNT]
 """

@@ -1,15 +1,16 @@
-"""Measure quoted answers on documents that their numbers were not fitted to.
+"""Measure quoted answers on documents that were not used to fit the numbers of the decision.
 
 usage: python -m bench.extractive [--keep FOLDER] [--cases FILE] [COLLECTION …]
 
-COLLECTION: a folder in the BEIR layout, or QUESTIONS.jsonl=FOLDER of the documents that it asks about; by default the
-public ones of ../shared/eval. Each is indexed once, in --keep. --cases: write every question's evidence, a JSON line
-each.
+COLLECTION: a folder in the BEIR layout, or QUESTIONS.jsonl=FOLDER, where FOLDER has the documents of the questions. The
+default is the public collections of ../shared/eval. Each collection is indexed once, in --keep. --cases: write the
+evidence of every question as a line of JSON.
 
-Each collection is asked its questions; the same questions on an index without the documents that answer them (in xquad
-without the article; not where others may answer too); and questions of collections about other things. The numbers of
-the decision (`fit`) are fitted to all documents but one of a collection with exact places, and reported on that one;
-then to all collections but one; then to all, which gives about the numbers in api/answering/extractive.py.
+Each collection is asked its own questions; the same questions on an index without the answering documents (in xquad
+without the article; skipped if other documents may answer too); and questions of unrelated collections. The numbers of
+the decision (`fit`) are fitted three times: to all documents of a collection with exact places except one, and tested
+on that document; to all collections except one; and to all collections, which gives approximately the numbers in
+api/answering/extractive.py.
 """
 
 import argparse
@@ -52,32 +53,32 @@ T = TypeVar("T")
 
 PUBLIC = Path("../shared/eval")
 NAMES = ("chunking_eval", "xquad_multi", "xquad_de", "mtrag_cloud", "cranfield", "anthropic_codebases")
-LANGUAGES = ("en", "es", "ru")  # of xquad_multi
-DOCUMENTS = 2_000  # of a larger corpus those that answer, and others by chance
-MOST = 300  # questions that are asked of a collection without exact places
-FOREIGN = 50  # questions of each collection about other things
+LANGUAGES = ("en", "es", "ru")  # languages of xquad_multi
+DOCUMENTS = 2_000  # limit for a larger corpus: the answering documents and random others
+MOST = 300  # maximum questions of a collection without exact places
+FOREIGN = 50  # questions of other collections for each collection
 TIMED = 100
-COST = 1.0  # of a false refusal, where an answer to what no document answers costs 1
+COST = 1.0  # cost of a false refusal; a false answer to an unanswerable question costs 1
 RIDGE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """Questions and documents. `subjects`: document → the group that is left out with it; empty: none can be."""
+    """Questions and documents. `subjects`: document → its group, left out together; empty if none can be left out."""
 
     name: str
     questions: Sequence[Question]
     subjects: Mapping[str, str]
-    write: Callable[[Path], Path]  # the documents, below a folder
+    write: Callable[[Path], Path]  # writes the documents below a folder
 
     @property
     def family(self) -> str:
-        """The first part of the name. Collections that share it are translations of each other."""
+        """Return the first part of the name. Collections with an equal first part are translations of each other."""
         return self.name.split("_")[0]
 
     @property
     def folds(self) -> list[str]:
-        """The documents that are left out of a fit, one document for each fit."""
+        """Return the documents to leave out, one document for each fit."""
         places = any(question.spans for question in self.questions)
         return sorted(set(self.subjects.values())) if places else []
 
@@ -90,11 +91,11 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A question that was asked. `kind`: answerable | left out | elsewhere.
+    """The result of one question. `kind`: answerable | left out | elsewhere.
 
-    `subject`: of the question; for "elsewhere", the other collection. `fold`: the document that was not in the index,
-    so that the numbers are fitted for it without it. `evidence`: as in api/answering/extractive.py. `hit`: a quote
-    overlaps the answer (where places are known) or is from the right document.
+    `subject`: the subject of the question; for "elsewhere", the other collection. `fold`: the document that was not in
+    the index, to fit the numbers without this document. `evidence`: as in api/answering/extractive.py. `hit`: True if a
+    quote overlaps the answer (with known places) or is from the right document.
     """
 
     collection: str
@@ -126,7 +127,7 @@ class Without(Filters):
 
 
 def read(name: str) -> Iterator[Collection]:
-    """The collections that an argument names. AskfolderError: it can't be read."""
+    """Yield the collections of an argument. Raise AskfolderError if they cannot be read."""
     questions, _, documents = name.partition("=")
     path = Path(questions)
     if documents:
@@ -154,7 +155,7 @@ def _read_spans(path: Path) -> Iterator[Question]:
 
 
 def _read_beir(path: Path, name: str, start: str = "") -> Collection:
-    """Read the documents whose ids begin with `start`, and their questions, with the file names in the index."""
+    """Read the documents with ids that begin with `start`, and their questions, with the file names in the index."""
     corpus = [row for row in read_corpus(path) if row[0].startswith(start)]
     asked = [question for question in read_beir(path) if question.id.startswith(start)]
     here = {row[0] for row in corpus}
@@ -191,13 +192,13 @@ def _some(things: Sequence[T], most: int) -> list[T]:
 
 
 class Index:
-    """A collection's index, and sentence vectors that are made once for all collections."""
+    """A collection's index, and sentence vectors that are computed once for all collections."""
 
     def __init__(self, connection: Connection, embedder: LocalEmbedder, vectors: dict[str, Vectors]) -> None:
         self.connection, self.embedder, self.vectors = connection, embedder, vectors
 
     def find(self, question: str, without: Sequence[str] = ()) -> list[Passage]:
-        """Find the passages for an answer, as api/ask.py does, in an index without these documents."""
+        """Find the passages for an answer like api/ask.py, in an index without these documents."""
         generation = generations.live(self.connection)
         assert generation is not None
         filters = Without(keys=tuple(without)) if without else Filters()
@@ -212,7 +213,7 @@ class Index:
 
 
 def cases(index: Index, collection: Collection, others: Sequence[Collection]) -> Iterator[Case]:
-    """Ask each question of the collection with all documents and without each fold, and questions of other ones."""
+    """Ask the collection's questions with all documents and without each fold, and questions of other collections."""
     folds = ["", *collection.folds]
     for question in collection.questions:
         subject = collection.subject(question)
@@ -257,7 +258,7 @@ def _case(index: Index, collection: Collection, subject: str, kind: str, fold: s
 
 
 def times(index: Index, collection: Collection) -> list[float]:
-    """Measure the milliseconds from passages to draft, one question at a time, after a first one to warm up."""
+    """Measure the milliseconds from passages to draft, one question at a time, after a warm-up question."""
     found = [(question.text, index.find(question.text)) for question in _some(collection.questions, TIMED)]
     took = []
     for text, those in found[:1] + found:
@@ -271,13 +272,13 @@ def times(index: Index, collection: Collection) -> list[float]:
 
 
 def fit(known: Sequence[Case]) -> Numbers:
-    """Fit the weights of the evidence, the first of which is 1, and the term added last; a sum below 0 is a refusal.
+    """Fit the weights of the evidence (the first weight is 1) and the constant term; a sum below 0 is a refusal.
 
-    Logistic regression with a small ridge. Every collection counts the same. In it, answerable questions count COST
-    times as much as the others, of which "left out" and "elsewhere" count the same: at even odds, one more refusal
-    gains nothing.
+    The method is logistic regression with a small ridge. Every collection has the same weight. In a collection, the
+    answerable questions together weigh COST times as much as all others; "left out" and "elsewhere" weigh the same. At
+    even odds, one more refusal gains nothing.
     """
-    given = np.array([case.evidence for case in known], np.float64)
+    evidence = np.array([case.evidence for case in known], np.float64)
     right = np.array([case.kind == "answerable" for case in known])
     weight = np.zeros(len(known))
     for name in {case.collection for case in known}:
@@ -286,11 +287,11 @@ def fit(known: Sequence[Case]) -> Numbers:
             those = np.array([case.collection == name and case.kind == kind for case in known])
             weight[those] = (COST if kind == "answerable" else 1 / len(kinds - {"answerable"})) / those.sum()
     weight /= weight.sum()
-    mean, spread = given.mean(0), given.std(0) + 1e-9
-    design = np.c_[(given - mean) / spread, np.ones(len(known))]
+    mean, spread = evidence.mean(0), evidence.std(0) + 1e-9
+    design = np.c_[(evidence - mean) / spread, np.ones(len(known))]
     numbers, ridge = np.zeros(design.shape[1]), RIDGE * np.eye(design.shape[1])
     ridge[-1, -1] = 0.0
-    for _ in range(30):  # Newton's steps
+    for _ in range(30):  # steps of Newton's method
         odds = 1 / (1 + np.exp(-design @ numbers))
         slope = design.T @ (weight * (odds - right)) + ridge @ numbers
         bend = (design.T * (weight * odds * (1 - odds))) @ design + ridge
@@ -305,7 +306,7 @@ def refused(case: Case, numbers: Numbers) -> bool:
 
 
 def line(name: str, judged: Sequence[tuple[Case, bool]]) -> str:
-    """Rates, in percent, of cases and whether each was refused."""
+    """Return a line with the rates, in percent, of (case, refused) pairs."""
 
     def rate(kind: str, good: Callable[[Case, bool], bool]) -> str:
         those = [good(case, no) for case, no in judged if case.kind == kind]
@@ -336,28 +337,28 @@ def report(known: Sequence[Case], collections: Sequence[Collection]) -> None:
                 print(line(fold, judged))
                 pooled += judged
             print(line("all", pooled))
-    whole = [case for case in known if not case.fold]
+    full = [case for case in known if not case.fold]
     if len({collection.family for collection in collections}) > 1:
         print(f"\nFitted to the other collections\n{HEAD}")
         for collection in collections:
             same = {other.name for other in collections if other.family == collection.family}
-            numbers = fit([case for case in whole if not same & {case.collection, case.subject}])
-            print(line(collection.name, [(c, refused(c, numbers)) for c in whole if c.collection == collection.name]))
+            numbers = fit([case for case in full if not same & {case.collection, case.subject}])
+            print(line(collection.name, [(c, refused(c, numbers)) for c in full if c.collection == collection.name]))
     print(f"\nAs it is in api/answering/extractive.py, fitted to all of them\n{HEAD}")
-    held = np.array([*extractive.WEIGHTS, -extractive.THRESHOLD])
+    current = np.array([*extractive.WEIGHTS, -extractive.THRESHOLD])
     for collection in collections:
-        print(line(collection.name, [(c, refused(c, held)) for c in whole if c.collection == collection.name]))
+        print(line(collection.name, [(c, refused(c, current)) for c in full if c.collection == collection.name]))
     claims, standing = sum(case.claims for case in known), sum(case.standing for case in known)
     print(f"\nverbatim: {standing} of {claims} quotes")
-    if any(case.kind != "answerable" for case in whole):
-        *weights, added = fit(whole)
+    if any(case.kind != "answerable" for case in full):
+        *weights, added = fit(full)
         print(
             f"fitted to all: WEIGHTS = ({', '.join(f'{number:.3f}' for number in weights)}), THRESHOLD = {-added:.3f}"
         )
 
 
 def by_document(known: Sequence[Case], collection: Collection) -> Iterator[tuple[str, list[tuple[Case, bool]]]]:
-    """Judge each document's cases by numbers fitted without it and without its share of the "elsewhere" questions."""
+    """Test each document's cases with numbers fitted without the document and its share of "elsewhere" questions."""
     here = [case for case in known if case.collection == collection.name]
     elsewhere = sorted({case.question for case in here if case.kind == "elsewhere"})
     for place, document in enumerate(collection.folds):
@@ -374,11 +375,11 @@ def by_document(known: Sequence[Case], collection: Collection) -> Iterator[tuple
 
 @contextlib.contextmanager
 def opened(collection: Collection, keep: Path) -> Iterator[tuple[Connection, Path]]:
-    """A connection to the collection's index, which is built when it is not there, and the model's folder."""
+    """Yield a connection to the collection's index, built if it is missing, and the model's folder."""
     folder = keep / collection.name
     with workplace(folder, collection.name):
         data = (folder / "data").absolute()
-        with temporary(collection.write(folder), data, {}, lambda said: print(said, file=sys.stderr)):
+        with temporary(collection.write(folder), data, {}, lambda message: print(message, file=sys.stderr)):
             pass
         servers = Servers(data, valkey=False)
         servers.start()
@@ -392,7 +393,7 @@ def opened(collection: Collection, keep: Path) -> Iterator[tuple[Connection, Pat
 
 
 def measure(collections: Sequence[Collection], keep: Path) -> list[Case]:
-    """Every case of every collection; prints how long an answer takes."""
+    """Return every case of every collection, and print the time of an answer."""
     known: list[Case] = []
     vectors: dict[str, Vectors] = {}
     for collection in collections:
@@ -412,18 +413,18 @@ def main() -> None:
     parser.add_argument("collections", nargs="*")
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "askfolder-extractive")
     parser.add_argument("--cases", type=Path)
-    given = parser.parse_args()
-    names = given.collections or [str(PUBLIC / name) for name in NAMES if (PUBLIC / name).is_dir()]
+    arguments = parser.parse_args()
+    names = arguments.collections or [str(PUBLIC / name) for name in NAMES if (PUBLIC / name).is_dir()]
     if not names:
         sys.exit(f"{PUBLIC} is not there, so nothing is measured: name a BEIR folder, or QUESTIONS.jsonl=FOLDER.")
     try:
         collections = [collection for name in names for collection in read(name)]
-        known = measure(collections, given.keep)
+        known = measure(collections, arguments.keep)
     except AskfolderError as error:
         sys.exit(str(error))
-    if given.cases:
+    if arguments.cases:
         rows = (json.dumps(asdict(case), ensure_ascii=False) + "\n" for case in known)
-        given.cases.write_text("".join(rows), encoding="utf-8")
+        arguments.cases.write_text("".join(rows), encoding="utf-8")
     report(known, collections)
 
 

@@ -16,7 +16,7 @@ class Result:
     chunks: int
     real: int
     times: dict[str, tuple[float, float]] = field(default_factory=dict)
-    a_second: dict[str, float] = field(default_factory=dict)  # searches, or chunks stored
+    a_second: dict[str, float] = field(default_factory=dict)  # searches or stored chunks per second
     shares: dict[str, float] = field(default_factory=dict)  # recall@10, overlap@10
 
 

@@ -1,4 +1,4 @@
-"""Ingest a folder, and compare with bare parsing and embedding of the same chunks in one process with the same cores.
+"""Ingest a folder, and compare it with bare parsing and embedding of the same chunks in one process on the same cores.
 
 usage: python -m bench.ingest FOLDER     (a MANIFEST.csv in it, with the columns path and expected, is checked too)
 """
@@ -34,7 +34,7 @@ NOTE = "The bench's note says that the boathouse key hangs behind the third oar.
 
 
 def bare(folder: Path, model: Path, cores: int) -> tuple[float, float, int]:
-    """Seconds of parsing (with chunking), seconds of embedding, number of chunks: one process, `cores` threads."""
+    """Return seconds of parsing and chunking, seconds of embedding, number of chunks: one process, `cores` threads."""
     embedder = LocalEmbedder(model, threads=cores)
     embedder.embed(["warm"])
     parsing = embedding = 0.0
@@ -59,7 +59,7 @@ def bare(folder: Path, model: Path, cores: int) -> tuple[float, float, int]:
 
 @contextlib.contextmanager
 def running(work: Path) -> Iterator[System]:
-    """Run the system over an empty folder below `work`, as `askfolder up` does, until everything is loaded."""
+    """Run the system like `askfolder up` over an empty folder below `work`, and wait until everything is loaded."""
     inbox, data = work / "inbox", work / "data"
     inbox.mkdir()
     servers = Servers(data)
@@ -78,7 +78,7 @@ def running(work: Path) -> Iterator[System]:
     try:
         db.migrate(servers.database_url)
         system.start("web", "worker", "producer")
-        for n in range(6):  # every worker process has its model and its parser
+        for n in range(6):  # every worker process has loaded its model and its parser
             (inbox / f"first{n}.txt").write_text(f"So that everything is loaded, {n}.")
         while len(system.search("everything is loaded")) < 6:
             time.sleep(0.05)
@@ -91,8 +91,8 @@ def running(work: Path) -> Iterator[System]:
 def ingest(folder: Path, work: Path) -> tuple[float, list[float], float, dict[str, dict[str, object]]]:
     """Ingest the folder, while notes are dropped into it every few seconds.
 
-    Returns the seconds until every file is ready or failed, the seconds until each note is found, the largest resident
-    size of a process in MiB, and the documents.
+    Return the seconds until every file is ready or failed, the seconds until each note is found, the largest resident
+        size of a process in MiB, and the documents.
     """
     most, done = 0, threading.Event()
     largest: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Measure the ledger's statements with many documents, and its rates. With --beside, those of another checkout as well.
+"""Measure the ledger's statements with many documents, and its rates; with --beside, also those of another checkout.
 
 usage: python -m bench.ledger [COUNT] [--beside DIR]
 """
@@ -19,8 +19,8 @@ from shared.ledger import claims, documents, generations, listing, sources
 from shared.models import Parsed
 from shared.system.servers import Servers
 
-ROUNDS = 5  # of both checkouts in turn
-TURNS = 2000  # heartbeats, and documents, in a round
+ROUNDS = 5  # rounds, with both checkouts in turn
+TURNS = 2000  # heartbeats and documents in a round
 METADATA = {"author": "Anna", "tags": ["heron", "stork"], "date": "2024-05-01"}
 PARSED = Parsed("The heron stands still.", "text", "text", metadata=METADATA)
 
@@ -80,7 +80,7 @@ def measure(connection: db.Connection, source: int, files: list[tuple[str, str, 
 
 
 def rates(connection: db.Connection, source: int) -> dict[str, float]:
-    """Heartbeats and progress of one claim, then documents from `due` to `ready` as the producer and a worker do it."""
+    """Measure heartbeats and progress of one claim, then documents from `due` to `ready` in all steps of a worker."""
     result: dict[str, float] = {}
     claim = claims.claim(connection, documents.due(connection, [source], 1)[0].id, "here:1")
     assert claim
@@ -109,7 +109,7 @@ def rates(connection: db.Connection, source: int) -> dict[str, float]:
 
 
 def ingest(connection: db.Connection, document_id: int) -> None:
-    """What a worker writes to the ledger for a document with one batch of embeddings."""
+    """Write to the ledger like a worker, for a document with one batch of embeddings."""
     claim = claims.claim(connection, document_id, "here:1")
     assert claim
     claims.progress(connection, claim, "chunking")
@@ -129,7 +129,7 @@ def _wal(connection: db.Connection) -> float:
 
 
 def compare(count: int, beside: Path) -> None:
-    """Run the rates of this checkout and of another one in turn, and print the medians and their ratio."""
+    """Measure the rates of this and another checkout in turn, and print the medians and their ratio."""
     here = Path(__file__).resolve().parents[1]
     runs: dict[Path, list[dict[str, float]]] = {here: [], beside.resolve(): []}
     for _ in range(ROUNDS):

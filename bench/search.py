@@ -1,4 +1,4 @@
-"""Measure searching as an index grows, with the bare vector query and the textbook's hybrid in the same run.
+"""Measure searches in a growing index, together with the bare vector query and a textbook hybrid query in one run.
 
 usage: python -m bench.search [SIZES …] [--dir FOLDER] [--json FILE] [--write]
 The chunks come from bench/chunks.py.
@@ -46,8 +46,8 @@ from worker.indexing import inputs, lexemes
 from worker.indexing.chunking import CHUNKER_VERSION
 
 CLIENTS = 8
-SECONDS = 5.0  # of each throughput measurement
-SMALL = 10_000  # chunks: up to here every document is re-indexed five times
+SECONDS = 5.0  # seconds of each throughput measurement
+SMALL = 10_000  # maximum chunks for re-indexing every document five times
 SHARES = {"": 1.0, "3/": 0.1, "3/1/": 0.01, "3/1/4/": 0.001}  # a key begins with digits (bench/chunks.py)
 
 BARE = "SELECT chunk_id FROM {vectors} ORDER BY embedding <=> %(vector)s LIMIT 100"
@@ -55,7 +55,7 @@ EXACT = """
 SELECT v.chunk_id FROM {vectors} v JOIN chunk c ON c.id = v.chunk_id JOIN document d ON d.id = c.document_id
 WHERE starts_with(d.key, %(source)s) ORDER BY (v.embedding <=> %(vector)s) + 0 LIMIT 10
 """
-# Most tutorials' query, reciprocal rank fusion of both ranks, but with OR: with AND it would find next to nothing.
+# The query of most tutorials: reciprocal rank fusion of both ranks. OR replaces AND, which finds almost nothing.
 TEXTBOOK = """
 WITH question AS (
     SELECT replace(plainto_tsquery('english', %(question)s)::text, ' & ', ' | ')::tsquery AS words
@@ -71,7 +71,7 @@ SELECT c.id, c.content, coalesce(1.0 / (60 + l.rank), 0) + coalesce(1.0 / (60 + 
 FROM lexical l FULL JOIN dense d USING (chunk_id) JOIN chunk c ON c.id = chunk_id ORDER BY score DESC LIMIT 10
 """
 
-Search = Callable[[Connection, int], object]  # of the question with this number
+Search = Callable[[Connection, int], object]  # arguments: a connection and the number of a question
 
 
 def searches(generation: Generation, material: Material) -> dict[str, Search]:
@@ -94,7 +94,7 @@ def searches(generation: Generation, material: Material) -> dict[str, Search]:
 
 
 def times(url: str, tasks: dict[str, Search], count: int) -> dict[str, tuple[float, float]]:
-    """Run all tasks for each question, in a rotating order, and return the percentiles of the best of three rounds.
+    """Run all tasks for each question in a rotating order, and return the percentiles of the best of three rounds.
 
     The order rotates because the first task of a question loads its pages into memory for the others.
     """
@@ -144,7 +144,7 @@ def searching(url: str) -> Iterator[Connection]:
 
 
 def recall(connection: Connection, generation: Generation, material: Material, source: str) -> float:
-    """Return the share of the ten nearest chunks below `source` that the dense search finds."""
+    """Return the share of the ten nearest chunks below `source` in the results of the dense search."""
     nearest = sql.SQL(EXACT).format(vectors=generation.vectors)
     found = []
     for question, vector in zip(material.questions, material.question_vectors, strict=True):
@@ -156,12 +156,12 @@ def recall(connection: Connection, generation: Generation, material: Material, s
 
 
 def overlap(connection: Connection, generation: Generation, material: Material) -> float:
-    """Return the share of the ten best chunks by exhaustive BM25, or of their equals, that the lexical search finds."""
+    """Return the share of the ten best chunks by exhaustive BM25 (or equals) in the results of the lexical search."""
     shares = []
     for question in material.questions:
         search = partial(retrieve.retrieve, connection, generation, Query(question, 10, "lexical"), None)
         found = [passage.bm25 or 0.0 for passage in search()]
-        with patch.multiple(question_lexemes, SINGLES=10**12, ROWS=10**12):  # every word brings all its rows
+        with patch.multiple(question_lexemes, SINGLES=10**12, ROWS=10**12):  # every word selects all its rows
             best = [passage.bm25 or 0.0 for passage in search()]
         if best:
             shares.append(sum(score >= best[-1] - 1e-4 for score in found) / len(best))
@@ -187,7 +187,7 @@ def over_http(work: Path, servers: Servers, generation: Generation, material: Ma
         system.start("web")
         with searching(servers.database_url) as connection, Client(f"http://127.0.0.1:{port}", KEY, 30) as client:
             for n, question in enumerate(["so that everything is loaded", *material.questions], -1):
-                asked = f"{question} {result.chunks}"  # no size before has asked it
+                asked = f"{question} {result.chunks}"  # a new question for each size
                 calls: dict[str, Callable[[], object]] = {
                     "POST /search, question not cached": partial(client.call, "POST", "/search", {"query": asked}),
                     "POST /search, question cached": partial(client.call, "POST", "/search", {"query": asked}),
@@ -209,7 +209,7 @@ def over_http(work: Path, servers: Servers, generation: Generation, material: Ma
 
 
 def settle(connection: Connection, generation: Generation) -> None:
-    """Do the background work of a running system, and build the textbook's table."""
+    """Do the background work of a running system, and build the table of the textbook query."""
     lexemes.count(connection, generation)
     connection.execute("DROP TABLE IF EXISTS bench_words")
     connection.execute(
@@ -222,7 +222,7 @@ def settle(connection: Connection, generation: Generation) -> None:
 def measure(
     work: Path, servers: Servers, generation: Generation, material: Material, size: int, seconds: float
 ) -> Result:
-    """Measure everything at one size, whose chunks are stored already."""
+    """Measure everything at one size. The chunks are already stored."""
     result, url = Result(size, min(material.real, size)), servers.database_url
     tasks = searches(generation, material)
     with searching(url) as connection:

@@ -145,7 +145,7 @@ def main(questions: int, many: int) -> None:
             late: list[float] = []
             passages: list[float] = []
             theirs: list[float] = []
-            for _ in range(max(questions // 10, 1)):  # in turns: the machine is not always the same
+            for _ in range(max(questions // 10, 1)):  # in turns, because the speed of the machine varies
                 one, two = askfolder(system, standin, 10)
                 late, passages, theirs = late + one, passages + two, theirs + bare(standin, request, 10)
             print(f"a sentence, after its last token and citation   {percentiles(late)}")

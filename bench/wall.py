@@ -1,4 +1,4 @@
-"""Measure the cost of the parsing child: read the same files in this process and in the child, in turns, in one run.
+"""Measure the cost of the parsing child: read the same files in this process and in the child, in turns.
 
 usage: python -m bench.wall [FOLDER]     (reads FOLDER's files too, at most 40 of each format)
 """
@@ -50,14 +50,14 @@ def clock(act: Callable[[], object]) -> float:
 
 
 def compare(parser: Parser, paths: list[Path], rounds: int) -> None:
-    """Print the median milliseconds of a document of each format: here, in the child, and the difference."""
+    """Print the median milliseconds of a document of each format: in this process, in the child, and the difference."""
     direct: dict[str, list[float]] = defaultdict(list)
     walled: dict[str, list[float]] = defaultdict(list)
     between: dict[str, list[float]] = defaultdict(list)
     formats: dict[Path, str] = {}
     for path in paths:
         try:
-            formats[path] = parser.parse(path, path.name).format  # the first of a format loads its libraries
+            formats[path] = parser.parse(path, path.name).format  # the first document of a format loads its libraries
             parse_file(str(path), path.name, parser.max_text_chars)
         except UnreadableError:
             continue
@@ -86,7 +86,7 @@ def compare(parser: Parser, paths: list[Path], rounds: int) -> None:
 
 
 def guards() -> None:
-    """Print the cost of each guard by itself."""
+    """Print the cost of each guard separately."""
     script = (
         "import time, statistics, os\nfrom worker.parsing import limits\n"
         "def ms(act, n=1):\n    t = time.perf_counter()\n    for _ in range(n): act()\n"

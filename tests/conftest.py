@@ -1,4 +1,4 @@
-"""Real parts for the tests: embedded servers once a session, a database for each test, real processes on demand."""
+"""Real parts for the tests: embedded servers for a session, a database for each test, real processes on demand."""
 
 import contextlib
 import fcntl
@@ -45,7 +45,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The built-in embedder's files, built once for all processes of pytest-xdist."""
+    """Return the built-in embedder's files, built once for all processes of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
     folder = base if worker_id == "master" else base.parent
     with (folder / "model.lock").open("w") as lock:
@@ -55,7 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 @contextlib.contextmanager
 def new_database(servers: Servers, template: str | None = None) -> Iterator[str]:
-    """Create a database as a copy of `template` (a URL; nobody may be connected to it), and drop it at the end."""
+    """Create a database as a copy of `template` (a URL without open connections), and drop it at the end."""
     name = f"test_{next(_databases)}"
     original = conninfo_to_dict(template or servers.database_url)["dbname"]
     admin = servers.database_url.replace("/askfolder?", "/postgres?")
@@ -85,7 +85,7 @@ def free_port() -> int:
 
 
 def until(check: Callable[[], Any], seconds: float = 30, pause: float = 0.05) -> Any:
-    """Return the first true value of `check`. The test fails after so many seconds."""
+    """Return the first true value of `check`. The test fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         if value := check():
@@ -96,14 +96,15 @@ def until(check: Callable[[], Any], seconds: float = 30, pause: float = 0.05) ->
 
 
 class Hang(BaseException):
-    """The guarded block did not end. No `except Exception` of the code under test can swallow it."""
+    """The guarded block did not end. An `except Exception` of the code under test cannot swallow this exception."""
 
 
 @contextlib.contextmanager
 def hang_guard(seconds: int = 60) -> Iterator[None]:
-    """Interrupt the block after so many seconds and fail the test. It works in the main thread only.
+    """Interrupt the block after `seconds` and fail the test. The guard works in the main thread only.
 
-    It bounds a hang, not a duration: pass a generous time and an input on which the wrong method takes far longer.
+    The guard detects a hang and measures no duration: pass a generous time, and an input that takes a wrong method far
+    longer.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -189,7 +190,7 @@ class System:
         return {d["source"]: d for d in self.call("GET", "/documents", limit=1000)["documents"]}
 
     def settled(self, count: int | None = None, seconds: float = 60) -> dict[str, dict[str, Any]]:
-        """Wait until no document is queued or ingested (and there are `count` documents)."""
+        """Wait until no document is queued or ingesting (and there are `count` documents)."""
 
         def check() -> Any:
             rows = self.documents()
@@ -207,7 +208,7 @@ class System:
         return (self.data / f"{name}.log").read_text(errors="replace")
 
     def share(self) -> "Share":
-        """Make a subfolder for one test, and start the usual processes that do not run."""
+        """Create a subfolder for one test, and start the usual processes that are not running."""
         ended = [name for name, process in self.processes.items() if process.poll() is not None or ":" in name]
         self.stop(*ended) if ended else None
         self.start(*(name for name in ("web", "worker", "producer") if name not in self.processes))
@@ -217,7 +218,7 @@ class System:
 
 
 class Share(System):
-    """A running system as one test sees it: the documents of one subfolder, under their names there."""
+    """The part of a running system for one test: the documents of one subfolder, with names relative to it."""
 
     @property
     def prefix(self) -> str:
@@ -233,7 +234,7 @@ class Share(System):
 
 
 def new_system(servers: Servers, database_url: str, model: Path, folder: Path) -> System:
-    """Return a system over an empty folder; none of its processes runs yet."""
+    """Return a system over an empty folder, without running processes."""
     inbox, data = folder / "inbox", folder / "data"
     inbox.mkdir()
     (data / "models").mkdir(parents=True)
@@ -257,7 +258,7 @@ def new_system(servers: Servers, database_url: str, model: Path, folder: Path) -
 
 @contextlib.contextmanager
 def running_system(servers: Servers, model: Path, folder: Path, **env: str) -> Iterator[System]:
-    """Run a system that the tests of a module share, each by a `Share` of its own."""
+    """Run a system for all tests of a module; each test gets its own `Share`."""
     with new_database(servers) as url:
         system = new_system(servers, url, model, folder)
         system.env |= env

@@ -1,4 +1,4 @@
-"""docker-compose.yml and the Dockerfile, as far as they can be proved without an engine."""
+"""docker-compose.yml and the Dockerfile, as far as they can be tested without a container engine."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def services(compose: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_follows_the_specification(compose: dict[str, Any]) -> None:
+def test_the_file_follows_the_specification(compose: dict[str, Any]) -> None:
     schema = json.loads((ROOT / "scripts/compose_schema/compose-spec.json").read_text())
     validator = jsonschema.validators.validator_for(schema)(schema)
     assert [error.message for error in validator.iter_errors(compose)] == []
@@ -37,8 +37,8 @@ def test_follows_the_specification(compose: dict[str, Any]) -> None:
         validator.validate({"services": {"api": {"imagee": "x"}}})
 
 
-def test_references_lead_somewhere(compose: dict[str, Any], services: dict[str, Any]) -> None:
-    """What the schema cannot see: named volumes and the services that others wait for."""
+def test_every_reference_is_defined(compose: dict[str, Any], services: dict[str, Any]) -> None:
+    """The schema does not check named volumes and the services in `depends_on`."""
     assert set(services) == SERVICES
     used = {v.split(":")[0] for s in services.values() for v in s.get("volumes", []) if isinstance(v, str)}
     assert used == set(compose["volumes"])
@@ -48,7 +48,7 @@ def test_references_lead_somewhere(compose: dict[str, Any], services: dict[str, 
             assert "healthcheck" in services[name]
 
 
-def test_commands_are_the_procfiles(services: dict[str, Any]) -> None:
+def test_commands_equal_those_of_the_procfile(services: dict[str, Any]) -> None:
     lines = dict(line.split(":", 1) for line in (ROOT / "Procfile").read_text().splitlines() if line.strip())
     assert set(lines) == set(PROCESSES)
     for process, service in PROCESSES.items():
@@ -62,7 +62,7 @@ def test_only_the_api_is_published_and_on_loopback(services: dict[str, Any]) -> 
     assert services["api"]["environment"]["ASKFOLDER_PORT"] == "8000"
 
 
-def test_flower_has_a_password_or_does_not_start(services: dict[str, Any]) -> None:
+def test_flower_does_not_start_without_a_password(services: dict[str, Any]) -> None:
     auth = services["flower"]["environment"]["FLOWER_BASIC_AUTH"]
     assert auth.startswith("askfolder:${FLOWER_PASSWORD:?")
 
@@ -72,8 +72,8 @@ def test_every_variable_is_documented_and_known(services: dict[str, Any]) -> Non
     used = {name for name, _ in VARIABLE.findall(TEXT)}
     assert used == {"POSTGRES_PASSWORD", "FLOWER_PASSWORD", "INBOX_USER", "ASKFOLDER_INBOX", "ASKFOLDER_PORT"}
     assert [name for name in used if not re.search(f"^#?{name}=", example, re.M)] == []
-    given = {name for service in services.values() for name in service.get("environment", {})}
-    assert {name for name in used | given if name.startswith("ASKFOLDER_")} <= set(names())
+    assigned = {name for service in services.values() for name in service.get("environment", {})}
+    assert {name for name in used | assigned if name.startswith("ASKFOLDER_")} <= set(names())
 
 
 def test_secrets_have_no_default(services: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ def test_images_are_pinned(services: dict[str, Any]) -> None:
         assert re.match(r"\d+\.\d+", tag), image
 
 
-def test_containers_may_do_little(services: dict[str, Any]) -> None:
+def test_containers_have_minimal_privileges(services: dict[str, Any]) -> None:
     for name, service in services.items():
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
@@ -108,14 +108,16 @@ def test_containers_may_do_little(services: dict[str, Any]) -> None:
     assert all(volume["read_only"] and not volume["bind"]["create_host_path"] for volume in inboxes)
 
 
-def test_servers_as_askfolder_needs_them(services: dict[str, Any]) -> None:
-    assert services["postgres"]["volumes"] == ["postgres:/var/lib/postgresql"]  # not …/data since PostgreSQL 18
+def test_servers_have_the_required_configuration(services: dict[str, Any]) -> None:
+    assert services["postgres"]["volumes"] == [
+        "postgres:/var/lib/postgresql"
+    ]  # the path does not end with /data since PostgreSQL 18
     assert re.fullmatch(r"pgvector/pgvector:0\.8\.[4-9]-pg18-\w+", services["postgres"]["image"])
     redis = services["redis"]["command"]
     assert redis[redis.index("--maxmemory-policy") + 1] == "noeviction"
 
 
-def test_dockerfile() -> None:
+def test_the_dockerfile_follows_the_rules() -> None:
     text = (ROOT / "Dockerfile").read_text()
     final = text[text.rindex("\nFROM") :]
     assert re.search(r"^USER 10001:10001$", final, re.M)
@@ -132,7 +134,7 @@ def test_dockerfile() -> None:
         assert all((ROOT / part).exists() for part in source.split()), source
 
 
-def test_nothing_private_gets_into_the_image() -> None:
+def test_the_image_contains_no_private_files() -> None:
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert lines[0] == "*", "everything is left out but what is named"
     let_in = {line[1:] for line in lines if line.startswith("!")}

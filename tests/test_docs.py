@@ -1,4 +1,4 @@
-"""The documents say what the code says: generated pages are fresh, links lead somewhere, every command named exists."""
+"""The documents agree with the code: generated pages are fresh, links have a target, every named command exists."""
 
 import re
 import tomllib
@@ -23,7 +23,7 @@ def test_settings_page_names_every_setting() -> None:
 
 
 def test_example_settings_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copied example, every line switched on, must not stop the start because of a name or a default."""
+    """A copy of the example with every line enabled must have valid names and defaults."""
     for line in (ROOT / ".env.example").read_text().splitlines():
         if match := re.fullmatch(r"#?([A-Z_]+)=(.*)", line):
             monkeypatch.setenv(match[1], match[2])
@@ -35,7 +35,7 @@ def test_example_settings_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
-def test_links_and_names(path: Path) -> None:
+def test_links_and_names_exist(path: Path) -> None:
     text = path.read_text()
     links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]
     assert [link for link in links if not (path.parent / link).exists()] == []

@@ -1,4 +1,4 @@
-"""What a machine without the right Python is told."""
+"""Error messages on a machine without a suitable Python."""
 
 import subprocess
 from pathlib import Path
@@ -16,7 +16,7 @@ from shared.settings import ROOT
         ('case "$*" in *ensurepip*) exit 1;; esac', "no venv module"),
     ],
 )
-def test_a_sentence_says_what_is_missing(tmp_path: Path, python: str | None, words: str) -> None:
+def test_a_missing_requirement_is_named_in_a_sentence(tmp_path: Path, python: str | None, words: str) -> None:
     fake = tmp_path / "python3"
     if python:
         fake.write_text(f"#!/bin/sh\n{python}\n")
@@ -29,7 +29,7 @@ def test_a_sentence_says_what_is_missing(tmp_path: Path, python: str | None, wor
     assert not (tmp_path / ".venv").exists()
 
 
-def test_the_command_line_before_the_first_make(tmp_path: Path) -> None:
+def test_the_command_line_before_the_first_make_names_make_up(tmp_path: Path) -> None:
     (tmp_path / "askfolder").write_bytes((ROOT / "askfolder").read_bytes())
     result = subprocess.run(["sh", tmp_path / "askfolder", "status"], capture_output=True, text=True)
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""Import rules between packages, and SQL that is never put together from values: checked on the syntax tree."""
+"""Import rules between packages, and no SQL formatted from values, checked on the syntax tree."""
 
 import ast
 import re
@@ -15,9 +15,9 @@ NEVER = {
     "worker": {"api", "flask", "gunicorn", "tests", "scripts", "bench"},
     "shared": {"api", "worker", "flask", "celery", "kombu", "boto3", "gunicorn", "tests", "scripts", "bench"},
 }
-# Each package's rooms, from the top down: a room imports only rooms further down. Rooms between commas may import one
-# another, as long as there is no circle; rooms separated by "|" never do.
-ROOMS = {
+# The layers of each package, from the top down: a module imports only lower layers. Modules separated by commas may
+# import each other without a circle; modules separated by "|" never import each other.
+LAYERS = {
     "worker": "producer, publishing > tasks > ingest, estimate > leases > source | indexing | parsing > app",
     "api": "serve > app > routes > bodies, access, problems > ask > answering > "
     "verification | retrieval > resources > question_log",
@@ -31,7 +31,7 @@ CLIENTS = {
     "openai": ("shared.providers",),
     "httpx2": ("shared.providers", "shared.client", "shared.system.up"),
 }
-# The parsing child runs without keys: what it imports, directly or through others, is one of these.
+# The parsing child runs without keys: all its direct and indirect imports are in CHILD_MAY.
 CHILD = "worker.parsing.child"
 CHILD_MAY = ("worker.parsing", "shared.errors", "shared.models", "shared.file_types")
 
@@ -44,7 +44,7 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 def imports(tree: ast.AST, modules: dict[str, Path] = MODULES) -> set[str]:
-    """Dotted names of everything that a module imports, functions and type checks included."""
+    """Return the dotted names of all imports of a module, including those in functions and for type checks."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -63,26 +63,26 @@ def is_in(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def allowed(rooms: str, room: str) -> set[str]:
-    """Rooms that a room may import, itself left out."""
-    lines = [[part.strip() for part in line.replace("|", ",").split(",")] for line in rooms.split(">")]
-    texts = rooms.split(">")
-    (rank,) = [number for number, line in enumerate(lines) if room in line]
+def allowed(layers: str, layer: str) -> set[str]:
+    """Return the layers that a layer may import, without itself."""
+    lines = [[part.strip() for part in line.replace("|", ",").split(",")] for line in layers.split(">")]
+    texts = layers.split(">")
+    (rank,) = [number for number, line in enumerate(lines) if layer in line]
     below = {name for line in lines[rank + 1 :] for name in line}
-    return below if "|" in texts[rank] else below | set(lines[rank]) - {room}
+    return below if "|" in texts[rank] else below | set(lines[rank]) - {layer}
 
 
 def broken_rules(module: str, imported: set[str]) -> list[str]:
-    """Sentences about the imports of one module that the rules forbid."""
+    """Return a sentence about each forbidden import of one module."""
     package, _, rest = module.partition(".")
     wrong = [f"{module} imports {name}" for name in imported if name.partition(".")[0] in NEVER[package]]
     if rest:
-        room = rest.partition(".")[0]
-        may = allowed(ROOMS[package], room)
+        layer = rest.partition(".")[0]
+        may = allowed(LAYERS[package], layer)
         for name in imported:
             other = name.split(".")
-            if other[0] == package and len(other) > 1 and other[1] != room and other[1] not in may:
-                wrong.append(f"{module} imports {name}, which is not below {room}")
+            if other[0] == package and len(other) > 1 and other[1] != layer and other[1] not in may:
+                wrong.append(f"{module} imports {name}, which is not below {layer}")
     for name in imported:
         if package != "shared" and is_in(name, ONLY_INSIDE_SHARED):
             wrong.append(f"{module} imports {name}, which only shared/ may")
@@ -92,7 +92,7 @@ def broken_rules(module: str, imported: set[str]) -> list[str]:
 
 
 def circles(graph: dict[str, set[str]]) -> list[str]:
-    """Circles of imports, each as its modules joined by arrows."""
+    """Return the circles of imports, each as its modules joined by arrows."""
     found: list[str] = []
     done: set[str] = set()
 
@@ -110,7 +110,7 @@ def circles(graph: dict[str, set[str]]) -> list[str]:
 
 
 def reached(graph: dict[str, set[str]], start: str) -> set[str]:
-    """All our modules that `start` imports, directly or through others."""
+    """Return all our modules that `start` imports directly or indirectly."""
     seen: set[str] = set()
     waiting = [start]
     while waiting:
@@ -127,7 +127,7 @@ STATEMENT = re.compile(r"\s*(SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH|CREATE|A
 
 
 def built_sql(tree: ast.Module) -> list[int]:
-    """Lines of SQL that is formatted: in calls that run it, and in any f-string that begins like a statement."""
+    """Return the lines of formatted SQL: in calls that run SQL, and in any f-string that begins like a statement."""
     lines = [
         node.lineno
         for node in ast.walk(tree)
@@ -154,22 +154,22 @@ def built_sql(tree: ast.Module) -> list[int]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_layers(module: str) -> None:
+def test_imports_follow_the_layers_and_sql_is_not_formatted(module: str) -> None:
     assert broken_rules(module, IMPORTS[module]) == []
     assert built_sql(ast.parse(MODULES[module].read_text())) == []
 
 
-def test_no_circle() -> None:
+def test_imports_have_no_circle() -> None:
     assert circles(IMPORTS) == []
 
 
-def test_the_parsing_child_imports_nothing_that_holds_keys() -> None:
+def test_the_parsing_child_imports_no_module_with_keys() -> None:
     parsers = {name for name in IMPORTS if is_in(name, ("worker.parsing",))} - {"worker.parsing.parser"}
     modules = set().union(*(reached(IMPORTS, name) for name in parsers | {CHILD}))  # the child imports parsers by name
     assert [name for name in sorted(modules) if not is_in(name, CHILD_MAY)] == []
 
 
-def test_the_checks_see_what_they_forbid() -> None:
+def test_the_checks_detect_violations() -> None:
     tree = ast.parse("from worker.app import app\nimport api.ask\ndef f():\n    import celery.app\n")
     assert imports(tree) == {"worker.app", "api.ask", "celery.app"}
     assert imports(ast.parse("from shared import db")) == {"shared.db"}

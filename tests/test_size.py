@@ -1,17 +1,17 @@
-"""Limits on the size of the code, and no place where the formatter is switched off."""
+"""Limits on the size of the code, and a formatter that is never switched off."""
 
 from pathlib import Path
 
 from scripts.size import measure
 from shared.settings import ROOT
 
-LINES = 17_000  # of worker/, api/ and shared/ together
+LINES = 17_000  # total of worker/, api/ and shared/
 FILE_LINES = 450
 FUNCTION_LINES = 60
 PARAMETERS = 7
 
 
-def test_limits() -> None:
+def test_the_code_is_within_the_limits() -> None:
     size = measure()
     assert size.lines <= LINES
     assert [row for row in size.files if row[0] > FILE_LINES] == []
@@ -28,7 +28,7 @@ def test_the_formatter_is_never_switched_off() -> None:
     ] == []
 
 
-def test_measure(tmp_path: Path) -> None:
+def test_sizes_are_measured(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b.py").write_text("class A:\n    def f(self, x, *, y):\n        return x\n\n\ndef g(): ...\n")
     size = measure(tmp_path, ("a",))

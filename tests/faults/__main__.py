@@ -1,4 +1,4 @@
-"""python -m tests.faults [NAMES …] [--size FRACTION] [--sabotage fence] [--report docs/reliability.md]"""
+"""Run fault campaigns: python -m tests.faults [NAMES …] [--size FRACTION] [--sabotage fence] [--report FILE]"""
 
 import argparse
 import shutil

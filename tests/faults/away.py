@@ -1,4 +1,4 @@
-"""A folder is unmounted, loses most of its files, or is replaced: nothing is deleted, and a sentence reports it."""
+"""A folder is unmounted, loses most of its files, or is replaced: nothing is deleted, and a problem is reported."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ SAID_SECONDS = 60.0
 
 
 def source_away(system: Faulty, documents: int, still: float = 3.0) -> Result:
-    """Run the campaign. `still`: seconds in which nothing may change while the source cannot be trusted."""
+    """Run the campaign. `still`: seconds without changes while the source is unavailable or replaced."""
     result = Result("source away")
     folder = Folder(system.folder, "away", 800_000, TINY)
     folder.fill(documents)
@@ -31,7 +31,7 @@ def source_away(system: Faulty, documents: int, still: float = 3.0) -> Result:
     place.show()
     _goes_on(system, result, "mounted again", "heronback")
 
-    aside = system.folder / ".aside"  # hidden, and so ignored
+    aside = system.folder / ".aside"  # hidden and therefore ignored
     aside.mkdir()
     there = sorted(files(system.folder))
     for number, key in enumerate(there[: len(there) * 6 // 10]):
@@ -61,7 +61,7 @@ def source_away(system: Faulty, documents: int, still: float = 3.0) -> Result:
 
 
 class Place:
-    """Take the folder away and bring it back: a bind mount if the system has one, else by renaming it."""
+    """Remove and restore the folder: with a bind mount if the system has one, else by renaming it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.backing = folder, folder.with_name("backing")
@@ -77,7 +77,7 @@ class Place:
             self.folder.mkdir()
 
     def show(self) -> None:
-        """Bring the folder back, and remove its replacement."""
+        """Restore the folder and remove its replacement."""
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if self.mounted:
@@ -88,7 +88,7 @@ class Place:
 
 
 def _stays(system: Faulty, result: Result, what: str, count: int, still: float, new: str = "") -> None:
-    """Require that a scan reports that it stopped, and that nothing is deleted or ingested meanwhile."""
+    """Require that a scan reports its stop, and that no document is deleted or ingested meanwhile."""
     system.reconcile()
     began = time.monotonic()
     problem = wait(system.problems, SAID_SECONDS, 0.1)

@@ -18,7 +18,7 @@ from tests.faults.writers import writers
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """A campaign. `full`: the numbers at size 1; `least`: the smallest that prove anything; `fixed`: never scaled."""
+    """A campaign. `full`: the numbers at size 1; `least`: the smallest useful numbers; `fixed`: never scaled."""
 
     title: str
     run: Callable[..., Result]

@@ -70,7 +70,7 @@ def is_settled(system: Faulty, unreadable: Collection[str] = ()) -> bool:
 
 
 def settle(system: Faulty, seconds: float, unreadable: Collection[str] = ()) -> float | None:
-    """Wait until everything is ingested. Return the seconds it took, None if it took longer than `seconds`."""
+    """Wait until everything is ingested. Return the elapsed seconds, or None after a timeout of `seconds`."""
     started = time.monotonic()
     return time.monotonic() - started if wait(lambda: is_settled(system, unreadable), seconds, 0.25) else None
 
@@ -146,7 +146,7 @@ def _chunks(system: Faulty, damage: Damage, there: dict[str, str], documents: di
 
 
 def _rows(system: Faulty, damage: Damage) -> None:
-    """Check that vectors, lexical rows and chunks are one to one, and that each vector is that of its text."""
+    """Check that each chunk has exactly one vector and one lexical row, and that each vector belongs to its text."""
     live = system.rows("SELECT id, model, dimensions FROM generation WHERE state IN ('live', 'building')")
     for number, model, dimensions in live:
         counts = system.rows(
@@ -180,7 +180,7 @@ def _rows(system: Faulty, damage: Damage) -> None:
 
 
 def _arithmetic(system: Faulty, damage: Damage, generation: int, sample: int = 400) -> None:
-    """Compare stored vectors with those that the stand-in computes, for texts without a header."""
+    """Compare stored vectors with the stand-in's vectors, for texts without a header."""
     rows = system.rows(
         f"SELECT c.id, c.content, v.embedding::text FROM chunk c JOIN vector_{generation} v ON v.chunk_id = c.id "
         "WHERE c.input_hash = sha256(convert_to(c.content, 'UTF8')) ORDER BY md5(c.id::text) LIMIT %s",
@@ -193,7 +193,7 @@ def _arithmetic(system: Faulty, damage: Damage, generation: int, sample: int = 4
 
 
 def _search(system: Faulty, damage: Damage, there: dict[str, str], dead: list[str], sample: int) -> None:
-    """Search for a sample of files: only their newest text is found. Deleted names are not found."""
+    """Search for a sample of files. Require that only their newest text is found and deleted names are not found."""
     with system.client() as client:
         for key in _spread(sorted(there), sample):
             found = _results(client, key, damage)

@@ -1,4 +1,4 @@
-"""The embedder fails in every way that an HTTP server can: nothing wrong is stored, and requests stay within limits."""
+"""The embedder fails in every way of an HTTP server: no wrong vector is stored, and requests stay within limits."""
 
 import time
 from typing import Any
@@ -23,14 +23,14 @@ ONCE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("429", {"retry_after": 1}),
 )
 LONG: tuple[tuple[str, dict[str, Any]], ...] = (("429", {"retry_after": 2}), ("500", {}), ("hang", {"seconds": 120}))
-REQUESTS = 2  # a second, for each document that is worked on
+REQUESTS = 2  # requests per second for each document in work
 SIZES = Sizes(small=(3, 28), middle_every=6, large_every=0)
 
 
 def embedder(
     system: Faulty, times: int, documents: int, long_seconds: float, long: tuple[str, ...] = ("429", "500", "hang")
 ) -> Result:
-    """Cause each fault several times while documents arrive; then only refusals, errors or silence for a while."""
+    """Cause each fault several times while documents arrive. Then cause longer refusals, errors or silence."""
     result = Result("embedder")
     folder = Folder(system.folder, "embedder", 600_000, SIZES)
     system.standin.slow = (0.0, 0.1)

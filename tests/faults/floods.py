@@ -25,9 +25,9 @@ NOTE_SECONDS = 5.0
 def stopped_producer(
     system: Faulty, files: int, notes: int, seconds: float = 1800, found: float = NOTE_SECONDS
 ) -> Result:
-    """Create files while the producer is stopped: the kernel keeps 16,384 events, a scan must find the rest.
+    """Create files while the producer is stopped: the kernel keeps 16,384 events, and a scan must find the other files.
 
-    `found`: seconds within which a note must be found.
+    `found`: maximum seconds until a note is found.
     """
     result = Result("stopped producer")
     folder = Folder(system.folder, "flood", 400_000, Sizes(small=(1, 2), middle_every=0, large_every=0))
@@ -116,14 +116,14 @@ def hostile(system: Faulty, good: int, most_hostile: int = 1000) -> Result:
     result.reader(reader)
     shutil.rmtree(place)
     shutil.rmtree(aside)
-    system.reconcile(confirm=True)  # among few good files they are more than the delete guard lets go
+    system.reconcile(confirm=True)  # with few good files, this share of deletions needs a confirmation
     result.at_most("removed again, and forgotten, after", settle(system, 60), 60, " s")
     return result.finish()
 
 
 @contextlib.contextmanager
 def _memory(system: Faulty) -> Iterator[dict[str, float]]:
-    """The largest resident size, in MiB, of a pool child and of a process below one."""
+    """Measure the largest resident size, in MiB, of a pool child and of its own child processes."""
     largest = {"worker": 0.0, "parser": 0.0}
     ended = threading.Event()
 

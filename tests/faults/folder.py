@@ -1,4 +1,4 @@
-"""A seeded writer of documents. Every paragraph names its document and revision, so that a mix is visible."""
+"""A seeded writer of documents. Every paragraph names its document and revision, which makes a mix visible."""
 
 import contextlib
 import functools
@@ -53,7 +53,7 @@ def mark(written: Written) -> str:
 
 @functools.lru_cache(1024)
 def text_of(identity: int, revision: int, paragraphs: int) -> str:
-    """Return a document's text. A revision changes a fifth of the paragraphs in every third document, else all."""
+    """Return a document's text. A revision changes a fifth of every third document and all of the others."""
     lines = []
     for number in range(paragraphs + (revision % 3 if identity % 3 == 2 else 0)):
         changed = revision
@@ -86,7 +86,7 @@ class Folder:
         return text_of(written.identity, written.revision, self.sizes.of(written.identity))
 
     def is_one_revision(self, contents: Iterable[str]) -> bool:
-        """Return True if all of these come from one revision of one document of this writer."""
+        """Return True if all the texts come from one revision of one document of this writer."""
         contents = list(contents)
         marks = {(int(m[1]), int(m[2])) for content in contents for m in MARK.finditer(content)}
         if len({identity for identity, _ in marks}) != 1:
@@ -98,7 +98,7 @@ class Folder:
             for text in (self.text(Written(identity, revision)) for revision in range(least, newest + 1))
         )
 
-    # --- operations: each returns the key that it was done to ---
+    # --- operations: each returns the key of its document ---
 
     def add(self) -> str:
         with self._lock:
@@ -109,7 +109,7 @@ class Folder:
             return key
 
     def fill(self, count: int) -> None:
-        """Add many files at once, a hundred to a folder, as an unpacked archive does."""
+        """Add many files at once, a hundred in each folder, like an unpacked archive."""
         with self._lock:
             for _ in range(count):
                 written = Written(self.first + self.counts["added"], 1)

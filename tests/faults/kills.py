@@ -27,7 +27,7 @@ SHARES: dict[str, float] = {
     "producer": 0.09,
     "queue": 0.04,
 }
-BACKLOG = 16  # documents that should wait, so that there is always one in work
+BACKLOG = 16  # waiting documents, so that there is always one in work
 PATIENCE = 10.0  # seconds to look for a process that holds a lease
 
 
@@ -95,7 +95,7 @@ class Killer:
             ]
             done = self._end(name, group)
             if done and group:
-                self._count(connection, leases[:1])  # one kill, one hit
+                self._count(connection, leases[:1])  # count one hit for each kill
             return done
 
     def _end(self, name: str, group: bool) -> bool:
@@ -106,7 +106,7 @@ class Killer:
         return False
 
     def _count(self, connection: Any, leases: list[tuple[int, int, Any, str]]) -> None:
-        """Count a kill as a hit, unless the database finished the work all the same."""
+        """Count a kill as a hit, unless the database finished the work anyway."""
         for pid, document, lease, stage in leases:
             wait(partial(_gone, pid), 2, 0.002)
             row = connection.execute(
@@ -151,14 +151,14 @@ def _status(pid: int) -> str:
 
 
 class Writer(threading.Thread):
-    """Carry out a plan as far as permitted: add and change documents. `done`: operations so far."""
+    """Add and change documents, up to the number of allowed operations. `done`: operations so far."""
 
     def __init__(self, folder: Folder, documents: int) -> None:
         super().__init__(daemon=True)
         self.folder = folder
         self.total = documents * 2  # each added document brings one further operation
         self.documents = documents
-        self.allowed = self.done = 0  # operations: that may be done by now, and that are
+        self.allowed = self.done = 0  # numbers of operations
         self.ended = threading.Event()
 
     def more(self) -> None:
@@ -183,7 +183,7 @@ def kills(
     slow: tuple[float, float] = (0.05, 0.6),
     shares: dict[str, float] = SHARES,
 ) -> Result:
-    """Kill processes while a writer works. The writer stays ahead of the killer, and both keep pace."""
+    """Kill processes while a writer works. The writer stays a few operations ahead of the killer."""
     result = Result("kills")
     folder = Folder(system.folder, "kills", 100_000, sizes)
     killer = Killer(system, shares)

@@ -1,4 +1,4 @@
-"""A random walk over the ledger, with several workers and no processes. In any order, the newest text wins, complete.
+"""A random walk over the ledger, with several workers and no processes. In any order, the complete newest text wins.
 
 A walk is a seed and a list of steps. A failure reports both, to be repeated: `Walk(connection, seed).run(steps)`.
 """
@@ -23,20 +23,20 @@ DIMENSIONS = 8
 
 
 def text_of(written: Written) -> str:
-    """Return two to four paragraphs with the mark, a chunk each."""
+    """Return two to four paragraphs with the mark, one for each chunk."""
     return "\n\n".join(f"{mark(written)} paragraph {number}" for number in range(2 + written.revision % 3))
 
 
 @dataclass
 class Work:
-    """A worker's turn: its claim, and the file as it was read."""
+    """The task of one worker: its claim, and the content of the file when it was read."""
 
     claim: Claim
     read: Written | None = None
 
 
 class Walk:
-    """A random walk. `files`: the source as it is now; `stored`: document → the last stored revision."""
+    """A random walk. `files`: the current source; `stored`: document → the last stored revision."""
 
     def __init__(self, connection: Connection, seed: int) -> None:
         self.connection, self.seed, self.random = connection, seed, random.Random(seed)
@@ -141,7 +141,7 @@ class Walk:
                 self._store(turn.claim, turn.read)
 
     def die(self) -> None:
-        """End a worker without a trace, and its lease."""
+        """End a worker without a trace, and end its lease."""
         for turn in self._some():
             self.turns.remove(turn)
             self._expire(turn)
@@ -152,7 +152,7 @@ class Walk:
             self._expire(turn)
 
     def hand_back(self) -> None:
-        """Hand back what a worker holds that seems dead but continues."""
+        """Hand back the lease of a worker that seems dead but continues."""
         for row in self.connection.execute(
             "SELECT worker FROM task WHERE lease IS NOT NULL ORDER BY document_id LIMIT 1"
         ).fetchall():
@@ -184,7 +184,7 @@ class Walk:
         )
 
     def _store(self, claim: Claim, written: Written | None) -> None:
-        """Store a text like worker/ingest.py, with a chunk a paragraph."""
+        """Store a text like worker/ingest.py, with one chunk for each paragraph."""
         assert written is not None
         text, chunks, start = text_of(written), [], 0
         for number, part in enumerate(text.split("\n\n")):
@@ -201,10 +201,10 @@ class Walk:
             index.replace(self.connection, self.generation, claim.id, inputs, version, "english")
             claims.ready(self.connection, claim)
 
-    # --- what must hold ---
+    # --- invariants ---
 
     def check(self) -> None:
-        """Check that each stored text is one complete revision of one document, never older than the one before."""
+        """Check that each stored text is one complete revision of one document, never older than the previous one."""
         for number, text in self.connection.execute(
             "SELECT t.document_id, t.content FROM document_text t JOIN document d ON d.id = t.document_id "
             "WHERE d.source_id = %s",

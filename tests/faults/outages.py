@@ -23,7 +23,7 @@ def postgres(
     down: tuple[float, float] = (0.5, 5.0),
     up: tuple[float, float] = (3, 8),
 ) -> Result:
-    """Stop PostgreSQL as a crash does: without a checkpoint, connections lost in the middle of a statement."""
+    """Stop PostgreSQL like a crash: without a checkpoint, with connections lost in the middle of a statement."""
     result = Result("postgres")
     folder = Folder(system.folder, "postgres", 200_000, sizes)
     chance = random.Random(5)
@@ -31,7 +31,7 @@ def postgres(
     system.standin.forget()
     system.standin.slow = (0.05, 0.4)
 
-    def held(stage: str | None) -> list[tuple[Any, ...]]:
+    def leases(stage: str | None) -> list[tuple[Any, ...]]:
         return system.rows("SELECT stage FROM task WHERE lease IS NOT NULL AND stage = coalesce(%s, stage)", stage)
 
     with Reader(system, [folder]) as reader:
@@ -41,8 +41,8 @@ def postgres(
             for _ in range(documents // stops // 2):
                 folder.step()
             stage = STAGES[number % len(STAGES)]
-            wait(partial(held, stage), 4, 0.002)
-            busy.append(held(stage) or held(None))
+            wait(partial(leases, stage), 4, 0.002)
+            busy.append(leases(stage) or leases(None))
             process = system.servers.processes["postgres"]
             with reader.outage():
                 system.held_back.add("postgres")
@@ -77,7 +77,7 @@ def postgres(
 def redis(
     system: Faulty, flushes: int, cuts: int, documents: int, sizes: Sizes = USUAL, hole: tuple[float, float] = (2, 12)
 ) -> Result:
-    """Drop a note after each fault: the time until it is found shows when the workers consume again."""
+    """Drop a note after each fault. The time until a search finds the note shows when the workers consume again."""
     result = Result("redis")
     assert system.proxy is not None
     folder = Folder(system.folder, "redis", 300_000, sizes)

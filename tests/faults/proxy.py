@@ -1,4 +1,4 @@
-"""A TCP proxy with faults on demand: it cuts connections, swallows data, or is slow."""
+"""A TCP proxy with faults on demand: cut connections, swallowed data, latency."""
 
 import contextlib
 import socket
@@ -12,14 +12,14 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
 
 
 class Proxy:
-    """Forward 127.0.0.1:port to a unix socket or (host, port). `swallow`: read and drop what new connections send."""
+    """Forward 127.0.0.1:port to a unix socket or (host, port). `swallow`: read and drop the data of new connections."""
 
     def __init__(self, upstream: Path | tuple[str, int], port: int = 0) -> None:
         self.upstream = upstream
         self.swallow = False
-        self.latency = 0.0  # seconds, each way
+        self.latency = 0.0  # seconds in each direction
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
-        self._holes: set[tuple[socket.socket, socket.socket]] = set()  # swallowed for as long as they live
+        self._holes: set[tuple[socket.socket, socket.socket]] = set()  # their data is swallowed until they close
         self._lock = threading.Lock()
         self._closing = False
         self._listener = socket.create_server(("127.0.0.1", port), backlog=64)
@@ -27,7 +27,7 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self, share: float = 1.0) -> int:
-        """Reset connections, the oldest first. Return how many."""
+        """Reset connections, the oldest first. Return the number of reset connections."""
         with self._lock:
             chosen = sorted(self._pairs, key=lambda pair: pair[0].fileno())
             chosen = chosen[: max(1, round(len(chosen) * share))] if chosen else []
@@ -36,13 +36,13 @@ class Proxy:
         return len(chosen)
 
     def black_hole(self) -> None:
-        """Forward and close nothing from now on: open connections stay dead, new ones are accepted and not served."""
+        """Stop forwarding and closing: open connections stay dead, new connections are accepted and not served."""
         self.swallow = True
         with self._lock:
             self._holes |= self._pairs
 
     def heal(self) -> None:
-        """Serve new connections again; swallowed ones stay dead, as after a lost route."""
+        """Serve new connections again. Swallowed connections stay dead, as after a lost route."""
         self.swallow, self.latency = False, 0.0
 
     def __enter__(self) -> Self:

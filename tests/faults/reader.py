@@ -1,4 +1,4 @@
-"""A client that asks all the time: no answer may mix two revisions, show an empty document, or fail after an outage."""
+"""A client that asks continuously: no answer may mix revisions, show an empty document, or fail after an outage."""
 
 import contextlib
 import threading
@@ -13,7 +13,7 @@ from tests.faults.folder import Folder
 from tests.faults.standin import QUESTION
 from tests.faults.system import Faulty
 
-GRACE_SECONDS = 8.0  # after an outage: pools look for their server again
+GRACE_SECONDS = 8.0  # seconds after an outage, in which pools reconnect
 
 
 class Reader:
@@ -34,7 +34,7 @@ class Reader:
 
     @contextlib.contextmanager
     def outage(self) -> Iterator[None]:
-        """Allow errors inside, and for a moment after."""
+        """Allow errors inside the block and for a moment after it."""
         self._outages += 1
         try:
             yield

@@ -13,7 +13,7 @@ from tests.faults.campaigns import CAMPAIGNS
 from tests.faults.checks import KINDS
 from tests.faults.result import Result
 
-GUARDS = ("fence",)  # that tests/faults/sabotage.py can switch off
+GUARDS = ("fence",)  # guards that tests/faults/sabotage.py can switch off
 INTRODUCTION = """# Reliability
 
 `make faults` breaks a running system on purpose, and then compares every document, chunk, vector and answer with the
@@ -23,7 +23,7 @@ the full campaign.
 
 
 def write(path: Path, results: Sequence[Result], size: float, sabotage: str = "") -> None:
-    """Write the campaigns that ran, and keep the figures of the others."""
+    """Write the results of these campaigns, and keep the figures of the others."""
     sections = dict(
         re.findall(r"<!-- (\w+) -->\n(.*?)(?=\n<!-- |\Z)", path.read_text() if path.exists() else "", re.DOTALL)
     )

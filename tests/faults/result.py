@@ -25,7 +25,7 @@ class Result:
     remarks: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
-    numbers: dict[str, int] = field(default_factory=dict)  # how large it was
+    numbers: dict[str, int] = field(default_factory=dict)  # the sizes of the campaign
 
     @property
     def ok(self) -> bool:
@@ -42,7 +42,7 @@ class Result:
         self.figures.append(Figure(what, _plain(value), must, holds))
 
     def at_most(self, what: str, value: float | None, limit: float, unit: str = "") -> None:
-        """Require `value` to be at most `limit`. None: it did not happen, which fails."""
+        """Require `value` to be at most `limit`. None means that the event did not happen, and fails."""
         shown = "never" if value is None else f"{_plain(value)}{unit}"
         self.must(what, shown, f"≤ {_plain(limit)}{unit}", value is not None and value <= limit)
 

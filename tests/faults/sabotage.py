@@ -1,6 +1,6 @@
-"""A worker without one guard, to show that the campaigns see the damage: `celery --app tests.faults.sabotage worker`.
+"""A worker without one guard, to show that the campaigns find the damage: `celery --app tests.faults.sabotage worker`.
 
-fence: a worker that lost its lease continues and overwrites what is stored.
+fence: a worker that lost its lease continues and overwrites the stored text.
 """
 
 import contextlib

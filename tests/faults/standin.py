@@ -1,4 +1,4 @@
-"""The campaigns' embedder: it counts how often each text is paid for, is as slow as asked, and keeps no texts."""
+"""The campaigns' embedder counts the payments for each text, has an adjustable delay, and stores no texts."""
 
 import hashlib
 import random
@@ -8,18 +8,18 @@ from typing import Any
 
 from tests.standins.providers import OpenAIStandin
 
-QUESTION = "Question:"  # every question of the campaigns begins so; the rest are documents
+QUESTION = "Question:"  # the start of every question of the campaigns; other texts are documents
 DIMENSIONS = 64
 
 
 class CountingStandin(OpenAIStandin):
-    """OpenAI's stand-in. `slow`: seconds of an answer, from and to, mostly short. Counted faults hit documents only."""
+    """OpenAI's stand-in. `slow`: minimum and maximum seconds of an answer. Counted faults affect documents only."""
 
     def __init__(self, slow: tuple[float, float] = (0.0, 0.0)) -> None:
         self.slow = slow
-        self.paid: Counter[bytes] = Counter()  # SHA-256 of a text → how often it was asked for
+        self.paid: Counter[bytes] = Counter()  # SHA-256 of a text → number of requests
         self.largest_batch = 0
-        self.times: list[float] = []  # of the documents' requests
+        self.times: list[float] = []  # times of the requests for documents
         self._counting = threading.Lock()
         self._random = random.Random(7)
         super().__init__()
@@ -32,7 +32,7 @@ class CountingStandin(OpenAIStandin):
 
     @delay.setter
     def delay(self, seconds: float) -> None:
-        """Ignore the base class's value; `slow` decides."""
+        """Ignore the base class's value, because `slow` sets the delay."""
 
     def record(self, path: str, headers: dict[str, str], body: Any) -> tuple[str, dict[str, Any]]:
         texts = body.get("input", []) if isinstance(body, dict) else []
@@ -46,7 +46,7 @@ class CountingStandin(OpenAIStandin):
         return fault
 
     def forget(self) -> None:
-        """Reset the counts; texts that were paid for before count once."""
+        """Reset the counts. Texts that were paid for before count as paid once."""
         with self._counting:
             self.paid = Counter(dict.fromkeys(self.paid, 1))
             self.largest_batch = 0
@@ -58,7 +58,7 @@ class CountingStandin(OpenAIStandin):
             return sum(times - 1 for times in self.paid.values())
 
     def fastest(self, start: float, end: float, window: float = 5.0) -> float:
-        """Return the most requests a second in any window between two times of time.monotonic()."""
+        """Return the maximum number of requests per second between two times of time.monotonic()."""
         with self._counting:
             times = sorted(t for t in self.times if start <= t <= end)
         most, first = 0, 0

@@ -1,4 +1,4 @@
-"""The system that the campaigns break: its own servers, and real processes that are restarted when they die."""
+"""The system under test of the campaigns: its own servers, and real processes that are restarted after their end."""
 
 import contextlib
 import os
@@ -27,11 +27,11 @@ from tests.faults.proxy import Proxy
 from tests.faults.standin import DIMENSIONS, CountingStandin
 
 T = TypeVar("T")
-CONCURRENCY = 2  # documents at once in each worker
+CONCURRENCY = 2  # documents in parallel in each worker
 
 
 def wait(check: Callable[[], T], seconds: float, pause: float = 0.05) -> T | None:
-    """Return the first true value of `check` within `seconds`, or None. Missing answers count as false."""
+    """Return the first true value of `check` within `seconds`, or None. Errors count as false."""
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(psycopg.OperationalError, httpx2.HTTPError, AssertionError):
@@ -44,7 +44,7 @@ def wait(check: Callable[[], T], seconds: float, pause: float = 0.05) -> T | Non
 
 @dataclass
 class Faulty(System):
-    """Producer, API and workers w1, w2 … over a folder; dead processes are restarted like `askfolder up` does it."""
+    """Producer, API and workers w1, w2 … over a folder. Dead processes are restarted as by `askfolder up`."""
 
     servers: Servers = field(default_factory=lambda: Servers(Path()))
     standin: CountingStandin = field(default_factory=CountingStandin)
@@ -53,7 +53,7 @@ class Faulty(System):
     worker_app: str = "worker.app"
     workers: tuple[str, ...] = ("w1", "w2")
     kept: set[str] = field(default_factory=set)
-    held_back: set[str] = field(default_factory=set)  # not started again for now: names, "postgres", "valkey"
+    held_back: set[str] = field(default_factory=set)  # not restarted for now: names, "postgres", "valkey"
     groups: set[int] = field(default_factory=set)
     began: float = field(default_factory=time.time)
 
@@ -86,13 +86,13 @@ class Faulty(System):
         super().stop(*names, number=number)
 
     def revive(self) -> None:
-        """Restart dead processes, unless they are held back."""
+        """Restart dead processes, except those in `held_back`."""
         for name in sorted(self.kept - self.held_back):
             if self.processes[name].poll() is not None:
                 self.start(name)
         for name in self.servers.processes.keys() & self.held_back:
             if self.servers.processes[name].poll() is not None:
-                return  # Servers.revive would start it too
+                return  # Servers.revive would start this server too
         self.servers.revive()
 
     def main(self, name: str) -> psutil.Process | None:
@@ -113,7 +113,7 @@ class Faulty(System):
         return found
 
     def left_behind(self) -> list[psutil.Process]:
-        """Return our processes whose main process is gone."""
+        """Return our processes whose main process has ended."""
         alive = {process.pid for process in self.processes.values()}
         found = []
         for process in psutil.process_iter():
@@ -123,7 +123,7 @@ class Faulty(System):
                     found.append(process)
         return found
 
-    # --- what they know ---
+    # --- queries ---
 
     @contextlib.contextmanager
     def database(self) -> Iterator[psycopg.Connection[Any]]:
@@ -160,7 +160,7 @@ class Faulty(System):
         return any(words in result["content"] for result in found)
 
     def note(self, name: str, words: str, seconds: float) -> float | None:
-        """Drop a note of a kilobyte. Return the seconds until a search finds it, None if it does not."""
+        """Drop a note of one kilobyte. Return the seconds until a search finds the note, or None after a timeout."""
         text = f"{words}\n\n" + "\n".join(f"{words} stands in line {n}." for n in range(900 // (len(words) + 18)))
         (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
@@ -170,7 +170,7 @@ class Faulty(System):
 
 @contextlib.contextmanager
 def supervised(system: Faulty) -> Iterator[None]:
-    """Restart dead processes, in a thread."""
+    """Restart dead processes in a thread inside the block."""
     ended = threading.Event()
 
     def keep() -> None:
@@ -204,7 +204,7 @@ def running(
         url = stack.enter_context(new_database(servers))
         standin = stack.enter_context(CountingStandin())
         proxy = stack.enter_context(Proxy(servers.sockets / "valkey.sock"))
-        plain = new_system(servers, url, Path("/dev/null"), work)  # no local model: the stand-in embeds
+        plain = new_system(servers, url, Path("/dev/null"), work)  # no local model, because the stand-in embeds
         system = Faulty(
             plain.folder,
             plain.data,
@@ -265,7 +265,7 @@ def _end(system: Faulty) -> None:
 
 @contextlib.contextmanager
 def started_servers(work: Path) -> Iterator[Servers]:
-    """Start embedded servers that survive a kill: PostgreSQL with fsync."""
+    """Start embedded servers whose data survives a kill: PostgreSQL runs with fsync."""
     servers = Servers(work / ".askfolder", durable=True)
     servers.start()
     try:

@@ -1,4 +1,4 @@
-"""Several writers change the same documents, and tasks are sent twice: the last revision wins, complete."""
+"""Several writers change the same documents, and tasks are sent twice: the complete last revision wins."""
 
 import random
 import threading
@@ -32,7 +32,7 @@ def writers(
     seconds: float,
     slow: tuple[float, float] = (0.0, 6.0),
 ) -> Result:
-    """Run the campaign. `slow`: the first embedding may return last. Each document changes every second or two."""
+    """Run the campaign. With `slow`, the first embedding may return last. Each document changes every 1 to 2 s."""
     result = Result("writers")
     folder = Folder(system.folder, "writers", 700_000, SIZES)
     keys = [folder.add() for _ in range(documents)]
@@ -40,18 +40,18 @@ def writers(
     system.standin.slow = slow
     ended = threading.Event()
     threads = [_Writer(folder, keys, seed, 1.5 * writers / documents, ended) for seed in range(writers)]
-    seen: dict[int, int] = {}  # document → the revision that was stored last
+    seen: dict[int, int] = {}  # document → the last stored revision
     back: list[str] = []
     stored = sent = 0
     with Reader(system, [folder], pause=0.05) as reader:
         for thread in threads:
             thread.start()
-        started = said = time.monotonic()
+        started = printed = time.monotonic()
         while time.monotonic() - started < seconds:
             for number, text in _texts(system):
                 found = MARK.search(text)
                 if not found or int(found[1]) % 3 == 2:
-                    continue  # of every third document a revision does not change the first line
+                    continue  # in every third document, revisions keep the first line
                 revision, before = int(found[2]), seen.get(number, 0)
                 if revision < before:
                     back.append(f"document {number} went from revision {before} to {revision}")
@@ -59,8 +59,8 @@ def writers(
                 seen[number] = revision
             if time.monotonic() - started > sent / 6:
                 sent += _send_again(system, list(seen))
-            if time.monotonic() - said > 30:
-                said = time.monotonic()
+            if time.monotonic() - printed > 30:
+                printed = time.monotonic()
                 result.say(f"{folder.counts['changed']} changes")
             time.sleep(0.05)
         ended.set()
