@@ -1,7 +1,7 @@
 """Real and generated chunks for measurements, stored by the product's own functions.
 
 If there are too few real chunks, generated chunks are added, each of half the words of two real chunks. The first
-EMBEDDED chunks get vectors of the model; each further one gets a vector between two of those, with noise.
+EMBEDDED chunks get vectors of the model; each further chunk gets a vector between two of these, with noise.
 """
 
 import contextlib

@@ -92,7 +92,7 @@ def ingest(folder: Path, work: Path) -> tuple[float, list[float], float, dict[st
     """Ingest the folder, while notes are dropped into it every few seconds.
 
     Return the seconds until every file is ready or failed, the seconds until each note is found, the largest resident
-        size of a process in MiB, and the documents.
+    size of a process in MiB, and the documents.
     """
     most, done = 0, threading.Event()
     largest: Counter[str] = Counter()

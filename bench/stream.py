@@ -1,8 +1,8 @@
-"""Measure streamed answers and the bare SDK on the same stand-in in one run; then many streams, and abandoned ones.
+"""Measure streamed answers and the bare SDK on the same stand-in in one run; then many and abandoned streams.
 
 usage: python -m bench.stream [QUESTIONS] [AT_ONCE]
 
-The lateness of a sentence is the time from the stand-in's last citation of it to the arrival of the sentence
+The lateness of a sentence is the time from the stand-in's last citation for it to the arrival of the sentence
 (askfolder, over HTTP) or of the citation (SDK).
 """
 
@@ -88,7 +88,7 @@ def bare(standin: Watched, request: dict[str, Any], count: int) -> list[float]:
 
 
 def at_once(system: System, count: int) -> tuple[Counter[str], float]:
-    """Return how `count` simultaneous streams ended, and the seconds that they took."""
+    """Return the outcomes of `count` simultaneous streams, and their seconds."""
     ends: Counter[str] = Counter()
 
     def one() -> None:

@@ -25,7 +25,7 @@ class Case:
     """A sentence of an answer, `statement`, and the sentence that it cites: document[start:end].
 
     `citation`: altered fields of the citation that a model would give. `cites`: False if it gives none. `gone`:
-    "deleted" or "changed" if that happens to the document before the check.
+    the change of the document before the check: "deleted", "changed" or empty.
     """
 
     kind: str

@@ -25,7 +25,7 @@ from tests.standins.providers import AnthropicStandin, cite, search_results, tex
 KEY = "sk-ant-the-secret-key"
 TOWER = "# The tower\n\nIt is 54 m high.  It was built in 1887 by Ada Frost.\n\n- Ducks nest on its roof.\n"
 POND = "The pond 🦆 holds 1.5 million litres. Nobody may swim in it!"
-OFFSET = 1000  # of the pond's passage in its document
+OFFSET = 1000  # start of the pond's passage in its document
 
 
 def passage(content: str, source: str, start: int = 0) -> Passage:
@@ -216,7 +216,7 @@ def test_citation_support_is_known_for_the_server_of_anthropic(url: str, cites: 
     assert Claude(KEY, url).gives_citations("m") is cites
 
 
-def test_a_server_that_refuses_search_results(server: AnthropicStandin) -> None:
+def test_marks_are_used_if_a_server_refuses_search_results(server: AnthropicStandin) -> None:
     server.misbehave("400", message="unknown content block type search_result")
     server.reply = lambda request: [text_block('54 m. [1: "54 m"]')]
     assert quoted(ask(connect(server))) == [("54 m.", ["54 m"])]
@@ -253,7 +253,9 @@ def test_invisible_text_is_not_sent(server: AnthropicStandin, native: bool) -> N
 
 
 @pytest.mark.parametrize(("reply", "opinion"), [("yes", True), ("No.", False), ("Perhaps", None), ("", None)])
-def test_judge(server: AnthropicStandin, reply: str, opinion: bool | None) -> None:
+def test_a_judge_answers_yes_or_no_or_has_no_opinion(
+    server: AnthropicStandin, reply: str, opinion: bool | None
+) -> None:
     server.reply = lambda request: [text_block(reply)] if reply else []
     judge = SecondOpinion(connect(server), "claude-haiku-5-5", Deadline.after(5))
     assert judge("It is high.", ['"quoted"']) is opinion

@@ -120,7 +120,7 @@ def play(
 
 
 def shown(case: Case, answer: Answer) -> bool:
-    """True if the sentence of the case is shown."""
+    """Return True if the sentence of the case is shown."""
     return " ".join(case.statement.split()) in " ".join(answer.text.split())
 
 

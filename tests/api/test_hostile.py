@@ -100,7 +100,7 @@ class Playground:
     tally: Counter[str] = field(default_factory=Counter)
 
     def ask(self, server: str, document: Hostile, events: bool = False, **more: Any) -> dict[str, Any]:
-        """Return the final answer, or {} if there is none. Check it and every event before it."""
+        """Return the final answer, or {} if there is none. Check the answer and every event before it."""
         body = {"question": document.question, "collection": "default", "top_k": 3, "log": False, **more}
         headers = {
             "Authorization": f"Bearer {KEY}",

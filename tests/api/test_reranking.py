@@ -152,8 +152,8 @@ def test_an_unreachable_voyage_is_an_error() -> None:
 def cross_encoder(folder: Path, output: str = "pairs", **config: object) -> Path:
     """Create a model with the tokenizer of BERT and a logit that can be calculated by hand.
 
-    "pairs": pairs of a token of the question and an equal one of the passage, and one for the [SEP] that ends either.
-    "length": tokens in all, and no token_type_ids asked for. "two": two logits. "nan": none that is finite.
+    `output`: "pairs" counts the pairs of equal tokens in question and passage, plus one for the final [SEP]. "length"
+    counts all tokens, and the model takes no token_type_ids. "two" gives two logits. "nan" gives no finite logit.
     """
     from onnx import TensorProto, helper
 
@@ -441,7 +441,7 @@ def test_after_three_failures_reranking_pauses(clock: Callable[[float], None]) -
     reranker.errors = [TransientError("late"), TransientError("late")]
     for _ in range(3):
         tried.order("?", found)
-    assert len(reranker.calls) == 8  # a success in between: counting starts anew
+    assert len(reranker.calls) == 8  # a success in between restarts the count
 
 
 def test_only_one_question_tries_the_reranker_after_the_pause(clock: Callable[[float], None]) -> None:

@@ -495,7 +495,7 @@ def test_indexes_are_used_despite_wrong_planner_estimates(connection: Connection
     graph = db.value(connection, "SELECT pg_get_indexdef(%s::regclass)", [f"vector_{generation.id}_embedding_idx"])
     connection.execute(f"DROP INDEX vector_{generation.id}_embedding_idx")
     store(connection, generation, texts, a_document=100)
-    connection.execute(graph)  # built over all rows: ten times faster than row by row, and the same to the planner
+    connection.execute(graph)  # an index over all rows is built ten times faster than row by row, with equal plans
     connection.execute("ANALYZE")
     asked = " ".join(texts[3].split()[:12])
     wide = plan(connection, generation, asked, ALL)

@@ -56,7 +56,7 @@ _ROWS = """
 
 
 def is_settled(system: Faulty, unreadable: Collection[str] = ()) -> bool:
-    """Return True if the ledger is at rest and holds exactly the folder's files, by hash."""
+    """Return True if the ledger is idle and contains exactly the folder's files, by hash."""
     if any(busy for *_, busy in system.rows(_ROWS)):
         return False
     rows = system.rows("SELECT key, live_sha256, state FROM document WHERE state IN ('ready', 'failed', 'quarantined')")

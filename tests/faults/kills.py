@@ -48,7 +48,7 @@ class Killer:
         return (kinds + ["worker process"] * kills)[:kills]
 
     def kill(self, kind: str) -> bool:
-        """Kill a process of this kind. Return False if none was found that counts."""
+        """Kill a process of this kind. Return False if no suitable process was found."""
         if kind == "worker process":
             done = self._kill_process()
         elif kind == "queue":

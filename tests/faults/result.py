@@ -1,4 +1,4 @@
-"""The result of a campaign: figures, each with its condition and whether it holds."""
+"""The result of a campaign: figures, each with its condition and the outcome of the condition."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Caps in a running system: answers become quotations, documents wait, and a raised cap lets both go on."""
+"""Caps in a running system: answers are quoted, documents wait, and a raised cap resumes both."""
 
 import subprocess
 import sys

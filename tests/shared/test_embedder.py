@@ -51,7 +51,7 @@ def local(model: Path) -> LocalEmbedder:
 
 
 def reference(weights: dict[str, Any], ids: list[int]) -> Any:
-    """BERT's forward pass in float64, written from the paper and independent of the graph. One text → (384,)."""
+    """Compute BERT's forward pass in float64, written from the paper without the graph. One text → (384,)."""
 
     def dense(x: Any, name: str) -> Any:
         return x @ weights[f"{name}.weight"].T.astype(float) + weights[f"{name}.bias"]
@@ -180,7 +180,7 @@ def test_a_loaded_model_survives_a_fork(model: Path) -> None:
     assert owners == [os.getpid(), child.pid]  # a fork has no threads of its parent: the child must load its own model
 
 
-# --- preparing it
+# --- preparation of the local model
 
 
 def test_prepare_accepts_a_complete_model_and_repairs_a_damaged_one(model: Path, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_prepare_reports_the_cause_of_a_failure(tmp_path: Path, monkeypatch: Any
         minilm.prepare(tmp_path / "file" / "c")
 
 
-# --- directories of the user's own
+# --- the user's own model directories
 
 
 def own_model(tmp_path: Path, files: dict[str, Any], output: str = "last_hidden_state") -> Path:

@@ -311,7 +311,7 @@ def test_the_reservation_of_a_request() -> None:
     assert reservation(request) == Tokens(estimate_tokens(body), 9)
 
 
-def test_a_repetition_is_reserved_anew(
+def test_a_repeated_request_is_reserved_again(
     pool: ConnectionPool[Connection],
     connection: Connection,
     anthropic: AnthropicStandin,

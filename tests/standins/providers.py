@@ -2,7 +2,7 @@
 
     with OpenAIStandin() as openai:
         openai.misbehave("429", times=2, retry_after=0.1)
-        ...  # base URL: openai.url, what arrived: openai.requests
+        ...  # base URL: openai.url, received requests: openai.requests
 
 By hand: python -m tests.standins openai|voyage|anthropic --port 9000
 """
@@ -141,7 +141,7 @@ class Standin:
         """Spoil the next `times` requests, or all of them (None). Calls queue up.
 
         "400", "401", "404", "429", "500", "529": that status, with `retry_after` (seconds), `message` and `code`;
-        "hang": silence for `seconds`; "malformed": no JSON; "cut": hangs up in the middle.
+        "hang": silence for `seconds`; "malformed": no JSON; "cut": closes the connection in the middle.
         Embeddings: "too_few", "too_many", "shuffled" (with right indexes), "nan", "zero", "dimension", "not_numbers".
         Reranking: "too_few", "too_many", "shuffled", "nan", "not_numbers".
         Anthropic streams, after some text (`spoil_after` pieces): "error_event" (an SSE error), "cut_stream" (the HTTP
