@@ -1,7 +1,7 @@
 """Quoted answers. docs/answers.md has the accuracy on public questions, and bench/extractive.py measures it.
 
-The documents in this file are not among the public ones. They were read while the module was written, so they only guard
-against changes; nothing was fitted to this project's own documents.
+The public questions do not use the documents of this file. These were read while the module was written, so they only
+guard against changes; nothing was fitted to this project's own documents.
 """
 
 from collections.abc import Callable, Sequence
