@@ -388,7 +388,7 @@ def test_the_command_line_reads_the_same_stream(system: System, standin: Anthrop
         events = list(client.events("/ask", {"question": QUESTION}))
         assert [name for name, _ in events] == ["passages", "citation", "delta", "citation", "delta", "done"]
         standin.misbehave("cut_stream", times=None)
-        with pytest.raises(AskfolderError, match="broke off"):
+        with pytest.raises(AskfolderError, match="ended early"):
             list(client.events("/ask", {"question": QUESTION}))
 
 
@@ -453,7 +453,7 @@ def test_ask_on_the_command_line(system: System, standin: AnthropicStandin, term
     standin.misbehave("cut_stream")
     code, out, err = typed(system, terminal, "ask", QUESTION)
     assert code == 1
-    assert "broke off" in err
+    assert "ended early" in err
     assert out.endswith(" …\n") if terminal else out == ""
 
 
