@@ -242,12 +242,12 @@ def test_a_killed_worker_pays_for_few_texts_twice(system: Share, paid: OpenAISta
 
 
 def test_a_small_file_does_not_wait_for_large_files(system: Share, paid: OpenAIStandin) -> None:
-    paid.delay = 3.0
+    paid.delay = 8.0
     for n in range(3):
-        (system.folder / f"large{n}.txt").write_text("\n".join(words(i, seed=n + 20) for i in range(6000)))
+        (system.folder / f"large{n}.txt").write_text("\n".join(words(i, seed=n + 20) for i in range(3000)))
     until(lambda: sum(d["stage"] == "embedding" for d in system.documents().values()) >= 2)
     (system.folder / "note.md").write_text("The password of the boathouse is on the blackboard.")
-    until(lambda: [r for r in system.search("boathouse", mode="lexical") if r["source"] == "note.md"], 20)
+    until(lambda: [r for r in system.search("boathouse", mode="lexical") if r["source"] == "note.md"], 40)
     assert any(d["state"] != "ready" for d in system.documents().values())
     paid.delay = 0.0
     system.settled(4)
