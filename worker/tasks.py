@@ -9,6 +9,7 @@ from celery import current_app, shared_task, signals
 
 from shared import broker
 from shared.errors import SettingsError, TransientError
+from shared.text import languages
 from worker.ingest import Work, ingest
 from worker.leases import Housekeeping, IngestRequest, Leases, is_readable, name_of
 
@@ -31,6 +32,7 @@ def _prepare(instance: Any, **_: object) -> None:
         sys.exit(str(error))
     except TransientError:
         pass
+    languages.language("Load the model before the fork: the first document does not wait for it.")
     app.leases = Leases(app.settings)
     app.steps["consumer"].add(Housekeeping)
 
